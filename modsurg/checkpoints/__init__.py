@@ -1,0 +1,1 @@
+"""Keep a model: states, whole models, runs, and the formats beneath them."""

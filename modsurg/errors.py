@@ -1,0 +1,134 @@
+"""Every error that modsurg raises.
+
+    ModsurgError (a ValueError)
+    ├── WhereError               a `where` that can't be resolved
+    │   ├── NoMatchError         nothing there (also a LookupError); names the nearest paths
+    │   ├── CountError           another number of sites than count= asserts
+    │   └── PatternError         a glob or regular expression that does not parse
+    ├── EditError                an edit that can't be right; nothing was changed
+    │   ├── NameTakenError       the parent has a child, parameter, buffer or attribute of that name
+    │   ├── ContainerError       a neighbour asked for where the parent calls its children by attribute
+    │   ├── WrapperError         DDP, FSDP, ScriptModule: unwrap first
+    │   ├── ExampleError         the edited model does not run on the example
+    │   ├── ResizeError          a layer that can't get that size
+    │   ├── OptimizerError       an optimizer or scheduler that can't follow
+    │   ├── RecipeError          a recipe that can't be recorded, read or replayed
+    │   └── UndoError            the model changed since the edit
+    ├── TrustError               a class or function that the caller did not trust; nothing of it ran
+    ├── CheckpointError          keeping a model
+    │   ├── SaveError            what can't be kept, by its path; no file was touched
+    │   ├── LoadError            a state that does not fit; nothing was loaded
+    │   ├── FormatError          a file that is not what its name says: cut off, lying, foreign
+    │   └── IntegrityError       a stored hash that does not hold
+    ├── SummaryError             a model or file that can't be looked at
+    └── TrainingError            the trainer
+        ├── DeviceError          a device or precision that is not there
+        ├── BatchError           a batch or a loader that can't be trained on
+        └── NonFiniteError       a loss that is NaN or infinite
+
+    ModsurgWarning (a UserWarning)
+"""
+
+
+class ModsurgError(ValueError):
+    """Base of every error that modsurg raises for its user."""
+
+
+class WhereError(ModsurgError):
+    """A `where` that can't be resolved."""
+
+
+class NoMatchError(WhereError, LookupError):
+    """Nothing matches; the message names the nearest paths."""
+
+
+class CountError(WhereError):
+    """Another number of sites matches than `count=` asserts."""
+
+
+class PatternError(WhereError):
+    """A glob or a regular expression that does not parse."""
+
+
+class EditError(ModsurgError):
+    """An edit that can't be right. Nothing was changed."""
+
+
+class NameTakenError(EditError):
+    """The parent already has a child, parameter, buffer, attribute or property of that name."""
+
+
+class ContainerError(EditError):
+    """A neighbour was asked for where the parent calls its children by attribute."""
+
+
+class WrapperError(EditError):
+    """The model is held by DDP, FSDP or TorchScript, and can't be edited inside it."""
+
+
+class ExampleError(EditError):
+    """The edited model does not run on the example."""
+
+
+class ResizeError(EditError):
+    """A layer that can't get the size asked for."""
+
+
+class OptimizerError(EditError):
+    """An optimizer or scheduler that can't follow the edit."""
+
+
+class RecipeError(EditError):
+    """A recipe that can't be recorded, read or replayed."""
+
+
+class UndoError(EditError):
+    """The model changed since the edit, so that undoing it would lose the later change."""
+
+
+class TrustError(ModsurgError):
+    """A class or function that the caller did not trust. Nothing of it ran."""
+
+
+class CheckpointError(ModsurgError):
+    """Base of the errors about files."""
+
+
+class SaveError(CheckpointError):
+    """Something that can't be kept, named by its path. No file was touched."""
+
+
+class LoadError(CheckpointError):
+    """A state that does not fit the model. Nothing was loaded."""
+
+
+class FormatError(CheckpointError):
+    """A file that is not what its name says: cut off, lying or foreign."""
+
+
+class IntegrityError(CheckpointError):
+    """A stored hash that does not hold."""
+
+
+class SummaryError(ModsurgError):
+    """A model or a file that can't be looked at."""
+
+
+class TrainingError(ModsurgError):
+    """Base of the trainer's errors."""
+
+
+class DeviceError(TrainingError):
+    """A device or a precision that this machine does not have."""
+
+
+class BatchError(TrainingError):
+    """A batch or a loader that can't be trained on."""
+
+
+class NonFiniteError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class ModsurgWarning(UserWarning):
+    """Something that went on, and that the user should know."""

@@ -1,0 +1,1 @@
+"""Change a module tree: verbs, transactions, and what has to follow an edit."""

@@ -1,0 +1,1 @@
+"""Train a model: a small loop, devices, logs, history."""

@@ -1,0 +1,1 @@
+"""Read a module tree: select in it, find what is shared, describe it, run its shadow."""

@@ -1,0 +1,1 @@
+"""Look at a model or a file: summary, comparison, rendering."""
