@@ -1,0 +1,104 @@
+"""What an edit touched, kept so that it can be taken back bit for bit.
+
+Every mutation is announced before it happens: `keep_dict(module._modules)`, then the change. Keeping costs one shallow copy
+for each object, however often it is touched; the bytes of tensors are never copied, so whoever changes a tensor gives it
+new memory (`t.data = ...`) and leaves the old memory as it was.
+"""
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+
+Mapping = MutableMapping[Any, Any]
+
+_ABSENT = object()
+
+
+class Journal:
+    """Snapshots in the order in which they were taken.
+
+    Example:
+        >>> journal, names = Journal(), ["a", "b"]
+        >>> journal.keep_list(names)
+        >>> names.clear()
+        >>> journal.rollback()
+        >>> names
+        ['a', 'b']
+    """
+
+    def __init__(self) -> None:
+        self.dicts: dict[int, tuple[Mapping, list[tuple[Any, Any]]]] = {}
+        self._seen: set[tuple[int, str]] = set()
+        self._undo: list[Callable[[], None]] = []
+        self._alive: list[object] = []
+
+    def keep_dict(self, mapping: Mapping) -> None:
+        """Keep the items and their order; they come back into this same object."""
+        if id(mapping) not in self.dicts:
+            items = list(mapping.items())
+            self.dicts[id(mapping)] = (mapping, items)
+            self._undo.append(lambda: _refill(mapping, items))
+
+    def keep_list(self, values: list[Any]) -> None:
+        """Keep the elements and their order; they come back into this same object."""
+        if self._first(values, "list"):
+            elements = list(values)
+            self._undo.append(lambda: values.__setitem__(slice(None), elements))
+
+    def keep_tensor(self, tensor: torch.Tensor) -> None:
+        """Keep which memory the tensor has (not a copy of it), its gradient and requires_grad."""
+        if self._first(tensor, "tensor"):
+            data, grad, requires_grad = tensor.data, tensor.grad, tensor.requires_grad
+            self._undo.append(lambda: _restore_tensor(tensor, data, grad, requires_grad))
+
+    def keep_attr(self, owner: object, name: str) -> None:
+        """Keep one attribute of the object's own `__dict__`, or that it was not there."""
+        if self._first(owner, name):
+            attributes = owner.__dict__
+            value = attributes.get(name, _ABSENT)
+            self._undo.append(lambda: _restore_attribute(attributes, name, value))
+
+    def on_undo(self, function: Callable[[], None]) -> None:
+        """Call `function` when it is this moment's turn in a rollback."""
+        self._undo.append(function)
+
+    def absorb(self, later: "Journal") -> None:
+        """Take over the snapshots of a journal that was opened after this one."""
+        self._undo.extend(later._undo)
+        self._alive.append(later)
+        for key, kept in later.dicts.items():
+            self.dicts.setdefault(key, kept)
+
+    def rollback(self) -> None:
+        """Bring everything back, the latest first."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _first(self, owner: object, what: str) -> bool:
+        key = (id(owner), what)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        self._alive.append(owner)
+        return True
+
+
+def _refill(mapping: Mapping, items: list[tuple[Any, Any]]) -> None:
+    mapping.clear()
+    mapping.update(items)
+
+
+def _restore_tensor(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None, requires_grad: bool) -> None:
+    tensor.grad = None
+    tensor.data = data
+    if tensor.requires_grad != requires_grad:
+        tensor.requires_grad_(requires_grad)
+    tensor.grad = grad
+
+
+def _restore_attribute(attributes: dict[str, Any], name: str, value: object) -> None:
+    if value is _ABSENT:
+        attributes.pop(name, None)
+    else:
+        attributes[name] = value
