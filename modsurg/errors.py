@@ -1,32 +1,32 @@
 """Every error that modsurg raises.
 
-    ModsurgError (a ValueError)
-    ├── WhereError               a `where` that can't be resolved
-    │   ├── NoMatchError         nothing there (also a LookupError); names the nearest paths
-    │   ├── CountError           another number of sites than count= asserts
-    │   └── PatternError         a glob or regular expression that does not parse
-    ├── EditError                an edit that can't be right; nothing was changed
-    │   ├── NameTakenError       the parent has a child, parameter, buffer or attribute of that name
-    │   ├── ContainerError       a neighbour asked for where the parent calls its children by attribute
-    │   ├── WrapperError         DDP, FSDP, ScriptModule: unwrap first
-    │   ├── ExampleError         the edited model does not run on the example
-    │   ├── ResizeError          a layer that can't get that size
-    │   ├── OptimizerError       an optimizer or scheduler that can't follow
-    │   ├── RecipeError          a recipe that can't be recorded, read or replayed
-    │   └── UndoError            the model changed since the edit
-    ├── TrustError               a class or function that the caller did not trust; nothing of it ran
-    ├── CheckpointError          keeping a model
-    │   ├── SaveError            what can't be kept, by its path; no file was touched
-    │   ├── LoadError            a state that does not fit; nothing was loaded
-    │   ├── FormatError          a file that is not what its name says: cut off, lying, foreign
-    │   └── IntegrityError       a stored hash that does not hold
-    ├── SummaryError             a model or file that can't be looked at
-    └── TrainingError            the trainer
-        ├── DeviceError          a device or precision that is not there
-        ├── BatchError           a batch or a loader that can't be trained on
-        └── NonFiniteError       a loss that is NaN or infinite
+ModsurgError (a ValueError)
+├── WhereError               a `where` that can't be resolved
+│   ├── NoMatchError         nothing there (also a LookupError); names the nearest paths
+│   ├── CountError           another number of sites than count= asserts
+│   └── PatternError         a glob or regular expression that does not parse
+├── EditError                an edit that can't be right; nothing was changed
+│   ├── NameTakenError       the parent has a child, parameter, buffer or attribute of that name
+│   ├── ContainerError       a neighbour asked for where the parent calls its children by attribute
+│   ├── WrapperError         DDP, FSDP, ScriptModule: unwrap first
+│   ├── ExampleError         the edited model does not run on the example
+│   ├── ResizeError          a layer that can't get that size
+│   ├── OptimizerError       an optimizer or scheduler that can't follow
+│   ├── RecipeError          a recipe that can't be recorded, read or replayed
+│   └── UndoError            the model changed since the edit
+├── TrustError               a class or function that the caller did not trust; nothing of it ran
+├── CheckpointError          keeping a model
+│   ├── SaveError            what can't be kept, by its path; no file was touched
+│   ├── LoadError            a state that does not fit; nothing was loaded
+│   ├── FormatError          a file that is not what its name says: cut off, lying, foreign
+│   └── IntegrityError       a stored hash that does not hold
+├── SummaryError             a model or file that can't be looked at
+└── TrainingError            the trainer
+├── DeviceError          a device or precision that is not there
+├── BatchError           a batch or a loader that can't be trained on
+└── NonFiniteError       a loss that is NaN or infinite
 
-    ModsurgWarning (a UserWarning)
+ModsurgWarning (a UserWarning)
 """
 
 

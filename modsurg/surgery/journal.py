@@ -1,8 +1,8 @@
 """What an edit touched, kept so that it can be taken back bit for bit.
 
-Every mutation is announced before it happens: `keep_dict(module._modules)`, then the change. Keeping costs one shallow copy
-for each object, however often it is touched; the bytes of tensors are never copied, so whoever changes a tensor gives it
-new memory (`t.data = ...`) and leaves the old memory as it was.
+Every mutation is announced before it happens: `keep_dict(module._modules)`, then the change. Keeping costs one shallow
+copy for each object, however often it is touched; the bytes of tensors are never copied, so whoever changes a tensor
+gives it new memory (`t.data = ...`) and leaves the old memory as it was.
 """
 
 from collections.abc import Callable, MutableMapping

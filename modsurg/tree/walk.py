@@ -10,8 +10,8 @@ class Tree:
     """All the paths of a model as they were when it was walked.
 
     Attributes:
-        modules: Every path and its module in module order, the root at `""`; a module that stands at several paths is there
-            several times. `None` slots are left out.
+        modules: Every path and its module in module order, the root at `""`; a module that stands at several paths is
+            there several times. `None` slots are left out.
         paths: The paths of each module by `id(module)`, the first in module order first.
     """
 

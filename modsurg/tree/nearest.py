@@ -1,0 +1,90 @@
+"""What to say when nothing matches: the paths that are nearest to what was asked for."""
+
+from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
+from itertools import islice
+
+from torch import nn
+
+from modsurg.tree.patterns import is_exact, matcher
+from modsurg.tree.walk import Tree
+
+
+def nearest(tree: Tree, where: object) -> str:
+    """The message of a `NoMatchError`: what was asked for, in which model, and what is nearest."""
+    root = type(tree.root).__name__
+    if isinstance(where, str):
+        return f'nothing {"at" if is_exact(where) else "matches"} "{where}" in {root}{_hint(tree, where)}'
+    if isinstance(where, nn.Module):
+        return (
+            f"this {type(where).__name__} object is not in {root}; select by path or class, or pass the module itself."
+        )
+    if isinstance(where, type | tuple):
+        names = ", ".join(kind.__name__ for kind in (where if isinstance(where, tuple) else (where,)))
+        classes = Counter(type(tree.modules[paths[0]]).__name__ for paths in tree.paths.values())
+        return f"no {names} in {root}. It has {', '.join(f'{name} ({n})' for name, n in classes.most_common(6))}."
+    if callable(where):
+        return f"the predicate holds for none of the {len(tree.paths)} modules of {root}."
+    return f"none of the selected modules is in {root} any more; select again."
+
+
+def _hint(tree: Tree, where: str) -> str:
+    if where.startswith("re:"):
+        return f"; it must match a whole path, such as {_quoted(islice(tree.modules, 1, 4))}."
+    segments = where.split(".")
+    slot = _slot(tree, segments)
+    if slot:
+        return slot
+    found = list(dict.fromkeys([*_descend(tree, "", segments), *_same_end(tree, segments)]))[:3]
+    if not found:
+        return ": print(select(model, '**')) lists its paths."
+    return f". Nearest: {_quoted(found)}."
+
+
+def _slot(tree: Tree, segments: list[str]) -> str | None:
+    """A hint for a place that is there but empty, or a number past the end of its container."""
+    parent = tree.modules.get(".".join(segments[:-1]))
+    if parent is None:
+        return None
+    path, name = ".".join(segments), segments[-1]
+    if name in parent._modules or (name in parent.__dict__ and parent.__dict__[name] is None):
+        return f': the slot is empty (None). Fill it: add(model, "{path}", module).'
+    if name in parent._parameters or name in parent._buffers:
+        return f": {name} is a tensor of {type(parent).__name__}, not a module."
+    if isinstance(parent, nn.Sequential | nn.ModuleList) and name.lstrip("-").isdecimal():
+        names = list(parent._modules)
+        return f": it has {len(names)} children, {names[0]} to {names[-1]}." if names else ": it has no children."
+    return None
+
+
+def _descend(tree: Tree, path: str, segments: list[str]) -> list[str]:
+    """Existing paths that follow the segments, each segment exactly or else by its closest names."""
+    if not segments:
+        return [path] if path else []
+    names = [name for name, child in tree.modules[path]._modules.items() if child is not None]
+    head, rest = segments[0], segments[1:]
+    if head in names:
+        candidates = [head]
+    elif not is_exact(head) and head != "**":
+        candidates = list(islice(filter(matcher(head), names), 3))
+    else:
+        candidates = get_close_matches(head, names[:2000], 3, 0.6)
+    found: list[str] = []
+    for name in candidates:
+        child = f"{path}.{name}" if path else name
+        found += _descend(tree, child, rest) if child in tree.modules else []
+    return found
+
+
+def _same_end(tree: Tree, segments: list[str]) -> list[str]:
+    """Paths anywhere that end with the last segment, or with a name close to it."""
+    ends: dict[str, str] = {}
+    for path in tree.modules:
+        ends.setdefault(path.rpartition(".")[2], path)
+    ends.pop("", None)
+    return [ends[name] for name in get_close_matches(segments[-1].strip("*?"), list(ends)[:2000], 3, 0.6)]
+
+
+def _quoted(paths: Iterable[str]) -> str:
+    return ", ".join(f'"{path}"' for path in paths)
