@@ -16,10 +16,10 @@ def test_each_form_of_where(net):
     assert select(net, "2.0").paths == ("2.0",)
     assert select(net, "?").paths == ("0", "1", "2", "3")
     assert select(net, "**.0").paths == ("0", "2.0")
-    assert select(net, r"re:2\..*").paths == ("2.0", "2.1")
+    assert select(net, r"re:2\..*").paths == ("2.1", "2.0")
     assert select(net, nn.Linear).paths == ("0", "2.0")
     assert select(net, (nn.Linear, nn.Conv2d)).paths == ("0", "2.0", "3")
-    assert select(net, lambda path, module: path.startswith("2.")).paths == ("2.0", "2.1")
+    assert select(net, lambda path, module: path.startswith("2.")).paths == ("2.1", "2.0")
     assert select(net, net[2][0]).paths == ("2.0",)
     assert select(net, "").modules == (net,)
 
@@ -72,7 +72,7 @@ def test_a_compiled_model_is_looked_through(net):
         ("2.7", r'nothing at "2.7" in Sequential: it has 2 children, 0 to 1'),
         ("-5", "it has 4 children, 0 to 3"),
         ("0.weight", "weight is a tensor of Linear, not a module"),
-        (nn.LSTM, r"no LSTM in Sequential. It has Linear \(2\)"),
+        (nn.LSTM, r"no LSTM in Sequential. It has Sequential \(2\), Linear \(2\)"),
         ("re:x", "must match a whole path, such as"),
         (lambda path, module: False, "holds for none of the 6 modules"),
         (nn.ReLU(), "this ReLU object is not in Sequential"),

@@ -52,7 +52,7 @@ def _glob(where: str) -> str:
     expression, previous = "", ""
     for segment in where.split("."):
         if segment == "**":
-            expression += r"(?:\.[^.]+)*" if previous != "**" else ""
+            expression += r"(?:\.[^.]++)*" if previous != "**" else ""
         else:
             expression += r"\." + _segment(where, segment)
         previous = segment
