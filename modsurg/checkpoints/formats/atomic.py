@@ -1,0 +1,206 @@
+"""The one way in which modsurg writes a file: whole or not at all.
+
+The bytes go to a hidden file beside the target, are flushed to the disk, and take the target's name in one step. After
+a kill, a crash or a full disk, the target is the old file or the new one. A hidden file that a dead process left
+behind is cleared by the next save to the same target; a lock on it tells whether its writer still lives.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from modsurg.errors import SaveError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SUFFIX = ".saving"
+_LONGEST = 200
+
+
+class PendingFile:
+    """A file that is being written and has no name yet. Made by `writing` and `pending`.
+
+    Attributes:
+        target: Where it will be.
+        temporary: Where it is, for a library that wants to open a file by itself.
+        fd: Open for writing and reading.
+    """
+
+    def __init__(self, target: Path, size: int | None = None) -> None:
+        self.target = _checked(target)
+        self.size = size
+        self.written = 0
+        _clear(self.target)
+        self.temporary, self.fd = _create(self.target)
+        self._open = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append `data`; returns its length in bytes.
+
+        Raises:
+            SaveError: The disk is full; says how much was missing.
+        """
+        view = memoryview(data).cast("B")
+        done = 0
+        with self.explained(len(view)):
+            while done < len(view):
+                count = os.write(self.fd, view[done:])
+                done += count
+                self.written += count
+        return done
+
+    def patch(self, data: bytes, offset: int) -> None:
+        """Overwrite what is already written at `offset`."""
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self.fd, data[done:], offset + done)
+
+    def flush(self) -> None:
+        """Nothing is buffered; here so that it serves where a file object is expected."""
+
+    def commit(self, target: Path | None = None) -> None:
+        """Flush to the disk and take the name of the target (or another one in the same directory)."""
+        target = target or self.target
+        with self.explained(0):
+            os.fsync(self.fd)
+        os.rename(self.temporary, target)
+        self._close()
+        sync_directory(target.parent)
+
+    def discard(self) -> None:
+        """Leave nothing behind. Does nothing after `commit`."""
+        if self._open:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.temporary)
+            self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        os.close(self.fd)
+
+    @contextlib.contextmanager
+    def explained(self, coming: int) -> Iterator[None]:
+        """Turn a full disk into a SaveError that says how much was missing; `coming` bytes are being written."""
+        before = self.written
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            missing = max(self.size or 0, before + coming) - self.written
+            amount = f"at least {missing:,} more bytes are needed" if missing > 0 else "more room is needed"
+            raise SaveError(
+                f"{self.target}: no room for it ({error.strerror}): {self.written:,} bytes were written and {amount}. "
+                f"The target is as it was: make room in {self.target.parent} and save again"
+            ) from error
+
+
+@contextlib.contextmanager
+def pending(path: str | os.PathLike[str], size: int | None = None) -> Iterator[PendingFile]:
+    """A file beside `path` that is gone after the block unless `commit` was called."""
+    file = PendingFile(Path(path), size)
+    try:
+        yield file
+    finally:
+        file.discard()
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str], size: int | None = None) -> Iterator[PendingFile]:
+    """A file that appears at `path` when the block ends well, and leaves nothing behind when it fails.
+
+    Args:
+        path: The target. A symbolic link is followed; an existing file is replaced.
+        size: How many bytes there will be, if known: a full disk is then reported with what was missing.
+
+    Raises:
+        SaveError: The directory does not exist, the target is no regular file, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with writing(path) as file:
+        ...     _ = file.write(b"kept")
+        >>> path.read_bytes()
+        b'kept'
+    """
+    with pending(path, size) as file:
+        yield file
+        file.commit()
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory as lasting as the files."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # some network filesystems can't, and need not
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _checked(path: Path) -> Path:
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise SaveError(
+            f"{path}: there is no directory {target.parent}: Path({str(target.parent)!r}).mkdir(parents=True)"
+        )
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        kind = "a directory" if target.is_dir() else "no regular file"
+        raise SaveError(f"{path} is {kind}: save to a file name, as in {str(path / 'model.safetensors')!r}")
+    return target
+
+
+def _prefix(target: Path) -> str:
+    return "." + os.fsdecode(os.fsencode(target.name)[:_LONGEST]) + "."
+
+
+def _create(target: Path) -> tuple[Path, int]:
+    while True:
+        path = target.parent / f"{_prefix(target)}{secrets.token_hex(4)}{_SUFFIX}"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise SaveError(f"{target}: can't be written ({error.strerror})") from error
+        if _lock(fd) and os.fstat(fd).st_nlink:  # another process may take it for a leftover before it is locked
+            return path, fd
+        os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Whether the file is ours now; filesystems without locks say yes."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _clear(target: Path) -> None:
+    """Remove what dead writers of this target left behind."""
+    prefix = _prefix(target)
+    middle = len(secrets.token_hex(4))
+    for name in os.listdir(target.parent):
+        if not (name.startswith(prefix) and name.endswith(_SUFFIX)):
+            continue
+        if len(name) != len(prefix) + middle + len(_SUFFIX):
+            continue
+        with contextlib.suppress(OSError):
+            _remove_if_dead(target.parent / name)
+
+
+def _remove_if_dead(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    finally:
+        os.close(fd)

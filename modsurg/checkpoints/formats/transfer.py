@@ -1,0 +1,109 @@
+"""Bytes between files and tensors' own memory, with nothing in between."""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import NamedTuple
+
+import torch
+
+from modsurg.errors import FormatError
+
+PIECE = 16 << 20
+THREADS = 2
+
+_view_memory = ctypes.pythonapi.PyMemoryView_FromMemory
+_view_memory.restype = ctypes.py_object
+_view_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_WRITABLE = 0x200
+
+
+class Region(NamedTuple):
+    """Where a tensor's bytes lie: in order, without gaps, little-endian."""
+
+    fd: int
+    offset: int
+    nbytes: int
+
+
+def memory(tensor: torch.Tensor) -> memoryview:
+    """The tensor's own bytes, writable, valid as long as the tensor lives.
+
+    Args:
+        tensor: On the CPU, contiguous, with nothing lazy about it; see `is_plain`.
+    """
+    assert is_plain(tensor)
+    if not tensor.numel():
+        return memoryview(bytearray())
+    view: memoryview = _view_memory(tensor.data_ptr(), tensor.nbytes, _WRITABLE)
+    return view
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's memory is its values, in order: then a file can be read straight into it."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
+
+
+def as_plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its memory is its values, otherwise a copy that is."""
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    return plain.cpu().contiguous()
+
+
+def read_into(region: Region, view: memoryview) -> None:
+    """Fill `view` with the region's bytes.
+
+    Raises:
+        FormatError: The file ends before the region does.
+        OSError: The disk failed.
+    """
+    done = 0
+    while done < region.nbytes:
+        count = os.preadv(region.fd, [view[done:]], region.offset + done)
+        if not count:
+            raise FormatError(f"the file ends at byte {region.offset + done}; it was cut off while being read")
+        done += count
+
+
+def read_all(jobs: Sequence[tuple[Region, torch.Tensor]]) -> None:
+    """Fill plain tensors from their regions, with two threads where there is enough to share.
+
+    The first failure stops the rest and is raised.
+    """
+    pieces = [piece for region, tensor in jobs for piece in _pieces(region, memory(tensor))]
+    total = sum(region.nbytes for region, _ in pieces)
+    if total < PIECE:
+        for region, view in pieces:
+            read_into(region, view)
+        return
+    stop = Event()
+    queue = iter(pieces)  # a list iterator's next() is atomic under the GIL
+
+    def work() -> None:
+        for region, view in queue:
+            if stop.is_set():
+                return
+            try:
+                read_into(region, view)
+            except BaseException:
+                stop.set()
+                raise
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for future in [pool.submit(work) for _ in range(THREADS)]:
+            future.result()
+
+
+def _pieces(region: Region, view: memoryview) -> list[tuple[Region, memoryview]]:
+    return [
+        (Region(region.fd, region.offset + start, min(PIECE, region.nbytes - start)), view[start : start + PIECE])
+        for start in range(0, region.nbytes, PIECE)
+    ]
