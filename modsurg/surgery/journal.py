@@ -84,6 +84,16 @@ class Journal:
         return True
 
 
+def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
+    """Give `tensor` other memory, also of another shape.
+
+    Autograd remembers the old shape for as long as a graph of an earlier forward is alive, and then refuses the next
+    backward. It forgets when the dtype changes, so the tensor goes through another one.
+    """
+    tensor.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
+    tensor.data = data
+
+
 def _refill(mapping: Mapping, items: list[tuple[Any, Any]]) -> None:
     mapping.clear()
     mapping.update(items)
@@ -91,9 +101,12 @@ def _refill(mapping: Mapping, items: list[tuple[Any, Any]]) -> None:
 
 def _restore_tensor(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None, requires_grad: bool) -> None:
     tensor.grad = None
-    tensor.data = data
+    if tensor.shape == data.shape:
+        tensor.data = data
+    else:
+        set_data(tensor, data)
     if tensor.requires_grad != requires_grad:
-        tensor.requires_grad_(requires_grad)
+        tensor.requires_grad = requires_grad
     tensor.grad = grad
 
 
