@@ -13,7 +13,7 @@ from typing import Any
 
 from modsurg.errors import FormatError
 
-LIMIT = 100_000_000
+HEADER_LIMIT = 100_000_000
 METADATA = "__metadata__"
 ALIGNMENT = 64
 
@@ -22,7 +22,9 @@ BITS: Mapping[str, int] = {
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
 }
 
 
@@ -87,8 +89,10 @@ def parse_header(fd: int, path: Path) -> Header:
     if len(start) < 8:
         raise FormatError(f"{path} is cut off: {size} bytes, and a safetensors file begins with 8 bytes of length")
     length = int.from_bytes(start[:8], "little")
-    if length > LIMIT:
-        raise FormatError(f"{path} is no safetensors file: it claims a header of {length:,} bytes (limit {LIMIT:,})")
+    if length > HEADER_LIMIT:
+        raise FormatError(
+            f"{path} is no safetensors file: it claims a header of {length:,} bytes (limit {HEADER_LIMIT:,})"
+        )
     if 8 + length > size:
         raise FormatError(f"{path} is cut off: the header ends at byte {8 + length:,}, the file at {size:,}")
     raw = os.pread(fd, length, 8)
@@ -129,7 +133,7 @@ def encode_header(records: Mapping[str, Record], metadata: Mapping[str, str]) ->
 
 
 def _check(raw: bytes, size: int) -> Header:
-    data = _parse(raw)
+    data = parse_json(raw)
     metadata = data.pop(METADATA, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{METADATA} has to be an object of strings")
@@ -147,20 +151,25 @@ def _check(raw: bytes, size: int) -> Header:
     return Header(records, metadata, raw)
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """A JSON object from a stranger: no name twice, no number but whole ones, no bottomless nesting.
+
+    Raises:
+        FormatError: It is something else.
+    """
     if not raw.startswith(b"{"):
-        raise FormatError("the header is no JSON object, so this is no safetensors file")
+        raise FormatError(f"it begins with {raw[:20]!r} where a JSON object has to be")
     try:
         text = raw.decode()
         data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse)
     except RecursionError:
-        raise FormatError("the header's JSON is nested far too deeply") from None
+        raise FormatError("the JSON is nested far too deeply") from None
     except UnicodeDecodeError as error:
-        raise FormatError(f"the header is no UTF-8 text: {error}") from None
+        raise FormatError(f"the JSON is no UTF-8 text: {error}") from None
     except FormatError:
         raise
     except ValueError as error:
-        raise FormatError(f"the header's JSON does not parse: {error}") from None
+        raise FormatError(f"the JSON does not parse: {error}") from None
     assert isinstance(data, dict)
     return data
 
@@ -170,15 +179,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(data) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # add returns None: the idiom
-        raise FormatError(f"the header has {twice!r} twice")
+        raise FormatError(f"the JSON has {twice!r} twice")
     for name in data:
         if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
-            raise FormatError(f"the header has a name that is no valid text: {name!r}")
+            raise FormatError(f"the JSON has a name that is no valid text: {name!r}")
     return data
 
 
 def _refuse(text: str) -> None:
-    raise FormatError(f"the header has {text[:40]} where only whole numbers can be")
+    raise FormatError(f"the JSON has {text[:40]} where only whole numbers can be")
 
 
 def _record(name: str, value: Any, start: int) -> Record:

@@ -1,0 +1,66 @@
+"""A source seen through other names or another dtype, still read tensor by tensor."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from modsurg.checkpoints.formats.base import Entry, Notes, Source
+from modsurg.checkpoints.formats.transfer import Region
+
+
+class DerivedSource(Source):
+    """Some of a source's keys under new names, floating values in another dtype.
+
+    Args:
+        source: Where the values come from; closed with this one.
+        names: New name -> the source's name, of tensors and extra state, in the new order. None keeps all.
+        dtype: For floating tensors; others keep theirs.
+        metadata: The user's strings instead of the source's.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        names: Mapping[str, str] | None = None,
+        dtype: torch.dtype | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source = source
+        self._dtype = dtype
+        self._names = names = {key: key for key in source.keys_in_order} if names is None else dict(names)
+        entries = {name: self._entry(name, source[old]) for name, old in names.items() if old in source}
+        first: dict[str, str] = {}
+        ties = {}
+        for name in entries:
+            same = first.setdefault(source.notes.ties.get(names[name], names[name]), name)
+            if same != name:
+                ties[name] = same
+        extra = {name: source.notes.extra[old] for name, old in names.items() if old in source.notes.extra}
+        versions = source.notes.versions if all(name == old for name, old in names.items()) else {}
+        strings = source.notes.metadata if metadata is None else metadata
+        super().__init__(source.path, entries, Notes(strings, ties, extra, versions, list(names)))
+
+    def region(self, key: str) -> Region | None:
+        """Where the values lie, if they are wanted as they are there."""
+        same = self[key].dtype == self._source[self._names[key]].dtype
+        return self._source.region(self._names[key]) if same else None
+
+    def read(self, key: str) -> torch.Tensor:
+        """The values in the dtype asked for."""
+        return self._source.read(self._names[key]).to(self[key].dtype)
+
+    def check(self, key: str) -> bool | None:
+        """Whether the stored hash of the original holds."""
+        return self._source.check(self._names[key])
+
+    def close(self) -> None:
+        """Close the original."""
+        self._source.close()
+
+    def _entry(self, name: str, entry: Entry) -> Entry:
+        if self._dtype is None or not entry.dtype.is_floating_point:
+            return replace(entry, name=name)
+        count = entry.nbytes // entry.dtype.itemsize
+        return Entry(name, self._dtype, entry.shape, count * self._dtype.itemsize)

@@ -1,0 +1,101 @@
+"""A state_dict in memory, seen as a source like any file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from modsurg.checkpoints.formats.base import Entry, Notes, Source
+from modsurg.errors import SaveError
+
+EXTRA_STATE = "_extra_state"
+
+
+class MemorySource(Source):
+    """A state_dict. Its tensors are not copied; what shares its values with an earlier key is tied to it.
+
+    Args:
+        state: Key -> tensor, and plain data under the keys of `get_extra_state`.
+        metadata: The strings to keep with it.
+
+    Raises:
+        SaveError: A value that is no dense, initialised tensor with values, named by its key.
+    """
+
+    def __init__(self, state: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+        self._state = state
+        entries: dict[str, Entry] = {}
+        ties: dict[str, str] = {}
+        extra: dict[str, object] = {}
+        first: dict[object, str] = {}
+        for key, value in state.items():
+            if not isinstance(key, str):
+                raise SaveError(f"the key {key!r} is no string, so this is no state_dict")
+            if not isinstance(value, torch.Tensor):
+                extra[key] = _checked_extra(key, value)
+                continue
+            entries[key] = _entry(key, value)
+            same = first.setdefault(_identity(value), key) if value.numel() else key
+            if same != key:
+                ties[key] = same
+        versions = {
+            path: versions["version"]
+            for path, versions in getattr(state, "_metadata", {}).items()
+            if versions.get("version", 1) not in (None, 1)
+        }
+        super().__init__(None, entries, Notes(metadata or {}, ties, extra, versions, list(state)))
+
+    def read(self, key: str) -> torch.Tensor:
+        """The tensor itself."""
+        tensor: torch.Tensor = self._state[key]
+        return tensor.detach()
+
+
+def _identity(tensor: torch.Tensor) -> object:
+    return (
+        tensor.device,
+        tensor.data_ptr(),
+        tensor.dtype,
+        tensor.shape,
+        tensor.stride(),
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
+
+
+def _entry(key: str, tensor: torch.Tensor) -> Entry:
+    problem = _problem(tensor)
+    if problem:
+        raise SaveError(f"{key} {problem}")
+    return Entry(key, tensor.dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size())
+
+
+def _problem(tensor: torch.Tensor) -> str | None:
+    """Why a tensor can't be kept; the rest of a sentence that begins with its name."""
+    if is_lazy(tensor):
+        return "is not initialised yet: run the model once before saving"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        fix = "full_tensor() of it, or save_checkpoint" if hasattr(tensor, "full_tensor") else "a plain tensor"
+        return f"is a {type(tensor).__name__}, whose values are not in one place: keep {fix}"
+    if tensor.is_nested:
+        return "is a nested tensor: keep its values() and offsets(), or to_padded_tensor(0)"
+    if tensor.is_quantized:
+        return "is a quantised tensor: keep int_repr() with its scale and zero point, or dequantize() it"
+    if tensor.layout is not torch.strided:
+        return f"is a sparse tensor ({str(tensor.layout).removeprefix('torch.')}): keep to_dense() of it"
+    if tensor.is_meta:
+        return "is on the meta device and has no values: load the model's state first"
+    return None
+
+
+def _checked_extra(key: str, value: object) -> object:
+    if key.rpartition(".")[2] == EXTRA_STATE:
+        return value
+    kind = type(value).__name__
+    if isinstance(value, Mapping) and all(isinstance(item, torch.Tensor) for item in value.values()):
+        raise SaveError(f"{key} is itself a state ({kind} of {len(value)} tensors): save_state(state[{key!r}], ...)")
+    raise SaveError(
+        f"{key} is of type {kind}, and a state_dict holds tensors: put it into metadata={{{key!r}: ...}} as text, "
+        "or keep a whole run with save_checkpoint"
+    )

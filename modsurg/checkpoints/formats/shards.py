@@ -1,0 +1,254 @@
+"""A state in several files with an index, `name.safetensors.index.json`, as Hugging Face's tools read and write it.
+
+A set is replaced as a whole: the new files take names that the old set does not use, the index changes last and in
+one step, and only then the old files go. Each of our files is known to the index by the hash of its header, so that a
+file of another save is found out.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from modsurg.checkpoints.formats.atomic import pending, writing
+from modsurg.checkpoints.formats.base import Entry, Source
+from modsurg.checkpoints.formats.hashes import SEAL
+from modsurg.checkpoints.formats.header import parse_json, read_header
+from modsurg.checkpoints.formats.notes import compact, pack, unpack
+from modsurg.checkpoints.formats.safetensors import Layout, lay_out, write_layout, write_safetensors
+from modsurg.checkpoints.formats.transfer import Region
+from modsurg.errors import FormatError, SaveError
+
+INDEX = ".safetensors.index.json"
+SHARDS = "modsurg.shards"
+_LARGEST_INDEX = 256 << 20
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{ending}": base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for ending, base in (("B", 1000), ("IB", 1024))
+}
+
+
+class ShardedSource(Source):
+    """An index and the files that it names.
+
+    Args:
+        path: The index.
+        open_shard: Opens one file by its suffix.
+
+    Raises:
+        FormatError: The index is damaged, points outside its directory, or a file is missing or of another save.
+    """
+
+    def __init__(self, path: Path, open_shard: Callable[[Path], Source]) -> None:
+        self._shards: dict[str, Source] = {}
+        try:
+            index = _read_index(path)
+            self._homes: Mapping[str, str] = index["weight_map"]
+            for name in dict.fromkeys(self._homes.values()):
+                self._shards[name] = _open_shard(path, name, open_shard)
+            metadata = {key: text for key, text in index["metadata"].items() if isinstance(text, str)}
+            self._compare(path, metadata)
+            notes = unpack(metadata, list(self._homes))
+        except FormatError as error:
+            self.close()
+            raise error if str(path) in str(error) else FormatError(f"{path}: {error}") from None
+        entries: dict[str, Entry] = {}
+        for key in notes.order:
+            if key not in notes.extra:
+                stored = notes.ties.get(key, key)
+                entries[key] = replace(self._shards[self._homes[stored]][stored], name=key)
+        super().__init__(path, entries, notes)
+
+    @property
+    def shards(self) -> Mapping[str, Source]:
+        """File name -> the opened file."""
+        return self._shards
+
+    def region(self, key: str) -> Region | None:
+        """Where the values lie."""
+        stored = self.notes.ties.get(key, key)
+        return self._shards[self._homes[stored]].region(stored)
+
+    def read(self, key: str) -> torch.Tensor:
+        """The values, from the file that has them."""
+        stored = self.notes.ties.get(key, key)
+        return self._shards[self._homes[stored]].read(stored)
+
+    def check(self, key: str) -> bool | None:
+        """Whether the stored hash of this tensor holds; None where no hash was stored."""
+        stored = self.notes.ties.get(key, key)
+        return self._shards[self._homes[stored]].check(stored)
+
+    def close(self) -> None:
+        """Close the files."""
+        for shard in self._shards.values():
+            shard.close()
+
+    def _compare(self, path: Path, metadata: Mapping[str, str]) -> None:
+        for key, name in self._homes.items():
+            if key not in self._shards[name]:
+                raise FormatError(f"{path} says that {name} holds {key!r}, and it does not: a file of another save?")
+        seals = parse_json(metadata[SHARDS].encode()) if SHARDS in metadata else {}
+        for name, expected in seals.items():
+            header = getattr(self._shards.get(name), "header", None)
+            if header is None or header.metadata.get(SEAL) != expected:
+                raise FormatError(f"{path}: {name} is a file of another save than the index")
+
+
+def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
+    """Write a state as a set of files; returns the path to load it from.
+
+    Args:
+        path: `name.safetensors`, or `name.safetensors.index.json`. What fits into one file becomes `name.safetensors`
+            when that was asked for.
+        source: What to write.
+        shard_size: Bytes of values in one file at most, `5_000_000_000` or `"5GB"`; a larger tensor is alone in a file.
+
+    Raises:
+        SaveError: Something that can't be kept, by its name; a size that is none; a full disk. The old set is whole.
+    """
+    groups = _groups(source, parse_size(shard_size))
+    if len(groups) == 1 and not path.name.endswith(INDEX):
+        write_safetensors(path, source)
+        return path
+    index = Path(os.path.realpath(path if path.name.endswith(INDEX) else path.with_name(path.name + ".index.json")))
+    strings = pack(replace(source.notes, ties={}, extra={}, versions={}), [])
+    layouts = [lay_out(source, group, strings) for group in groups]
+    with _alone_in(index.parent):
+        _write_set(index, source, layouts)
+        if index.name != path.name:
+            path.unlink(missing_ok=True)
+    return index
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of `"5GB"`, `"500 MB"`, `"1.5GiB"` or a number.
+
+    Raises:
+        SaveError: Not a size.
+
+    Example:
+        >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(10)
+        (1500000000, 2048, 10)
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Z]*)", str(size).strip().upper())
+    count = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if count <= 0:
+        raise SaveError(f'shard_size={size!r} is no size: give bytes, or a text such as "5GB" or "500MB"')
+    return count
+
+
+def _groups(source: Source, limit: int) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for key in source.stored:
+        size = source[key].nbytes
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(key)
+        filled += size
+    return groups
+
+
+def _write_set(index: Path, source: Source, layouts: list[Layout]) -> None:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(pending(index, layout.size)) for layout in layouts]
+        seals = [write_layout(file, layout) for file, layout in zip(files, layouts, strict=True)]
+        names = _names(index, seals)
+        old = _orphans(index) | set(_old_shards(index))
+        for file, name in zip(files, names, strict=True):
+            file.commit(index.parent / name)
+    homes = {key: name for layout, name in zip(layouts, names, strict=True) for key in layout.records}
+    metadata: dict[str, Any] = {"total_size": sum(source[key].nbytes for key in source.stored)}
+    metadata |= pack(source.notes, source.keys_in_order)
+    metadata[SHARDS] = compact(dict(zip(names, seals, strict=True)))
+    order = {key: homes[key] for key in source.stored}
+    text = json.dumps({"metadata": metadata, "weight_map": order}, indent=2, ensure_ascii=False) + "\n"
+    with writing(index) as file:
+        file.write(text.encode())
+    for name in old - set(names):
+        with contextlib.suppress(OSError):
+            (index.parent / name).unlink()
+
+
+def _names(index: Path, seals: list[str]) -> list[str]:
+    """The usual names, or names with the set's own mark where the usual ones hold something else."""
+    stem, count = index.name.removesuffix(INDEX), len(seals)
+    names = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    if all(_seal_of(index.parent / name) in (None, seal) for name, seal in zip(names, seals, strict=True)):
+        return names
+    mark = f"{int.from_bytes(bytes.fromhex(''.join(seals)), 'big') % 0xFFFFFFFB:08x}"
+    return [f"{stem}-{mark}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def _seal_of(path: Path) -> str | None:
+    """The header's hash, empty for a foreign file, None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        return read_header(path).metadata.get(SEAL, "")
+    except (FormatError, OSError):
+        return ""
+
+
+def _old_shards(index: Path) -> list[str]:
+    try:
+        return list(_read_index(index)["weight_map"].values())
+    except (FormatError, OSError):
+        return []
+
+
+def _orphans(index: Path) -> set[str]:
+    """Files of ours that a save left without an index when it was killed."""
+    stem = re.escape(index.name.removesuffix(INDEX))
+    shape = re.compile(rf"{stem}(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}\.safetensors")
+    return {name for name in os.listdir(index.parent) if shape.fullmatch(name) and _seal_of(index.parent / name)}
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Two saves of sets in one directory wait for each other."""
+    if not directory.is_dir():
+        raise SaveError(f"there is no directory {directory}: Path({str(directory)!r}).mkdir(parents=True)")
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a filesystem without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size > _LARGEST_INDEX:
+        raise FormatError(f"{path} is no index: {size:,} bytes")
+    index = parse_json(path.read_bytes())
+    homes, metadata = index.get("weight_map"), index.setdefault("metadata", {})
+    if not isinstance(homes, dict) or not isinstance(metadata, dict):
+        raise FormatError(f"{path} is no index: it has no weight_map")
+    for key, name in homes.items():
+        if not isinstance(name, str) or not _inside(name):
+            raise FormatError(f"{path} points outside its directory: {key!r} is in {str(name)[:80]!r}")
+    return index
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", "\0"}
+
+
+def _open_shard(index: Path, name: str, open_shard: Callable[[Path], Source]) -> Source:
+    path = index.parent / name
+    if not path.is_file():
+        raise FormatError(f"{index} names {name}, which is not there: get the whole set")
+    return open_shard(path)

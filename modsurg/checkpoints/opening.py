@@ -1,0 +1,60 @@
+"""Which format a path has. The one place where a suffix is looked at."""
+
+import os
+from pathlib import Path
+
+from modsurg.checkpoints.formats.base import Source
+from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
+from modsurg.checkpoints.formats.shards import INDEX, ShardedSource, write_shards
+from modsurg.errors import FormatError, SaveError
+
+_KNOWN = f"name.safetensors, name{INDEX}, name.pt, name.pth and name.bin"
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Open a checkpoint of any format for reading.
+
+    Args:
+        path: A file. `name.safetensors` also opens a set that was saved under that name.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        FormatError: The name says no format, or the file is not what its name says.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" and not path.exists():
+        index = path.with_name(path.name + ".index.json")
+        path = index if index.exists() else path
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():
+        raise FormatError(f"{path} is no file")
+    if path.name.endswith(".index.json"):
+        return ShardedSource(path, open_source)
+    if path.suffix == ".safetensors":
+        return SafetensorsSource(path)
+    raise FormatError(f"{path}: the name does not say which format it has. Known are {_KNOWN}")
+
+
+def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: int | str | None = None) -> Path:
+    """Write a state in the format that the name says; returns the path to load it from.
+
+    Args:
+        path: The target; its suffix chooses the format.
+        source: What to write, with its notes: metadata, ties, extra state.
+        shard_size: Bytes in one file at most (a number or `"5GB"`): a set of files with an index.
+
+    Raises:
+        SaveError: The name says no format, or something can't be kept in it. No file was touched.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX):
+        return write_shards(path, source, shard_size or "5GB")
+    if path.suffix == ".safetensors" and shard_size is not None:
+        return write_shards(path, source, shard_size)
+    if shard_size is not None:
+        raise SaveError(f"{path}: only safetensors are split into shards: name it {path.stem}.safetensors")
+    if path.suffix == ".safetensors":
+        write_safetensors(path, source)
+        return path
+    raise SaveError(f"{path}: the name does not say which format to write. Known are {_KNOWN}")
