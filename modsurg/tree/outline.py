@@ -1,0 +1,169 @@
+"""What a whole-model file says of its tree, read without torch and without looking up a single class.
+
+`blueprint` writes the tree; here it is read by whoever only wants to look: `modsurg summary FILE`, `diff`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modsurg.errors import FormatError
+
+KEY = "modsurg.tree"
+BESIDE = "modsurg.beside."
+VERSION = 1
+PATHS = 5_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A parameter or buffer at its place in a module.
+
+    Attributes:
+        name: In the module, such as `weight`.
+        key: Of its values in the file; None where the tree itself holds them. Tied slots have the same key.
+        dtype: Such as `float32`.
+        shape: Its sizes; `()` for a number.
+        parameter: False for a buffer.
+        trainable: Whether it requires a gradient.
+        number: Of the tensor; the same at every slot of one tensor.
+    """
+
+    name: str
+    key: str | None
+    dtype: str
+    shape: tuple[int, ...]
+    parameter: bool
+    trainable: bool
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A module at one of its paths.
+
+    Attributes:
+        path: Dotted, `""` for the root.
+        kind: The class, as in `torch.nn.modules.conv.Conv2d`.
+        number: Of the module; the same at every path of one module.
+        tensors: Its own parameters, then its own buffers; empty slots (`bias=None`) are left out.
+        attributes: Its attributes as data; numbers, strings, true, false, null and lists of them are plain.
+    """
+
+    path: str
+    kind: str
+    number: int
+    tensors: tuple[Slot, ...]
+    attributes: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The class alone, as in `Conv2d`."""
+        return self.kind.rpartition(".")[2]
+
+
+def read_tree(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The tree in the metadata of a safetensors file as data, None if the file holds a state alone.
+
+    Raises:
+        FormatError: A tree that is damaged, or of a later version.
+    """
+    text = metadata.get(KEY)
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the tree can't be read: {error}") from None
+    return checked(data)
+
+
+def checked(data: Any) -> dict[str, Any]:
+    """The tree itself, if its modules and tensors are numbered as they should be.
+
+    Raises:
+        FormatError: It is damaged, or of a later version.
+    """
+    if not isinstance(data, dict) or type(data.get("version")) is not int:
+        raise FormatError("this is no tree of modsurg")
+    if data["version"] > VERSION:
+        raise FormatError(
+            f"the tree has version {data['version']}, this modsurg reads up to {VERSION}: upgrade modsurg"
+        )
+    try:
+        _check(data)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from None
+    return data
+
+
+def _check(data: dict[str, Any]) -> None:
+    names, modules, tensors = data["names"], data["modules"], data["tensors"]
+    if not modules or not all(type(name) is str for name in names):
+        raise ValueError("no modules, or a name that is no text")
+    sizes: list[int] = []
+    for node in modules:
+        if node["class"] not in range(len(names)):
+            raise ValueError("a class that is not in the table")
+        children = [child for child in node.get("children", {}).values() if child is not None]
+        if any(type(child) is not int or not 0 <= child < len(sizes) for child in children):
+            raise ValueError("a module that comes before its children")
+        sizes.append(1 + sum(sizes[child] for child in children))
+        if sizes[-1] > PATHS:
+            raise ValueError(f"over {PATHS} paths")
+        for kind in ("parameters", "buffers"):
+            for number in node.get(kind, {}).values():
+                if number is not None and (type(number) is not int or not 0 <= number < len(tensors)):
+                    raise ValueError("a tensor that is not in the table")
+
+
+def outline(data: Mapping[str, Any]) -> Iterator[Place]:
+    """Every path of the tree in module order, a module that stands at several paths at each of them.
+
+    Args:
+        data: What `read_tree` or `blueprint.describe` gives.
+
+    Example:
+        >>> data = {
+        ...     "version": 1,
+        ...     "names": ["torch.nn.modules.linear:Linear", "torch.nn.modules.container:Sequential"],
+        ...     "tensors": [{"name": "0.weight", "dtype": "float32", "shape": [1, 2], "parameter": True}],
+        ...     "modules": [{"class": 0, "parameters": {"weight": 0}}, {"class": 1, "children": {"0": 0}}],
+        ... }
+        >>> for place in outline(data):
+        ...     print(repr(place.path), place.name, [(slot.key, slot.shape) for slot in place.tensors])
+        '' Sequential []
+        '0' Linear [('0.weight', (1, 2))]
+    """
+    modules = data["modules"]
+    stack = [("", len(modules) - 1)]
+    while stack:
+        path, number = stack.pop()
+        node = modules[number]
+        yield Place(
+            path, data["names"][node["class"]].replace(":", "."), number, _slots(data, node), _attributes(data, node)
+        )
+        children = [(name, child) for name, child in node.get("children", {}).items() if child is not None]
+        stack.extend((f"{path}.{name}" if path else name, child) for name, child in reversed(children))
+
+
+def _slots(data: Mapping[str, Any], node: Mapping[str, Any]) -> tuple[Slot, ...]:
+    return tuple(
+        _slot(name, number, data["tensors"][number])
+        for kind in ("parameters", "buffers")
+        for name, number in node.get(kind, {}).items()
+        if number is not None
+    )
+
+
+def _slot(name: str, number: int, entry: Mapping[str, Any]) -> Slot:
+    parameter = entry.get("parameter", False)
+    trainable = entry.get("requires_grad", parameter)
+    return Slot(name, entry.get("name"), entry["dtype"], tuple(entry["shape"]), parameter, trainable, number)
+
+
+def _attributes(data: Mapping[str, Any], node: Mapping[str, Any]) -> Mapping[str, Any]:
+    attributes = node.get("attributes", {})
+    found: Mapping[str, Any] = data["attributes"][attributes] if isinstance(attributes, int) else attributes
+    return found

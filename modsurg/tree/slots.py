@@ -1,0 +1,69 @@
+"""What nn.Module itself keeps in every module, and the hooks among it."""
+
+import types
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+from modsurg.tree.unpacking import Unpacker
+from modsurg.tree.values import Packer
+
+_EMPTY = vars(nn.Module())
+SLOTS = frozenset(_EMPTY)
+HOOKS = tuple(name for name, value in _EMPTY.items() if isinstance(value, OrderedDict))
+# Of nn.Module's own, these are plain values like any attribute.
+_VALUES = frozenset({"training", "_is_full_backward_hook"})
+# What torch.compile leaves on a module; it would be called instead of forward.
+_COMPILED = "_compiled_call_impl"
+
+
+def is_attribute(name: str) -> bool:
+    """Whether this entry of a module's `__dict__` is kept as a plain value."""
+    return (name not in SLOTS or name in _VALUES) and name != _COMPILED
+
+
+def fresh_slots() -> dict[str, Any]:
+    """The `__dict__` of a module without parameters, buffers, children and hooks."""
+    return {name: value.copy() if hasattr(value, "copy") else value for name, value in _EMPTY.items()}
+
+
+def methods(kind: type) -> set[str]:
+    """The names of everything that an object of this class runs; no attribute of a file may stand before one."""
+    runs = (types.FunctionType, classmethod, staticmethod)
+    return {name for base in kind.__mro__ for name, value in vars(base).items() if isinstance(value, runs)}
+
+
+def pack_hooks(module: nn.Module, packer: Packer, path: str) -> dict[str, Any]:
+    """The hooks of a module as data: those that a class or a module's method stands behind."""
+    kept = {}
+    for slot in HOOKS:
+        hooks = module.__dict__.get(slot)
+        if hooks:
+            place = f"{path} ({slot.strip('_').removesuffix('s').replace('_', ' ')})"
+            kept[slot] = [[number, packer.pack(hook, place)] for number, hook in hooks.items()]
+    return kept
+
+
+def unpack_hooks(module: nn.Module, data: dict[str, Any], unpacker: Unpacker) -> None:
+    """Put hooks back under their numbers, so that a handle of later days gets another one."""
+    for slot in HOOKS:
+        for number, hook in data.get(slot, ()):
+            module.__dict__[slot][int(number)] = unpacker.unpack(hook)
+            RemovableHandle.next_id = max(RemovableHandle.next_id, int(number) + 1)
+
+
+def reparametrize(module: nn.Module, names: Iterable[str]) -> None:
+    """Give a module whose parametrizations are in place the class and the properties that use them.
+
+    torch has no public way that leaves the parametrizations as they are: registering one computes it anew.
+    """
+    for number, name in enumerate(names):
+        if name not in module._modules["parametrizations"]._modules:  # type: ignore[union-attr]  # it is there
+            raise LookupError(f"no parametrization of {name}")
+        if not number:
+            parametrize._inject_new_class(module)
+        parametrize._inject_property(module, name)

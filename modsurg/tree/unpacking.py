@@ -1,0 +1,236 @@
+"""JSON -> Python values: the way back from `values`. Nothing is called but the constructors of Python's own types."""
+
+import base64
+import enum
+import functools
+import logging
+import math
+import re
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Sequence
+from inspect import getattr_static
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _WrappedHook
+from torch.nn.utils import parametrizations
+
+from modsurg.errors import FormatError
+from modsurg.tree.values import BASES, DEPTH
+
+Fill = Callable[[], None]
+
+
+class Unpacker:
+    """Turns what `Packer` wrote into values again.
+
+    Args:
+        names: The object of each number in the table of names, all of them trusted.
+        modules: The modules of the tree, still empty perhaps.
+        tensors: The tensors of the tree.
+        shared: The mutable objects that are reached more than once, as data.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[object],
+        modules: Sequence[nn.Module],
+        tensors: Sequence[torch.Tensor],
+        shared: Sequence[Any],
+    ) -> None:
+        self._names = names
+        self._modules = modules
+        self._tensors = tensors
+        self._shared = shared
+        self._ready: dict[int, Any] = {}
+        self._depth = 0
+
+    def unpack(self, data: Any) -> Any:
+        """The value that `data` stands for.
+
+        Raises:
+            FormatError: Data of a kind that `Packer` does not write.
+            LookupError, TypeError, ValueError: Data that is damaged in another way.
+        """
+        if type(data) is list:
+            return tuple([self.unpack(item) for item in data]) if data else ()
+        if type(data) is not dict:
+            return data
+        if self._depth >= 2 * DEPTH:
+            raise FormatError("nested too deeply")
+        self._depth += 1
+        try:
+            value, fill = self._start(data)
+            if fill is not None:
+                fill()
+            return value
+        finally:
+            self._depth -= 1
+
+    def _start(self, data: dict[str, Any]) -> tuple[Any, Fill | None]:
+        """The value, and for a mutable one what fills it: it may hold itself."""
+        ((tag, content),) = data.items()
+        if tag == "shared":
+            return self._share(content), None
+        if tag in _MUTABLE:
+            return _MUTABLE[tag](self, content)
+        if tag not in _VALUES:
+            raise FormatError(f"a value of kind {tag!r:.40}, which this version of modsurg does not know")
+        return _VALUES[tag](self, content), None
+
+    def _share(self, number: int) -> Any:
+        if number not in self._ready:
+            value, fill = self._start(self._shared[number])
+            self._ready[number] = value
+            if fill is not None:
+                fill()
+        return self._ready[number]
+
+    def _list(self, content: list[Any]) -> tuple[Any, Fill]:
+        value: list[Any] = []
+        return value, lambda: value.extend([self.unpack(item) for item in content])
+
+    def _dict(self, content: dict[str, Any]) -> tuple[Any, Fill]:
+        value: dict[str, Any] = {}
+        return value, lambda: value.update({key: self.unpack(item) for key, item in content.items()})
+
+    def _items(self, content: list[Any]) -> tuple[Any, Fill]:
+        value: dict[Any, Any] = {}
+        return value, lambda: value.update(self._pairs(content))
+
+    def _pairs(self, content: list[Any]) -> list[tuple[Any, Any]]:
+        return [(self.unpack(key), self.unpack(item)) for key, item in content]
+
+    def _object(self, content: dict[str, Any]) -> tuple[Any, Fill]:
+        kind = self._names[content["class"]]
+        if not isinstance(kind, type) or issubclass(kind, type | nn.Module | torch.Tensor | enum.Enum):
+            raise FormatError(f"{kind!r:.80} as the class of a plain object")
+        base: Any = next((base for base in BASES if issubclass(kind, base)), object)
+        frozen = base in (frozenset, tuple, str, bytes, int, float)
+        value = base.__new__(kind, self.unpack(content["base"])) if frozen else base.__new__(kind)
+
+        def fill() -> None:
+            if base is deque:
+                deque.__init__(value, self.unpack(content["base"]), content["length"])
+            elif base in (list, set):
+                base.__init__(value, self.unpack(content["base"]))
+            elif base is defaultdict:
+                defaultdict.__init__(value, self.unpack(content["default"]))
+            for key, item in self._pairs(content.get("items", [])):
+                dict.__setitem__(value, key, item) if base is not OrderedDict else OrderedDict.__setitem__(
+                    value, key, item
+                )
+            set_attributes(value, {key: self.unpack(item) for key, item in content.get("state", {}).items()})
+
+        return value, fill
+
+    def _method(self, content: list[Any]) -> types.MethodType:
+        owner, name = self.unpack(content[0]), content[1]
+        function = getattr_static(type(owner), name, None)
+        if type(function) is not types.FunctionType or name.startswith("__"):
+            raise FormatError(f"{type(owner).__qualname__} has no method {name!r:.80}")
+        return types.MethodType(function, owner)
+
+    def _partial(self, content: list[Any]) -> "functools.partial[Any]":
+        function, args, keywords = content
+        return functools.partial(
+            self.unpack(function), *self.unpack(args), **{key: self.unpack(item) for key, item in keywords.items()}
+        )
+
+    def _enum(self, content: list[Any]) -> enum.Enum:
+        kind = self._names[content[0]]
+        if not isinstance(kind, enum.EnumMeta):
+            raise FormatError(f"{kind!r:.80} is no enumeration")
+        member: enum.Enum = kind.__members__[content[1]]
+        return member
+
+    def _scalar(self, content: list[Any]) -> Any:
+        import numpy
+
+        kind, data = numpy.dtype(content[0]), base64.b64decode(content[1])
+        if kind.kind not in "biufc":
+            raise FormatError(f"a numpy scalar of dtype {content[0]!r:.40}")
+        return numpy.frombuffer(data, kind)[0]
+
+    def _array(self, number: int) -> Any:
+        tensor = self._tensors[number]
+        return (torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor).numpy()
+
+    def _hook(self, content: list[Any]) -> _WrappedHook:
+        return _WrappedHook(self.unpack(content[0]), self.unpack(content[1]))
+
+
+def set_attributes(value: object, state: dict[str, Any]) -> None:
+    """Put attributes where they were, into `__dict__` or slots, without a `__setattr__` in between."""
+    for key, item in state.items():
+        slot = getattr_static(type(value), key, None)
+        if type(slot) is types.MemberDescriptorType:
+            slot.__set__(value, item)
+        else:
+            value.__dict__[key] = item
+
+
+def _weight_norm_hook(name: str) -> _WrappedHook:
+    """The hook by which torch's weight_norm reads old checkpoints; only weight_norm itself can make it."""
+    module = nn.Module()
+    module.register_parameter(name, nn.Parameter(torch.ones(1, 1)))
+    parametrizations.weight_norm(module, name)
+    (hook,) = module._load_state_dict_pre_hooks.values()
+    assert isinstance(hook, _WrappedHook)
+    return hook
+
+
+def _constant(name: str, kind: type) -> Any:
+    value = vars(torch).get(name)
+    if type(value) is not kind:
+        raise FormatError(f"torch.{name!r:.40} is no {kind.__name__}")
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isfinite(value) and text != repr(value):
+        raise FormatError(f"{text!r:.40} is no number")
+    return value
+
+
+_MUTABLE: dict[str, Callable[[Unpacker, Any], tuple[Any, Fill | None]]] = {
+    "list": Unpacker._list,
+    "dict": Unpacker._dict,
+    "items": Unpacker._items,
+    "object": Unpacker._object,
+}
+_VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
+    "name": lambda self, content: self._names[content],
+    "module": lambda self, content: self._modules[content],
+    "tensor": lambda self, content: self._tensors[content],
+    "method": Unpacker._method,
+    "partial": Unpacker._partial,
+    "enum": Unpacker._enum,
+    "scalar": Unpacker._scalar,
+    "array": Unpacker._array,
+    "hook": Unpacker._hook,
+    "weight_norm": lambda _, content: _weight_norm_hook(content),
+    "weakref": lambda self, content: weakref.ref(self.unpack(content)),
+    "set": lambda self, content: set(self.unpack(content)),
+    "frozenset": lambda self, content: frozenset(self.unpack(content)),
+    "slice": lambda self, content: slice(*self.unpack(content)),
+    "range": lambda _, content: range(*content),
+    "float": lambda _, content: _float(content),
+    "complex": lambda _, content: complex(*map(float, content)),
+    "bytes": lambda _, content: base64.b64decode(content),
+    "bytearray": lambda _, content: bytearray(base64.b64decode(content)),
+    "size": lambda _, content: torch.Size(content),
+    "device": lambda _, content: torch.device(content),
+    "dtype": lambda _, content: _constant(content, torch.dtype),
+    "layout": lambda _, content: _constant(content, torch.layout),
+    "memory_format": lambda _, content: _constant(content, torch.memory_format),
+    "regex": lambda _, content: re.compile(content[0], content[1]),
+    "ellipsis": lambda _, __: ...,
+    "logger": lambda _, content: logging.getLogger(content),
+    "path": lambda _, content: Path(content),
+}
