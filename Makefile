@@ -1,0 +1,74 @@
+# `make help` lists the targets. Each makes its own virtual environment when it is missing; Python 3.11 and pip are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := OMP_NUM_THREADS=1 $(BIN)/python
+ORDINARY := not models and not legacy and not soak and not examples
+EXTRAS = dev,docs
+
+.PHONY: help demo test lint types unit docs serve bench bench-full models legacy soak examples oldest clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: .venv/demo ## build, train, keep, edit and train on the tutorial's network (4 minutes; DEMO="--data DIR ..." for your pictures)
+	$(BIN)/python examples/cifar_train.py $(or $(DEMO),--data digits --out runs/demo)
+
+test: lint types unit docs ## everything that must hold before a change lands: style, types, tests, doctests, documentation
+
+lint: .venv/dev ## ruff's checks and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev ## mypy, strict
+	$(BIN)/mypy
+
+unit: .venv/dev ## the ordinary tests and the doctests
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "$(ORDINARY)"
+
+docs: .venv/dev ## build the site into site/, strict: a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+serve: .venv/dev ## show the site at 127.0.0.1:8000 while it is written
+	$(BIN)/mkdocs serve
+
+bench: .venv/bench ## the measurements that gate a change, in two minutes
+	$(BIN)/python -m benchmarks
+
+bench-full: .venv/bench ## every table of the benchmarks page (half an hour on an idle machine)
+	$(BIN)/python -m benchmarks --full
+
+models: .venv/models ## edit, keep and look at models of timm and transformers
+	$(RUN) -m pytest -q -n 2 -m models
+
+legacy: .venv/legacy ## open real checkpoint files that other packages ship
+	$(RUN) -m pytest -q -m legacy
+
+soak: .venv/dev ## long random runs: edits, kills in the middle of a save, full disks
+	$(RUN) -m pytest -q -m soak
+
+examples: .venv/dev ## every example and tutorial script, on the pictures that are there
+	$(RUN) -m pytest -q -n 2 tests/test_examples_*.py
+
+oldest: .venv-oldest/dev ## the ordinary tests on the oldest releases that pyproject.toml allows
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -m "$(ORDINARY)" tests
+
+clean: ## remove what the targets made, the environments too
+	rm -rf .venv .venv-oldest site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/demo: EXTRAS = vision,tensorboard
+.venv/models: EXTRAS = dev,models
+.venv/legacy: EXTRAS = dev,legacy
+.venv/bench: EXTRAS = vision,bench
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo .venv/dev .venv/models .venv/legacy .venv/bench: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --disable-pip-version-check --quiet -e ".[$(EXTRAS)]"
+	@touch $@
+
+.venv-oldest/dev: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --disable-pip-version-check --quiet -e ".[dev]" \
+		"torch==2.6.*" "torchvision==0.21.*" "safetensors==0.4.5" "rich==13.0.*" "xxhash==3.4.*"
+	@touch $@

@@ -1,0 +1,55 @@
+"""Every Python block of the README and of the documentation runs, page by page, as a reader would type it."""
+
+import doctest
+import io
+import re
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+FENCE = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if FENCE.search(page.read_text())]
+
+
+def blocks(page):
+    """(first line number, code) of each fence."""
+    text = page.read_text()
+    for match in FENCE.finditer(text):
+        yield text.count("\n", 0, match.start("code")), textwrap.dedent(match["code"])
+
+
+def run_prompts(code, namespace, page, line):
+    """Type the lines behind the prompts, and compare what is printed."""
+    example = doctest.DocTestParser().get_doctest(code, {}, page.name, str(page), line)
+    example.globs = namespace
+    told = io.StringIO()
+    result = doctest.DocTestRunner(optionflags=FLAGS).run(example, out=told.write, clear_globs=False)
+    assert not result.failed, told.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    torch.manual_seed(0)
+    for line, code in blocks(page):
+        if ">>>" in code:
+            run_prompts(code, main.__dict__, page, line)
+        else:
+            exec(compile("\n" * line + code, str(page), "exec"), main.__dict__)
+
+
+def test_blocks_name_their_language():
+    """A fence without a language would be neither coloured nor run."""
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        fences = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
+        bare = [number for number, language in enumerate(fences[::2]) if not language.strip()]
+        assert not bare, f"{page.name}: fence {bare}"
