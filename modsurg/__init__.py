@@ -14,19 +14,18 @@ if TYPE_CHECKING:
     from modsurg.checkpoints.states import load_state, read_state, save_state
     from modsurg.checkpoints.verification import verify
     from modsurg.surgery.optimizers import sync
-    from modsurg.surgery.recipes import Recipe, replay
+    from modsurg.surgery.parameters import freeze, resize, unfreeze
+    from modsurg.surgery.recipes import Recipe
+    from modsurg.surgery.replaying import replay
     from modsurg.surgery.reports import Report
     from modsurg.surgery.verbs import (
         add,
         edit,
-        freeze,
         insert_after,
         insert_before,
         remove,
         rename,
         replace,
-        resize,
-        unfreeze,
         wrap,
     )
     from modsurg.training.history import History
@@ -47,18 +46,18 @@ _HOMES = {
     "verify": "checkpoints.verification",
     "sync": "surgery.optimizers",
     "Recipe": "surgery.recipes",
-    "replay": "surgery.recipes",
+    "replay": "surgery.replaying",
     "Report": "surgery.reports",
     "add": "surgery.verbs",
     "edit": "surgery.verbs",
-    "freeze": "surgery.verbs",
+    "freeze": "surgery.parameters",
     "insert_after": "surgery.verbs",
     "insert_before": "surgery.verbs",
     "remove": "surgery.verbs",
     "rename": "surgery.verbs",
     "replace": "surgery.verbs",
-    "resize": "surgery.verbs",
-    "unfreeze": "surgery.verbs",
+    "resize": "surgery.parameters",
+    "unfreeze": "surgery.parameters",
     "wrap": "surgery.verbs",
     "History": "training.history",
     "Trainer": "training.trainer",

@@ -1,0 +1,129 @@
+"""Sequential and ModuleList: their numbering, a neighbour for a child, a child less."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from modsurg.errors import ContainerError
+from modsurg.surgery.steps import Step, last
+from modsurg.tree.walk import Tree
+
+Entry = tuple[str | None, nn.Module | None]
+
+
+def is_container(module: nn.Module) -> bool:
+    """Whether a module runs (or lists) its children in their order, so that one more or one less is no surprise."""
+    return isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(module, ParametrizationList)
+
+
+def numbered(module: nn.Module) -> bool:
+    """Whether the children are called 0, 1, 2, ... (a slice may begin with another number)."""
+    return is_container(module) and all(name.isdecimal() for name in module._modules)
+
+
+def next_number(module: nn.Module) -> str:
+    """The name that follows the last one."""
+    names = list(module._modules)
+    return str(int(names[-1]) + 1) if names else "0"
+
+
+def renamed(module: nn.Module, entries: Sequence[Entry]) -> list[tuple[str, nn.Module | None]]:
+    """Names for the children in a new order; an entry without a name is a new child.
+
+    Numbers that ran without a gap do so again, from the same first number; over gaps, numbers only move where they
+    must. Names stay as they are, and a new child among them is called by its class.
+    """
+    if not numbered(module):
+        return _named(module, entries)
+    before = [int(name) for name in module._modules]
+    base = before[0] if before else 0
+    if before == list(range(base, base + len(before))):
+        return [(str(base + place), child) for place, (_, child) in enumerate(entries)]
+    names: list[tuple[str, nn.Module | None]] = []
+    number = base - 1
+    for name, child in entries:
+        number = max(number + 1, int(name)) if name is not None else number + 1
+        names.append((str(number), child))
+    return names
+
+
+def _named(module: nn.Module, entries: Sequence[Entry]) -> list[tuple[str, nn.Module | None]]:
+    taken = {name for name, _ in entries if name is not None}
+    names: list[tuple[str, nn.Module | None]] = []
+    for name, child in entries:
+        if name is None:
+            stem = name = type(child).__name__.lower()
+            copies = 1
+            while name in taken or hasattr(module, name):
+                copies += 1
+                name = f"{stem}_{copies}"
+            taken.add(name)
+        names.append((name, child))
+    return names
+
+
+def neighbours(
+    step: Step, anchors: Iterable[tuple[str, nn.Module]], after: bool
+) -> list[tuple[nn.Module, nn.Module, list[str]]]:
+    """Put a new module before or after each anchor path; each container is rebuilt once.
+
+    Returns:
+        For each new module: itself, its anchor, and the paths at which it stands now.
+
+    Raises:
+        ContainerError: The parent calls its children by attribute, so that a neighbour would never run.
+    """
+    by_parent: dict[int, dict[str, nn.Module]] = {}
+    for path, new in anchors:
+        parent = step.tree.parent(path)
+        if not is_container(parent):
+            raise ContainerError(_no_container(step.tree, path, parent, new, after))
+        by_parent.setdefault(id(parent), {})[last(path)] = new
+    placed: dict[int, tuple[nn.Module, nn.Module, list[str]]] = {}
+    for key, news in by_parent.items():
+        parents = step.tree.paths[key]
+        parent = step.tree.modules[parents[0]]
+        entries: list[Entry] = []
+        for name, child in parent._modules.items():
+            around: list[Entry] = [(name, child)]
+            if name in news:
+                around.insert(len(around) if after else 0, (None, news[name]))
+            entries += around
+        named = renamed(parent, entries)
+        step.children(parent, named)
+        for place, (name, child) in enumerate(named):
+            if entries[place][0] is None and child is not None:
+                anchor = named[place - 1 if after else place + 1][1]
+                _, _, paths = placed.setdefault(id(child), (child, anchor or child, []))
+                paths += [f"{path}.{name}" if path else name for path in parents]
+    return list(placed.values())
+
+
+def _no_container(tree: Tree, path: str, parent: nn.Module, new: nn.Module, after: bool) -> str:
+    order = "old, new" if after else "new, old"
+    return (
+        f'"{path}" stands in a {type(parent).__name__}, which calls its children by attribute: a neighbour would never '
+        f'run. Put both into its place: wrap(model, "{path}", lambda old: nn.Sequential({order})) '
+        f"with new = {type(new).__name__}(...)."
+    )
+
+
+def without(step: Step, paths: Iterable[str]) -> list[str]:
+    """Take children out of their containers and close the gaps; each container is rebuilt once.
+
+    Returns:
+        The containers whose other children got other numbers, by their first path.
+    """
+    by_parent: dict[int, set[str]] = {}
+    for path in paths:
+        by_parent.setdefault(id(step.tree.parent(path)), set()).add(last(path))
+    moved: list[str] = []
+    for key, names in by_parent.items():
+        parent = step.tree.modules[step.tree.paths[key][0]]
+        entries: list[Entry] = [(name, child) for name, child in parent._modules.items() if name not in names]
+        after = renamed(parent, entries) if is_container(parent) else [(name or "", child) for name, child in entries]
+        if [name for name, _ in after] != [name for name, _ in entries]:
+            moved.append(step.tree.paths[key][0])
+        step.children(parent, after)
+    return moved

@@ -1,0 +1,178 @@
+"""What a new module takes over from the one in whose place it stands: device, dtype, mode, hooks."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from modsurg.errors import EditError
+from modsurg.surgery.guards import above
+from modsurg.surgery.steps import Step
+
+_HOOKS = {
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_backward_pre_hooks": (),
+    "_backward_hooks": (),
+}
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_PLAIN_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def take_place(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
+    """Give `new` the device, dtype, mode and hooks of `old`; what can't be carried becomes a warning.
+
+    Where `new` holds `old` (a wrapper), what belongs to `old` stays with it, hooks included.
+    """
+    held = new._modules and any(module is old for module in new.modules())
+    skip = {id(module) for module in old.modules()} if held else set()
+    settle(step, new, (old, *_parents(step, path)), path, old.training, skip)
+    if not held:
+        _carry_hooks(step, old, new, path)
+        _report_left_behind(step, old, new, path)
+
+
+def settle(
+    step: Step, new: nn.Module, near: Iterable[nn.Module], path: str, training: bool, skip: set[int] | None = None
+) -> None:
+    """Give `new` a mode, and the device and dtype of the first of `near` that has any weights."""
+    skip = skip or set()
+    own = [module for module in new.modules() if id(module) not in skip] if new._modules else [new]
+    for module in own:
+        if module.training != training:
+            step.journal.keep_attr(module, "training")
+            module.training = training
+    if any(module._parameters or module._buffers for module in own):
+        home = next((tensor for module in near for tensor in _weights(module)), None)
+        if home is not None:
+            _move(step, own, home, path)
+
+
+def _parents(step: Step, path: str) -> Iterator[nn.Module]:
+    return (step.tree.modules[owner] for owner in above(path))
+
+
+def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The tensors whose device and dtype speak for a module: its floating parameters, then its buffers."""
+    for tensor in module._parameters.values():
+        if tensor is not None and tensor.dtype in _PLAIN_FLOATS:
+            yield tensor
+    yield from (tensor for tensor in module.parameters() if tensor.dtype in _PLAIN_FLOATS)
+    yield from (tensor for tensor in module.buffers() if tensor.dtype in _PLAIN_FLOATS)
+
+
+def _move(step: Step, modules: list[nn.Module], home: torch.Tensor, path: str) -> None:
+    moved: dict[int, torch.Tensor] = {}
+    for module in modules:
+        slots: dict[str, Any]
+        for slots in (module._parameters, module._buffers):
+            for name, tensor in slots.items():
+                if tensor is None or is_lazy(tensor):
+                    continue
+                dtype = home.dtype if tensor.dtype in _PLAIN_FLOATS else tensor.dtype
+                if tensor.device == home.device and tensor.dtype == dtype:
+                    continue
+                _check_meta(tensor, home, path, module)
+                if home.is_meta:
+                    step.journal.keep_dict(slots)
+                    slots[name] = moved.setdefault(id(tensor), _on_meta(tensor, dtype))
+                elif id(tensor) not in moved:
+                    step.journal.keep_tensor(tensor)
+                    tensor.data = tensor.data.to(home.device, dtype)
+                    tensor.grad = None
+                    moved[id(tensor)] = tensor
+
+
+def _check_meta(tensor: torch.Tensor, home: torch.Tensor, path: str, module: nn.Module) -> None:
+    if tensor.is_meta and not home.is_meta:
+        raise EditError(
+            f'the new {type(module).__name__} at "{path}" has no weights (it is on meta), while the model is on '
+            f'{home.device}. Make it there: new.to_empty(device="{home.device}"), then initialise or load it.'
+        )
+
+
+def _on_meta(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    meta = tensor.detach().to("meta", dtype)
+    return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
+def _carry_hooks(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
+    for name, flags in _HOOKS.items():
+        hooks = old.__dict__[name]
+        if not hooks:
+            continue
+        carried = {key for key, hook in hooks.items() if not belongs_to(hook, old)}
+        bound = [hook for hook in hooks.values() if _is_bound(hook, old)]
+        if bound:
+            step.warnings.append(f'"{path}": {len(bound)} hooks are methods of the old module and were not carried.')
+        if name == "_backward_hooks" and carried and not _same_backward_kind(step, old, new, path):
+            continue
+        if carried:
+            for each in (name, *flags):
+                _hand_over(step, old, new, each, carried)
+
+
+def _hand_over(step: Step, old: nn.Module, new: nn.Module, name: str, carried: set[int]) -> None:
+    """Move the dict itself, so that a `RemovableHandle` of the user's takes the hook off the new module."""
+    hooks, own = old.__dict__[name], new.__dict__[name]
+    step.journal.keep_dict(hooks)
+    step.journal.keep_attr(old, name)
+    step.journal.keep_attr(new, name)
+    old.__dict__[name] = OrderedDict(hooks)
+    for key in [key for key in hooks if key not in carried]:
+        del hooks[key]
+    hooks.update(own)
+    new.__dict__[name] = hooks
+
+
+def _same_backward_kind(step: Step, old: nn.Module, new: nn.Module, path: str) -> bool:
+    if new._backward_hooks and new._is_full_backward_hook != old._is_full_backward_hook:
+        step.warnings.append(f'"{path}": backward hooks were not carried, the new module has hooks of the other kind.')
+        return False
+    step.journal.keep_attr(new, "_is_full_backward_hook")
+    new._is_full_backward_hook = old._is_full_backward_hook
+    return True
+
+
+def belongs_to(hook: Callable[..., Any], module: nn.Module) -> bool:
+    """Whether a hook is part of the module itself: torch's way to norm, prune or initialise weights, or our freeze."""
+    if isinstance(hook, MethodType) and hook.__self__ is module:
+        return True
+    return any(kind.__module__.startswith(("torch.nn.", "modsurg.")) for kind in type(hook).__mro__)
+
+
+def _is_bound(hook: Callable[..., Any], module: nn.Module) -> bool:
+    return (
+        isinstance(hook, MethodType)
+        and hook.__self__ is module
+        and not isinstance(module, nn.modules.lazy.LazyModuleMixin)
+    )
+
+
+def _report_left_behind(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
+    left: list[str] = []
+    if "forward" in old.__dict__ and "forward" not in new.__dict__:
+        left.append("the forward that was set on the old module itself")
+    parametrized = old._modules.get("parametrizations")
+    if parametrized is not None and "parametrizations" not in new._modules:
+        left.append(f"the parametrization of {', '.join(parametrized._modules)}")
+    for hook in old._forward_pre_hooks.values():
+        if belongs_to(hook, old) and not isinstance(hook, MethodType) and not _has_like(new, hook):
+            left.append(f"{type(hook).__name__} (a hook of {type(hook).__module__})")
+    if any(old.__dict__.get(name) for name in _STATE_HOOKS) and type(new) is not type(old):
+        left.append("its state_dict hooks")
+    if left:
+        step.warnings.append(f'"{path}": the new {type(new).__name__} does not have {", ".join(left)}.')
+
+
+def _has_like(new: nn.Module, hook: Callable[..., Any]) -> bool:
+    return any(type(mine) is type(hook) for mine in new._forward_pre_hooks.values())

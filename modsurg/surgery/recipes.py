@@ -1,0 +1,169 @@
+"""A recorded edit as plain data: to JSON and back, and replayed on another copy of the model.
+
+    {"version": 1,
+     "edits": [{"verb": "replace", "untie": false, "sites": [{"paths": ["fc"], "class": "Linear", "new": 0}]}, ...],
+     "modules": [...]}                                        new modules, each as a blueprint: structure without
+         weights
+
+It holds no pickle. A new module is built from its blueprint, without a call to its constructor, and then initialised by
+its own `reset_parameters`.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from modsurg.errors import ModsurgError, RecipeError
+from modsurg.surgery.steps import Step
+from modsurg.tree.blueprint import build, describe
+from modsurg.tree.trust import Trusted
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An edit without its model.
+
+    Attributes:
+        edits: The verbs in their order, with the paths that they met.
+        modules: Blueprints of the new modules.
+
+    Example:
+        >>> import modsurg
+        >>> recipe = modsurg.rename(nn.Sequential(nn.ReLU()), "0", "act").recipe
+        >>> Recipe.from_json(recipe.to_json()) == recipe
+        True
+    """
+
+    edits: list[dict[str, Any]] = field(default_factory=list)
+    modules: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """The recipe as a JSON text."""
+        return json.dumps({"version": VERSION, "edits": self.edits, "modules": self.modules})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """Read what `to_json` wrote.
+
+        Raises:
+            RecipeError: The text is no recipe, or one of another version.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"this is no recipe: {error}. Write one with report.recipe.to_json().") from None
+        if not isinstance(data, dict) or data.get("version") != VERSION:
+            raise RecipeError(f'this is no recipe of version {VERSION}: its "version" says otherwise.')
+        edits, modules = data.get("edits"), data.get("modules")
+        if not _are_dicts(edits) or not _are_dicts(modules):
+            raise RecipeError('this is no recipe: "edits" and "modules" must be lists of objects.')
+        return cls(edits, modules)
+
+
+def _are_dicts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+class Recorder:
+    """Writes a recipe while a transaction goes on.
+
+    Describing thousands of new modules takes time that most edits don't want to spend, so each verb leaves a note of
+    what to describe. `settle` works the notes off, before another verb can change what they speak of.
+    """
+
+    def __init__(self) -> None:
+        self._edits: list[dict[str, Any]] = []
+        self._modules: list[dict[str, Any]] = []
+        self._numbers: dict[str, int] = {}
+        self._pending: list[Callable[[], dict[str, Any]]] = []
+        self._failure: ModsurgError | None = None
+
+    def plain(self, verb: str, **arguments: Any) -> None:
+        """A verb that brings no new module."""
+        self._pending.append(lambda: {"verb": verb, **arguments})
+
+    def add(self, path: str, module: nn.Module, before: str | None, after: str | None) -> None:
+        """One new module at a new path."""
+        self._pending.append(
+            lambda: {"verb": "add", "path": path, "new": self._number(module), "before": before, "after": after}
+        )
+
+    def sites(self, verb: str, step: Step, untie: bool) -> None:
+        """New modules in, around or beside the sites of a step."""
+        made = list(step.made)
+        self._pending.append(
+            lambda: {
+                "verb": verb,
+                "untie": untie,
+                "sites": [self._site(verb, paths, old, new) for paths, old, new in made],
+            }
+        )
+
+    def settle(self) -> None:
+        """Describe what was noted; what can't be described is told when the recipe is asked for."""
+        try:
+            while self._pending:
+                self._edits.append(self._pending[0]())
+                self._pending.pop(0)
+        except ModsurgError as error:
+            self._failure = self._failure or error
+            self._pending.clear()
+
+    def recipe(self) -> Recipe:
+        """The whole edit.
+
+        Raises:
+            RecipeError: A new module can't be written as plain data; the message names what and where.
+        """
+        self.settle()
+        if self._failure is not None:
+            raise RecipeError(f"this edit can't be recorded: {self._failure}") from self._failure
+        return Recipe(self._edits, self._modules)
+
+    def _site(self, verb: str, paths: tuple[str, ...], old: nn.Module, new: nn.Module) -> dict[str, Any]:
+        site = {"paths": list(paths), "class": type(old).__name__, "new": self._number(new)}
+        if verb in ("replace", "wrap") and new._modules:
+            held = [path for path, module in new.named_modules() if module is old]
+            return site | {"held": held} if held else site
+        return site
+
+    def _number(self, module: nn.Module) -> int:
+        blueprint = describe(module)
+        number = self._numbers.setdefault(json.dumps(blueprint, sort_keys=True), len(self._modules))
+        if number == len(self._modules):
+            self._modules.append(blueprint)
+        return number
+
+
+def make_module(recipe: Recipe, number: object, trust: Trusted) -> tuple[nn.Module, list[str]]:
+    """Build a new module of a recipe and initialise it.
+
+    Returns:
+        The module, on cpu, and the paths within it whose tensors nothing initialises: they are zeros.
+
+    Raises:
+        RecipeError: There is no such module.
+        TrustError: A class in it is not trusted.
+    """
+    if not isinstance(number, int) or not 0 <= number < len(recipe.modules):
+        raise RecipeError(f"the recipe speaks of module {number!r} and has {len(recipe.modules)}.")
+    module = build(recipe.modules[number], trust)
+    module.to_empty(device="cpu")
+    return module, [path for path, part in module.named_modules() if not _initialise(part)]
+
+
+def _initialise(module: nn.Module) -> bool:
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.zero_()
+    if tensors and reset is not None:
+        reset()
+    return not tensors or reset is not None

@@ -1,0 +1,132 @@
+"""Old names to new names: where each module of the tree before an edit stands after it.
+
+What it needs is recorded when the edit is committed, and worked out when it is first asked for: later edits do not
+change the answer, and an edit of 20,000 modules does not wait for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from modsurg.surgery.journal import Journal
+from modsurg.tree.walk import Tree, walk
+
+Value = TypeVar("Value")
+Children = list[tuple[str, nn.Module | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The numbers by which an optimizer's state_dict knows its parameters.
+
+    Attributes:
+        before: For each group, the `id` of its parameters before the edit.
+        after: The same after it.
+    """
+
+    before: list[list[int]]
+    after: list[list[int]]
+
+
+class Remapping:
+    """The names of one edit, before and after.
+
+    Args:
+        before: The tree before the edit.
+        journal: What the edit touched; only dicts of children matter.
+        positions: The parameters of each optimizer that followed.
+    """
+
+    def __init__(self, before: Tree, journal: Journal, positions: Sequence[Positions]) -> None:
+        self._before = before
+        self._touched = {key: (items, list(mapping.items())) for key, (mapping, items) in journal.dicts.items()}
+        self._positions = positions
+        self._inside = self._new_holders()
+        self._names: dict[str, str | None] | None = None
+
+    def apply(self, state: Mapping[str, Value], *, inverse: bool) -> dict[str, Value]:
+        """Rename the keys of a model's state_dict, or the positions of an optimizer's."""
+        if set(state) == {"state", "param_groups"}:
+            return self._optimizer(dict(state), inverse)
+        if self._names is None:
+            self._names = self._forward()
+        if not inverse:
+            return _rename(state, self._names)
+        return _rename(state, {new: old for old, new in self._names.items() if new is not None} | self._new_paths())
+
+    def _new_holders(self) -> dict[int, list[tuple[str, nn.Module]]]:
+        """New modules with children of their own, and what of the old tree stands inside them."""
+        return {
+            id(child): [(path, m) for path, m in walk(child).modules.items() if id(m) in self._before.paths]
+            for _, after in self._touched.values()
+            for _, child in after
+            if isinstance(child, nn.Module) and child._modules and id(child) not in self._before.paths
+        }
+
+    def _forward(self) -> dict[str, str | None]:
+        moves = {key: self._moves(before, after) for key, (before, after) in self._touched.items()}
+        names: dict[str, str | None] = {"": ""}
+        for path in self._before.modules:
+            if path:
+                above, _, name = path.rpartition(".")
+                parent, here = self._before.modules[above], names[above]
+                new = moves.get(id(parent._modules), {}).get(name, name)
+                names[path] = None if here is None or new is None else f"{here}.{new}" if here and new else here or new
+        return names
+
+    def _moves(self, before: Children, after: Children) -> dict[str, str | None]:
+        """Old name -> new name among one parent's children; a child that stands twice keeps its order."""
+        places: dict[int, list[str]] = {}
+        for name, child in after:
+            places.setdefault(id(child), []).append(name)
+            for inner, held in self._inside.get(id(child), ()):
+                places.setdefault(id(held), []).append(f"{name}.{inner}" if inner else name)
+        seen: dict[int, int] = {}
+        moves: dict[str, str | None] = {}
+        for name, child in before:
+            found, turn = places.get(id(child), []), seen.get(id(child), 0)
+            seen[id(child)] = turn + 1
+            moves[name] = found[min(turn, len(found) - 1)] if found else None
+        return moves
+
+    def _new_paths(self) -> dict[str, None]:
+        """Where the edit put modules that were not there before: their keys have no old name."""
+        assert self._names is not None
+        fresh: dict[str, None] = {}
+        for path, module in self._before.modules.items():
+            here = self._names[path]
+            for name, child in self._touched.get(id(module._modules), ((), ()))[1]:
+                if here is not None and child is not None and id(child) not in self._before.paths:
+                    fresh[f"{here}.{name}" if here else name] = None
+        return fresh
+
+    def _optimizer(self, state: dict[str, Any], inverse: bool) -> dict[str, Any]:
+        shape = [len(group["params"]) for group in state["param_groups"]]
+        for positions in self._positions:
+            old, new = (positions.after, positions.before) if inverse else (positions.before, positions.after)
+            if [len(group) for group in old] == shape:
+                numbers = {key: number for number, key in enumerate(key for group in new for key in group)}
+                keys = [key for group in state["param_groups"] for key in group["params"]]
+                table = dict(zip(keys, (numbers.get(key) for group in old for key in group), strict=True))
+                return {
+                    "state": {table[key]: value for key, value in state["state"].items() if table[key] is not None},
+                    "param_groups": [
+                        group | {"params": [numbers[key] for key in mine]}
+                        for group, mine in zip(state["param_groups"], new, strict=True)
+                    ],
+                }
+        return state
+
+
+def _rename(state: Mapping[str, Value], names: Mapping[str, str | None]) -> dict[str, Value]:
+    renamed: dict[str, Value] = {}
+    for key, value in state.items():
+        head = key.rpartition(".")[0]
+        while head and head not in names:
+            head = head.rpartition(".")[0]
+        new, tail = names[head], key[len(head) + 1 :] if head else key
+        if new is not None:
+            renamed[f"{new}.{tail}" if new else tail] = value
+    return renamed

@@ -1,0 +1,126 @@
+"""What an edit did: readable, undoable, and able to carry an old checkpoint over."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+
+from modsurg.errors import UndoError
+from modsurg.surgery.journal import Journal
+from modsurg.surgery.recipes import Recipe
+from modsurg.surgery.remapping import Remapping
+from modsurg.surgery.steps import Change
+
+Value = TypeVar("Value")
+_SHOWN = 40
+
+
+@dataclass(eq=False)
+class Report:
+    """The result of a verb or of a transaction.
+
+    Attributes:
+        changes: One for each site, in the order in which they were made: kind, paths, old, new.
+        warnings: What may not be as it was meant. Each was also issued as a `ModsurgWarning`.
+        notes: What else happened: renumbered containers, parameters that changed their group in an optimizer.
+
+    Example:
+        >>> import modsurg
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> report = modsurg.replace(model, nn.ReLU, nn.GELU)
+        >>> print(report)
+        ~ 1  ReLU -> GELU(approximate='none')
+        >>> report.undo()
+        >>> model[1]
+        ReLU()
+    """
+
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    _journal: Journal | None = field(default=None, repr=False)
+    _after: list[tuple[Mapping[str, object], list[tuple[str, object]]]] = field(default_factory=list, repr=False)
+    _remapping: Remapping | None = field(default=None, repr=False)
+    _recipe: Callable[[], Recipe] | None = field(default=None, repr=False)
+
+    def undo(self) -> None:
+        """Bring back the model, its optimizers and schedulers as they were before, bit for bit.
+
+        Weights that were trained since stay trained; only what the edit changed is taken back.
+
+        Raises:
+            UndoError: It was undone already, or a part that this edit touched was changed since.
+        """
+        if self._journal is None:
+            raise UndoError("nothing to undo: this edit was undone already, or is only a plan.")
+        for mapping, items in self._after:
+            if [(name, id(child)) for name, child in mapping.items()] != [(name, id(child)) for name, child in items]:
+                names = ", ".join(name for name, _ in items[:5])
+                raise UndoError(f"the part with the children {names} was changed since; undo the later edits first.")
+        self._journal.rollback()
+        self._journal = None
+
+    def remap(self, state_dict: Mapping[str, Value], *, inverse: bool = False) -> dict[str, Value]:
+        """Put the keys of a checkpoint from before the edit under their new names.
+
+        Args:
+            state_dict: A model's state_dict, or an optimizer's (the positions of its parameters are carried over).
+            inverse: From the new names back to the old ones.
+
+        Returns:
+            The same values, in the same order. Keys of modules that are gone are left out.
+
+        Example:
+            >>> import modsurg
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+            >>> old = model.state_dict()
+            >>> list(modsurg.insert_after(model, "0", nn.ReLU).remap(old))
+            ['0.weight', '0.bias', '2.weight', '2.bias']
+        """
+        if self._remapping is None:
+            raise UndoError("a plan can't remap; use the report, after the edit.")
+        return self._remapping.apply(state_dict, inverse=inverse)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The edit as plain data, to be replayed on another copy of the model."""
+        if self._recipe is None:
+            raise UndoError("a plan has no recipe; use the report, after the edit.")
+        return self._recipe()
+
+    def __str__(self) -> str:
+        lines = [line(change) for change in self.changes[:_SHOWN]]
+        if len(self.changes) > _SHOWN:
+            lines.append(f"... {len(self.changes) - _SHOWN} more changes")
+        lines += [f"! {warning}" for warning in self.warnings]
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join(lines) or "nothing changed"
+
+
+def line(change: Change) -> str:
+    """One change in the signs of a diff: + added, - gone, ~ changed."""
+    at = " = ".join(change.paths[:3]) + (f" = ... {len(change.paths) - 3} more" if len(change.paths) > 3 else "")
+    if change.kind == "rename":
+        return f"~ {at} -> {change.detail}  {shown(change.new)}"
+    if change.kind == "wrap":
+        return f"~ {at}  {type(change.old).__name__} -> {type(change.new).__name__}({type(change.old).__name__})"
+    if change.kind in ("resize", "freeze", "unfreeze"):
+        return f"~ {at}  {type(change.new).__name__}  {change.detail}"
+    if change.old is None:
+        return f"+ {at}  {shown(change.new)}"
+    if change.new is None:
+        return f"- {at}  {shown(change.old)}"
+    return f"~ {at}  {shown(change.old)} -> {shown(change.new)}"
+
+
+def shown(module: nn.Module | None) -> str:
+    """A module on one line: its class, with its arguments if it has any."""
+    arguments = module.extra_repr() if module is not None else ""
+    name = type(module).__name__
+    return f"{name}({arguments})" if arguments and "\n" not in arguments else name
+
+
+def snapshot(journal: Journal) -> list[tuple[Any, list[tuple[Any, Any]]]]:
+    """The touched dicts as the edit left them, to tell later whether they were changed again."""
+    return [(mapping, list(mapping.items())) for mapping, _ in journal.dicts.values()]

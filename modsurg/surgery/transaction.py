@@ -1,0 +1,207 @@
+"""A transaction: verbs that take effect at once, and all go back if anything fails before the end of the block."""
+
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from modsurg.errors import EditError, ModsurgWarning
+from modsurg.surgery.following import Following
+from modsurg.surgery.freezing import Frozen, freeze_modules, unfreeze_modules
+from modsurg.surgery.journal import Journal
+from modsurg.surgery.making import New, caller, maker
+from modsurg.surgery.placement import add_child, insert_sites, remove_sites, rename_child, replace_sites
+from modsurg.surgery.preflight import Example, preflight
+from modsurg.surgery.recipes import Recorder
+from modsurg.surgery.remapping import Remapping
+from modsurg.surgery.reports import Report, snapshot
+from modsurg.surgery.resizing import resize_sites
+from modsurg.surgery.steps import Change, Step
+from modsurg.tree.selection import Selection, Where, resolve
+from modsurg.tree.walk import Tree, walk
+from modsurg.tree.wrappers import unwrap
+
+
+class Edit:
+    """What `edit(model)` gives to its block: the verbs, `plan()`, and after the block `report`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
+        example: Example | None = None,
+    ) -> None:
+        self._root = unwrap(model)
+        self._example = example
+        self._journal = Journal()
+        self._steps: list[Step] = []
+        self._recorder = Recorder()
+        self._before: Tree | None = None
+        self._report: Report | None = None
+        self._following = Following(self._root, optimizer, scheduler)
+
+    def __enter__(self) -> "Edit":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._journal.rollback()
+            return
+        try:
+            self._report = self._commit()
+        except BaseException:
+            self._journal.rollback()
+            raise
+
+    @property
+    def report(self) -> Report:
+        """What the transaction did; there once the block is over."""
+        if self._report is None:
+            raise EditError("the report is there when the block is over; within it, print(e.plan()).")
+        return self._report
+
+    def plan(self) -> Report:
+        """What was done so far, and is not committed yet."""
+        return Report(self._changes(), self._warnings(), self._notes())
+
+    def add(self, path: str, module: nn.Module, *, before: str | None = None, after: str | None = None) -> None:
+        """See `modsurg.add`."""
+        with self._verb() as step:
+            add_child(step, path, module, before, after)
+            self._recorder.add(path, module, before, after)
+
+    def insert_before(self, where: Where, new: New, *, count: int | None = None, untie: bool = False) -> None:
+        """See `modsurg.insert_before`."""
+        self._insert("insert_before", where, new, count, untie)
+
+    def insert_after(self, where: Where, new: New, *, count: int | None = None, untie: bool = False) -> None:
+        """See `modsurg.insert_after`."""
+        self._insert("insert_after", where, new, count, untie)
+
+    def replace(self, where: Where, new: New, *, count: int | None = None, untie: bool = False) -> None:
+        """See `modsurg.replace`."""
+        with self._verb() as step:
+            selection = resolve(step.tree, where, count)
+            replace_sites(step, selection, maker(new, len(selection)), untie)
+            self._recorder.sites("replace", step, untie)
+
+    def wrap(self, where: Where, wrapper: New, *, count: int | None = None, untie: bool = False) -> None:
+        """See `modsurg.wrap`."""
+        with self._verb() as step:
+            selection = resolve(step.tree, where, count)
+            replace_sites(step, selection, caller(wrapper), untie, kind="wrap")
+            self._recorder.sites("wrap", step, untie)
+
+    def remove(self, where: Where, *, delete: bool = False, count: int | None = None, untie: bool = False) -> None:
+        """See `modsurg.remove`."""
+        with self._verb() as step:
+            selection = resolve(step.tree, where, count)
+            remove_sites(step, selection, delete, untie)
+            paths = [path for site in selection for path in site.matched]
+            self._recorder.plain("remove", paths=paths, delete=delete, untie=untie)
+
+    def rename(self, path: str, name: str) -> None:
+        """See `modsurg.rename`."""
+        with self._verb() as step:
+            rename_child(step, resolve(step.tree, path), name)
+            self._recorder.plain("rename", path=path, name=name)
+
+    def resize(self, where: Where, *, count: int | None = None, **sizes: int) -> None:
+        """See `modsurg.resize`."""
+        with self._verb() as step:
+            selection = resolve(step.tree, where, count)
+            resize_sites(step, selection, sizes)
+            self._recorder.plain("resize", paths=list(selection.paths), sizes=sizes)
+
+    def freeze(self, where: Where, *, count: int | None = None) -> None:
+        """See `modsurg.freeze`."""
+        with self._verb() as step:
+            selection = resolve(step.tree, where, count)
+            _report_frozen(step, selection, "freeze", freeze_modules(step.tree, selection.modules, step.journal))
+            self._recorder.plain("freeze", paths=list(selection.paths))
+
+    def unfreeze(self, where: Where, *, count: int | None = None) -> None:
+        """See `modsurg.unfreeze`."""
+        with self._verb() as step:
+            selection = resolve(step.tree, where, count)
+            _report_frozen(step, selection, "unfreeze", unfreeze_modules(step.tree, selection.modules, step.journal))
+            self._recorder.plain("unfreeze", paths=list(selection.paths))
+
+    def _insert(self, verb: str, where: Where, new: New, count: int | None, untie: bool) -> None:
+        with self._verb() as step:
+            selection = resolve(step.tree, where, count)
+            insert_sites(step, selection, maker(new, len(selection)), verb == "insert_after", untie)
+            self._recorder.sites(verb, step, untie)
+
+    @contextmanager
+    def _verb(self) -> Generator[Step]:
+        if self._report is not None:
+            raise EditError("this transaction is over; open another: with edit(model) as e: ...")
+        self._recorder.settle()
+        step = Step(walk(self._root))
+        self._before = self._before or step.tree
+        try:
+            yield step
+        except BaseException:
+            step.journal.rollback()
+            raise
+        self._journal.absorb(step.journal)
+        self._steps.append(step)
+
+    def note(self, text: str) -> None:
+        """Say something in the report."""
+        self._steps[-1].notes.append(text)
+
+    def _commit(self) -> Report:
+        before = self._before or walk(self._root)
+        said = self._warnings()
+        notes = [*self._notes(), *self._following.follow(self._steps, self._journal)]
+        if self._example is not None:
+            fresh = [module for step in self._steps for module in step.fresh]
+            said = (*said, *preflight(self._root, self._example, fresh))
+        for text in said:
+            warnings.warn(text, ModsurgWarning, stacklevel=4)
+        if sum(len(step.fresh) for step in self._steps) <= _DESCRIBED_AT_ONCE:
+            self._recorder.settle()
+        remapping = Remapping(before, self._journal, self._following.positions())
+        return Report(
+            self._changes(),
+            said,
+            tuple(notes),
+            self._journal,
+            snapshot(self._journal),
+            remapping,
+            self._recorder.recipe,
+        )
+
+    def _changes(self) -> tuple[Change, ...]:
+        return tuple(change for step in self._steps for change in step.changes)
+
+    def _warnings(self) -> tuple[str, ...]:
+        return tuple(text for step in self._steps for text in step.warnings)
+
+    def _notes(self) -> tuple[str, ...]:
+        return tuple(text for step in self._steps for text in step.notes)
+
+
+_DESCRIBED_AT_ONCE = 1000
+
+
+def _report_frozen(step: Step, selection: Selection, kind: str, done: Frozen) -> None:
+    """A line for each site: how many parameters and statistics changed in it."""
+    state = "frozen" if kind == "freeze" else "trainable"
+    changed = {id(parameter) for parameter in done.parameters.values()}
+    held = {id(step.tree.modules[path]) for path in done.statistics}
+    for site in selection:
+        parameters = sum(id(parameter) in changed for parameter in site.module.parameters())
+        statistics = sum(id(module) in held for module in site.module.modules())
+        what = f"{parameters} parameters" + (f" and the statistics of {statistics} modules" if statistics else "")
+        step.changes.append(Change(kind, site.paths, site.module, site.module, f"{what} {state}"))
+    step.warnings += done.notes
