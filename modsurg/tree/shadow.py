@@ -1,0 +1,202 @@
+"""A model on meta, where running it costs nothing: what is called, with which shapes, and how much it computes."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from modsurg.tree.cloning import Cloner
+from modsurg.tree.examples import arguments, forked_random, has_shape
+from modsurg.tree.recording import Failure, Functions, Recorder, Shape
+from modsurg.tree.walk import Tree, walk
+from modsurg.tree.wrappers import unwrap
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward did. Every mapping goes from a module's path; the root is `""`.
+
+    A module object that stands at several paths is recorded at the path through which it was reached.
+
+    Attributes:
+        calls: Number of calls; paths that were never called are absent.
+        inputs: Shapes of the tensors that went in, at the first call.
+        outputs: Shapes of the tensors that came out, at the first call.
+        macs: Multiply-adds, all calls, everything below the path included.
+        activations: Bytes of the outputs that the modules made, everything below included; views cost nothing.
+        uncalled: Paths of the modules that were called at none of their paths; containers are left out.
+        bypassed: Why a path's call can go unseen: its parent reads the weights itself.
+        failure: The innermost module that failed, or None.
+        note: What kept the model from running on meta, or how it was run instead; empty when all went well.
+        model: The shadow that ran; a lazy module has its shapes there.
+    """
+
+    calls: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
+    outputs: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+    activations: dict[str, int] = field(default_factory=dict)
+    uncalled: tuple[str, ...] = ()
+    bypassed: dict[str, str] = field(default_factory=dict)
+    failure: Failure | None = None
+    note: str = ""
+    model: nn.Module | None = None
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """Copy a model onto the meta device: the same tree, classes and attributes, and no memory for the weights.
+
+    Forward, backward and state hooks are left behind, but for those by which torch.nn implements a layer (weight norm,
+    spectral norm, lazy modules). What is tied stays tied. The model itself is only read.
+
+    Example:
+        >>> model = nn.Linear(2, 3)
+        >>> shadow(model).weight
+        Parameter containing:
+        tensor(..., device='meta', size=(3, 2), requires_grad=True)
+    """
+    return Cloner(meta=True).model(unwrap(model))
+
+
+def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
+    """Run a shadow of the model and record what happens; the model, its mode and the random state stay as they are.
+
+    Args:
+        model: Any module, on any device; a torch.compile wrapper is looked through.
+        example: What forward takes: a tensor, a tuple of arguments, a dict of keyword arguments, or in place of a
+            tensor its shape, such as `(1, 3, 224, 224)`.
+        fallback: Where the forward can't run on meta (its shapes depend on data), run a real copy instead, which costs
+            the model's memory and a forward.
+
+    Returns:
+        The trace. An error in forward is not raised: it is the trace's `failure`.
+
+    Example:
+        >>> trace = run(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), (2, 4))
+        >>> trace.outputs["1"], trace.macs[""]
+        (((2, 8),), 64)
+    """
+    model = unwrap(model)
+    best: Trace | None = None
+    for dtype in (None, torch.int64) if has_shape(example) else (None,):
+        for training in (None, False) if model.training else (None,):
+            way = _Way(dtype=dtype, training=training)
+            trace = _attempt(model, example, way)
+            if trace.failure and _is_limit(trace.failure):
+                return _without_meta(model, example, way, trace, fallback)
+            if trace.failure is None:
+                return _with_note(trace, way, best)
+            if best is None or sum(trace.calls.values()) > sum(best.calls.values()):
+                best = trace
+    assert best is not None
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How to run: the dtype for shapes and the mode, where not the model's own; on meta or for real."""
+
+    dtype: torch.dtype | None = None
+    training: bool | None = None
+    meta: bool = True
+
+
+def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
+    cloner = Cloner(way.meta)
+    copied = cloner.model(model)
+    if way.training is not None:
+        copied.train(way.training)
+    tree = walk(copied)
+    recorder = Recorder(tree)
+    with forked_random():
+        failure = None
+        try:
+            args, kwargs = cloner.value(arguments(example, copied, way.dtype))
+            with torch.no_grad(), Functions(recorder, way.meta):
+                copied(*args, **kwargs)
+        except Exception as error:
+            failure = recorder.failure
+            if failure is None or error not in (failure.error, failure.error.__context__):
+                failure = Failure("", type(model).__name__, (), error)
+    return _trace(copied, tree, recorder, failure)
+
+
+def _trace(model: nn.Module, tree: Tree, recorder: Recorder, failure: Failure | None) -> Trace:
+    uncalled = () if failure else tuple(_uncalled(tree, recorder.calls))
+    names = ", ".join(sorted(recorder.uncounted))
+    return Trace(
+        calls=dict(recorder.calls),
+        inputs=recorder.inputs,
+        outputs=recorder.outputs,
+        macs=_summed(recorder.macs),
+        activations=_summed(recorder.activations),
+        uncalled=uncalled,
+        bypassed=_bypassed(tree, uncalled, recorder.used),
+        failure=failure,
+        note=f"multiply-adds of {names} could not be counted" if names else "",
+        model=model,
+    )
+
+
+def _summed(own: Mapping[str, int]) -> dict[str, int]:
+    """Each path's own number, and those of everything below it."""
+    total: Counter[str] = Counter({"": 0})
+    for path, number in own.items():
+        total[""] += number
+        while path:
+            total[path] += number
+            path = path.rpartition(".")[0]
+    return dict(total)
+
+
+def _uncalled(tree: Tree, calls: Mapping[str, int]) -> Iterator[str]:
+    reached: set[str] = set()
+    for path in calls:
+        for known in tree.paths[id(tree.modules[path])]:
+            while known and known not in reached:
+                reached.add(known)
+                known = known.rpartition(".")[0]
+    for path, module in tree.modules.items():
+        if path and path not in reached and type(module).forward is not nn.Module.forward:
+            yield path
+
+
+def _bypassed(tree: Tree, uncalled: tuple[str, ...], used: set[int]) -> dict[str, str]:
+    """Modules whose work is, or can be, done without calling them."""
+    found = {}
+    for path, module in tree.modules.items():
+        if isinstance(module, nn.TransformerEncoderLayer) and not module.training:
+            for name in module._modules:
+                found[f"{path}.{name}" if path else name] = _FAST_PATH
+    for path in uncalled:
+        if any(id(parameter) in used for parameter in tree.modules[path]._parameters.values()):
+            found[path] = f"{type(tree.parent(path)).__name__} reads its weights and does not call it"
+    return found
+
+
+_FAST_PATH = "in eval mode TransformerEncoderLayer can take a fast path that reads its weights and does not call it"
+
+
+def _is_limit(failure: Failure) -> bool:
+    """Whether the error is meta's (a value was asked for, a kernel is missing) and not the model's."""
+    text = str(failure.error)
+    return isinstance(failure.error, NotImplementedError) or any(
+        word in text for word in ("meta", "Meta", "same device", "data-dependent", "DataDependent")
+    )
+
+
+def _with_note(trace: Trace, way: _Way, before: Trace | None) -> Trace:
+    if way.training is None or before is None or before.failure is None:
+        return trace
+    note = f"run in eval mode; in train mode {before.failure}"
+    return replace(trace, note=note)
+
+
+def _without_meta(model: nn.Module, example: object, way: _Way, trace: Trace, fallback: bool) -> Trace:
+    why = f"can't run on meta tensors, without data: {trace.failure}"
+    if fallback and not any(each.is_meta for each in model.parameters()):
+        real = _attempt(model, example, replace(way, meta=False))
+        return replace(real, note=f"ran a real copy; it {why}")
+    return replace(trace, failure=None, uncalled=(), note=f"not run; it {why}")
