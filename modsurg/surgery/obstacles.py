@@ -1,0 +1,54 @@
+"""What stands in the way of changing a layer's tensors in place."""
+
+import torch
+from torch import nn
+
+from modsurg.errors import ResizeError
+from modsurg.surgery.overlap import Axes, old_shape
+
+
+def refuse_rewritten(path: str, module: nn.Module) -> None:
+    """Refuse a layer whose weight is made of something else, with the line that makes it plain.
+
+    Raises:
+        ResizeError: It is parametrized, weight-normed, pruned or lazy.
+    """
+    here, utils = f'model.get_submodule("{path}")', "torch.nn.utils"
+    if any(torch.nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
+        raise ResizeError(f'"{path}" is lazy and has no sizes yet; run a batch through it first: model(batch).')
+    for inner, owner in module.named_modules():
+        spot = f'model.get_submodule("{path}.{inner}")' if inner else here
+        for name in getattr(owner, "parametrizations", ()):
+            fix = f'{utils}.parametrize.remove_parametrizations({spot}, "{name}")'
+            raise ResizeError(f'"{path}" has a parametrized {name}; make it plain first: {fix}.')
+        names = {*owner._parameters, *owner._buffers}
+        for name in sorted(names):
+            stem, _, tail = name.rpartition("_")
+            if tail == "g" and f"{stem}_v" in names:
+                fix = f'{utils}.remove_weight_norm({spot}, "{stem}")'
+                raise ResizeError(f'"{path}" has a weight-normed {stem}; make it plain first: {fix}.')
+            if tail == "orig":
+                pruned = f"{stem}_mask" in names
+                fix = f'{utils}.prune.remove({spot}, "{stem}")' if pruned else f"{utils}.remove_spectral_norm({spot})"
+                how = "pruned" if pruned else "spectral-normed"
+                raise ResizeError(f'"{path}" has a {how} {stem}; make it plain first: {fix}.')
+
+
+def refuse_unknown(path: str, module: nn.Module, axes: dict[str, Axes]) -> None:
+    """Refuse a layer with tensors other than those that its family has.
+
+    Raises:
+        ResizeError: A further tensor, one of another shape, a quantised one or one of a subclass.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        kind = type(module).__name__
+        if name == "num_batches_tracked":
+            continue
+        if name not in axes:
+            raise ResizeError(f'"{path}" ({kind}) has a {name} of its own, of which nothing is known here.')
+        if old_shape(axes[name]) != tuple(tensor.shape):
+            wanted = old_shape(axes[name])
+            raise ResizeError(f'"{path}" ({kind}): its {name} is {tuple(tensor.shape)}, its sizes say {wanted}.')
+        if not (tensor.is_floating_point() or tensor.is_complex()) or type(tensor.data) is not torch.Tensor:
+            what = type(tensor.data).__name__ if type(tensor.data) is not torch.Tensor else tensor.dtype
+            raise ResizeError(f'"{path}" ({kind}): its {name} is a {what}, not a plain floating-point tensor.')
