@@ -14,6 +14,7 @@ parents, so that the last module is the root and no tree can hold itself. `value
 
 import json
 import types
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,12 +40,12 @@ class Blueprint:
 
     Attributes:
         data: The tree, JSON-able.
-        tensors: The tensors that the tree names, in the order of the state_dict, those that it does not know at the
-            end; one that stands at several names is there several times.
+        state: The state_dict, tied tensors under each of their names, and after it the tensors that the tree names and
+            the state_dict does not know.
     """
 
     data: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+    state: "OrderedDict[str, Any]"
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -65,18 +66,20 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
 
 def draw(module: nn.Module) -> Blueprint:
-    """Take a model apart into its structure and its tensors; see `describe`."""
-    state = {_plain_key(key): value for key, value in unwrap(module).state_dict(keep_vars=True).items()}
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    """Take a model apart into its structure and its state; see `describe`."""
+    root = unwrap(module)
+    known = root.state_dict(keep_vars=True)
+    state = OrderedDict((key.replace("_orig_mod.", ""), value) for key, value in known.items())
+    state.__dict__.update(vars(known))  # the versions of the modules
     names: dict[int, str] = {}
-    for key, tensor in tensors.items():
-        names.setdefault(id(tensor), key)
-    drawing = _Drawing(unwrap(module), TensorTable(names))
+    for key, value in state.items():
+        names.setdefault(id(value), key)
+    drawing = _Drawing(root, TensorTable(names))
     data = drawing.data()
     for tensor, entry in zip(drawing.table.tensors, data["tensors"], strict=True):
         if "name" in entry:
-            tensors.setdefault(entry["name"], tensor)
-    return Blueprint(data, tensors)
+            state.setdefault(entry["name"], tensor)
+    return Blueprint(data, state)
 
 
 def build(
@@ -91,8 +94,8 @@ def build(
         data: What `describe` gave, also by way of JSON.
         trust: Packages and classes besides torch.nn and torchvision, as in `load_model`.
         rename: Old dotted name -> the class that took its place, as in `load_model`.
-        values: The tensors of `draw`, used as they are. Without them parameters and buffers are empty, on the meta
-            device.
+        values: The tensors in the state of `draw`, used as they are. Without them parameters and buffers are empty, on
+            the meta device.
 
     Raises:
         TrustError: Classes or functions that are not trusted, all of them; nothing was imported.
@@ -110,10 +113,6 @@ def build(
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from error
-
-
-def _plain_key(key: str) -> str:
-    return key.replace("_orig_mod.", "")
 
 
 class _Drawing:

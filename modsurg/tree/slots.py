@@ -18,12 +18,12 @@ HOOKS = tuple(name for name, value in _EMPTY.items() if isinstance(value, Ordere
 # Of nn.Module's own, these are plain values like any attribute.
 _VALUES = frozenset({"training", "_is_full_backward_hook"})
 # What torch.compile leaves on a module; it would be called instead of forward.
-_COMPILED = "_compiled_call_impl"
+COMPILED = "_compiled_call_impl"
 
 
 def is_attribute(name: str) -> bool:
     """Whether this entry of a module's `__dict__` is kept as a plain value."""
-    return (name not in SLOTS or name in _VALUES) and name != _COMPILED
+    return (name not in SLOTS or name in _VALUES) and name != COMPILED
 
 
 def fresh_slots() -> dict[str, Any]:

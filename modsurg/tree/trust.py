@@ -42,6 +42,8 @@ _PLAIN = {
         "abs all any divmod len max min pow repr reversed round sorted sum zip",
         "collections": "OrderedDict defaultdict Counter deque",
         "argparse": "Namespace",
+        "functools": "partial",
+        "types": "SimpleNamespace",
         "torch": "Tensor Size device dtype Generator",
         "torch.autograd.function": "Function",
     }.items()
@@ -210,14 +212,18 @@ def _split(name: str) -> str:
 
 
 def _untrusted(names: Sequence[str]) -> str:
-    packages = sorted({name.partition(":")[0].partition(".")[0] for name in names} - {"__main__", "builtins", "torch"})
-    classes = [name.partition(":")[2] for name in names if name.startswith("__main__:")]
+    tops = {name: name.partition(":")[0].partition(".")[0] for name in names}
+    foreign = [name for name in names if tops[name] in sys.stdlib_module_names]
+    packages = sorted({top for name, top in tops.items() if name not in foreign} - {"__main__", "torch"})
+    classes = [name.rpartition(":")[2] for name in names if tops[name] == "__main__"]
     entries = [*(f'"{package}"' for package in packages), *classes]
-    lines = "".join(f"\n  {_dotted(name)}" for name in names)
-    what = f"{len(names)} name{'s are' if len(names) > 1 else ' is'} not trusted; nothing was imported or run.{lines}"
-    if not entries:
-        return what
-    return f"{what}\nIf you trust them: load_model(path, trust=({', '.join(entries)},))"
+    count = f"{len(names)} names are" if len(names) > 1 else "1 name is"
+    lines = [f"{count} not trusted; nothing of it was imported or run.", *(f"  {_dotted(name)}" for name in names)]
+    if foreign:
+        lines.append(f"No model needs {', '.join(map(_dotted, foreign))}: the file may be hostile.")
+    elif entries:
+        lines.append(f"If you trust them: load_model(path, trust=({', '.join(entries)},))")
+    return "\n".join(lines)
 
 
 def _lost(lines: Sequence[str]) -> str:

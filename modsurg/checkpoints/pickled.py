@@ -1,0 +1,175 @@
+"""Whole models as torch.save writes them: a pickle, which is a program. It is read as data before anything of it runs.
+
+Nothing but torch's own rebuilding of tensors and a few constructors of plain values may be called; every class that it
+allocates and every function that it refers to has to be trusted. Then torch's restricted unpickler does the rest.
+"""
+
+import enum
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import PicklingError, UnpicklingError
+from typing import Any, BinaryIO, Final
+
+import torch
+from torch import nn
+from torch.serialization import get_safe_globals, get_unsafe_globals_in_checkpoint, safe_globals
+
+from modsurg.checkpoints.formats.archives import Archive
+from modsurg.checkpoints.formats.atomic import pending
+from modsurg.checkpoints.formats.contents import is_model
+from modsurg.checkpoints.formats.header import foreign
+from modsurg.checkpoints.formats.torchpickle import Storage, loading, stored_id
+from modsurg.checkpoints.formats.transfer import Region
+from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, unpickle
+from modsurg.errors import FormatError, SaveError, TrustError
+from modsurg.tree.blueprint import describe
+from modsurg.tree.slots import COMPILED, methods
+from modsurg.tree.trust import Renames, Trust, Trusted
+from modsurg.tree.wrappers import unwrap, wrapper_kind
+
+PICKLED: Final = (".pt", ".pth", ".bin")
+
+# The functions that a pickle may call, besides those that torchpickle carries out as data.
+_CALLED: Final = frozenset(
+    {
+        "functools.partial",
+        "builtins.slice",
+        "builtins.range",
+        "builtins.frozenset",
+        "torch.serialization._get_layout",
+        "torch._utils._rebuild_sparse_tensor",
+        "torch._utils._rebuild_meta_tensor_no_storage",
+    }
+)
+_TYPED: Final = "torch._tensor._rebuild_from_type_v2"
+# torch keeps what its unpickler may name in one list for the whole process.
+_LOCK = threading.RLock()
+_DAMAGED = (UnpicklingError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError, OverflowError)
+
+
+def load_pickled(path: Path, trust: Trusted, rename: Renames | None) -> nn.Module:
+    """Open what `torch.save(model)` wrote; see `load_model`."""
+    with open(path, "rb") as file:
+        return _load(file, _checked(file, path, Trust(trust, rename)))
+
+
+def save_pickled(model: nn.Module, path: Path) -> None:
+    """Write a model with torch.save; before the file takes its name, see that `load_pickled` will open it."""
+    model = unwrap(model)
+    for name, module in model.named_modules():
+        kind = wrapper_kind(module)
+        if kind is not None:
+            raise SaveError(f"{name or 'the model'} is a {type(module).__name__} of {kind}: save the module inside it")
+    with pending(path) as file:
+        try:
+            torch.save(model, file)  # type: ignore[arg-type]  # it only calls write and flush
+        except (PicklingError, AttributeError, TypeError, RuntimeError) as error:
+            describe(model)  # says where, if it is the model
+            raise SaveError(f"torch can't pickle it ({error}): save it as {path.stem}.safetensors") from error
+        _try_to_open(file.temporary, path)
+        file.commit()
+
+
+def read_model(file: BinaryIO, path: Path) -> Unpickled:
+    """Read the pickle of a whole model as data; nothing in it is looked up.
+
+    Raises:
+        FormatError: It is no file of torch.save, damaged, or holds something else.
+        TrustError: A tensor that is made by something else than torch's own functions.
+    """
+    file.seek(0)
+    problem = foreign(file.read(64), path)
+    if problem:
+        raise FormatError(problem)
+    try:
+        archive = Archive(Region(file.fileno(), 0, os.fstat(file.fileno()).st_size))
+    except FormatError as error:
+        raise FormatError(f"{error}; a model of torch older than 1.6 has to be saved again by it") from None
+
+    def persistent(saved: object) -> Storage:
+        storage = stored_id(saved)
+        if archive.region(f"data/{storage.key}").nbytes < storage.numel * storage.dtype.itemsize:
+            raise FormatError(f"storage {storage.key} is shorter than the pickle says")
+        return storage
+
+    calls = loading(persistent).calls
+    own = {_TYPED: lambda *args: _typed(calls[_TYPED], *args), "builtins.bytearray": _bytearray}
+    pickle = unpickle(archive.read("data.pkl"), Loading({**calls, **own}, persistent))
+    if not is_model(pickle.value):
+        raise FormatError("it holds no model; if it is a state_dict, build the model, then load_state(model, path)")
+    return pickle
+
+
+def _typed(rebuild: Callable[..., object], function: object, *args: object) -> object:
+    if not str(function).startswith("torch._utils._rebuild_"):
+        raise TrustError(f"it wants to call {function} to make a tensor; nothing of it ran")
+    return rebuild(function, *args)
+
+
+def _bytearray(text: object = "", encoding: str = "latin1") -> bytearray:
+    if not isinstance(text, str) or encoding != "latin1":
+        raise TrustError(f"it wants to call builtins.bytearray({text!r:.40}), which is no data; nothing of it ran")
+    return bytearray(text.encode(encoding))
+
+
+def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
+    """What the pickle names besides torch's own, as trusted objects by dotted name; refuses what it must not do."""
+    pickle = read_model(file, path)
+    file.seek(0)
+    try:
+        names = sorted(get_unsafe_globals_in_checkpoint(file))
+    except _DAMAGED as error:
+        raise FormatError(f"torch can't read its pickle: {error}") from error
+    named = dict(zip(names, trust.resolve([":".join(name.rsplit(".", 1)) for name in names]), strict=True))
+    refused = sorted({str(made.maker) for made in pickle.made if made.called and not _may_be_called(made, named)})
+    if refused:
+        raise TrustError(f"it wants to call {', '.join(refused)}, which is no data; nothing of it ran")
+    for made in pickle.made:
+        if isinstance(made.state, dict):
+            _refuse_methods(named.get(str(made.maker)), made.state)
+    return named
+
+
+def _may_be_called(made: Made, named: Mapping[str, object]) -> bool:
+    return str(made.maker) in _CALLED or isinstance(named.get(str(made.maker)), enum.EnumMeta)
+
+
+def _refuse_methods(kind: object, state: Mapping[str, Any]) -> None:
+    """Refuse a module whose `forward` (or another method) the file puts something else before."""
+    if isinstance(kind, type) and issubclass(kind, nn.Module):
+        replaced = sorted((methods(kind) | {COMPILED}) & state.keys())
+        if replaced:
+            raise TrustError(f"the file replaces {', '.join(replaced)} of a {kind.__name__}; nothing of it ran")
+
+
+def _load(file: BinaryIO | str, named: Mapping[str, object], device: str = "cpu") -> nn.Module:
+    if not isinstance(file, str):
+        file.seek(0)
+    with _LOCK:
+        known = get_safe_globals()
+        allowed = [(value, name) for name, value in named.items() if (value, name) not in known]
+        try:
+            with safe_globals(allowed):  # type: ignore[arg-type]  # the stub knows callables only
+                model = torch.load(file, map_location=device, weights_only=True, mmap=isinstance(file, str))
+        except _DAMAGED as error:
+            raise FormatError(f"torch can't open it: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise FormatError(f"it holds a {type(model).__name__}, not a model")
+    for module in model.modules():
+        _refuse_methods(type(module), module.__dict__)
+    return model
+
+
+def _try_to_open(written: Path, path: Path) -> None:
+    """See that the model that was written can be opened by someone who trusts it all; the weights are not read."""
+    try:
+        with open(written, "rb") as file:
+            packages = {name.partition(".")[0] for name in get_unsafe_globals_in_checkpoint(file)}
+            named = _checked(file, written, Trust(packages - {"builtins", "torch"}))
+        _load(str(written), named, "meta")
+    except (FormatError, TrustError) as error:
+        raise SaveError(
+            f"it could not be opened again without running a pickle: {error}\nSave it as {path.stem}.safetensors"
+        ) from error
