@@ -25,6 +25,7 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+SMALL = 1 << 16
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size, torch.layout)
 
 
@@ -70,7 +71,7 @@ def is_own_hook(hook: object) -> bool:
     return owner.__module__.startswith("torch.nn.")
 
 
-class _Scripted(nn.Module):
+class ScriptedModule(nn.Module):
     """Stands for TorchScript on meta, where it can't run."""
 
     def forward(self, *args: object, **kwargs: object) -> object:
@@ -84,11 +85,11 @@ class Cloner:
     compiled object) is shared.
 
     Args:
-        meta: Give every tensor's copy the meta device, where it holds nothing. Otherwise values are copied too.
+        tensor: Makes the copy of a tensor: `to_meta` holds nothing, `to_real` has the same values.
     """
 
-    def __init__(self, meta: bool = True) -> None:
-        self._meta = meta
+    def __init__(self, tensor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._tensor = tensor
         self._memo: dict[int, Any] = {}
         self._kept: list[object] = []
 
@@ -105,7 +106,7 @@ class Cloner:
 
     def _shell(self, module: nn.Module) -> nn.Module:
         if isinstance(module, torch.jit.ScriptModule):
-            return _Scripted() if self._meta else copy.deepcopy(module)
+            return ScriptedModule() if self._tensor is to_meta else copy.deepcopy(module)
         kind = _Passthrough if inner_name(module) else type(module)
         return object.__new__(kind)
 
@@ -142,7 +143,7 @@ class Cloner:
 
     def _copy(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            new = to_meta(value) if self._meta else to_real(value)
+            new = self._tensor(value)
             self._remember(value, new)
             if vars(value):
                 vars(new).update(self.value(dict(vars(value))))
@@ -243,7 +244,7 @@ def _rebuilt(old: tuple[Any, ...], items: list[Any]) -> Any:
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and dtype, holding nothing. Of a sharded or quantised one: its outer shape."""
+    """A tensor of the same shape, strides and dtype that holds nothing; a sharded one has its outer shape."""
     if is_lazy(tensor):
         return _lazy(tensor, torch.device("meta"))
     plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
@@ -254,6 +255,14 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(new, requires_grad=tensor.requires_grad)
     return new
+
+
+def to_example(tensor: torch.Tensor) -> torch.Tensor:
+    """What a shadow is given: a few whole numbers keep their values (a mask may be asked whether it is full)."""
+    small = tensor.numel() <= SMALL and not tensor.is_meta and tensor.layout is torch.strided
+    if small and not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized):
+        return tensor.detach().to("cpu", copy=True)
+    return to_meta(tensor)
 
 
 def to_real(tensor: torch.Tensor) -> torch.Tensor:

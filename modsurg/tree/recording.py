@@ -11,7 +11,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from modsurg.tree.cloning import to_meta
+from modsurg.tree.cloning import SMALL, to_meta
 from modsurg.tree.counting import RULES, count
 from modsurg.tree.walk import Tree
 
@@ -34,12 +34,14 @@ class Failure:
     Attributes:
         path: Where it is; `""` is the model itself.
         kind: Its class's name.
+        weights: Shapes of its own parameters, by name.
         inputs: Shapes of the tensors that it was given.
         error: What it raised.
     """
 
     path: str
     kind: str
+    weights: dict[str, Shape]
     inputs: tuple[Shape, ...]
     error: Exception
 
@@ -50,9 +52,13 @@ class Failure:
         return text if len(text) <= 400 else text[:397] + "..."
 
     def __str__(self) -> str:
-        shapes = ", ".join("x".join(map(str, shape)) or "scalar" for shape in self.inputs)
-        given = f" on {shapes}" if shapes else ""
-        return f"{self.path or 'the model'} ({self.kind}){given}: {self.message}"
+        held = "".join(f", {name} {_written(shape)}" for name, shape in self.weights.items())
+        given = " on " + ", ".join(map(_written, self.inputs)) if self.inputs else ""
+        return f"{self.path or 'the model'} ({self.kind}{held}){given}: {self.message}"
+
+
+def _written(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -152,7 +158,8 @@ class Recorder:
     def _fail(self, path: str, module: nn.Module, given: Any, error: Exception) -> None:
         known = self.failure.error if self.failure else None
         if known is None or known not in (error, error.__cause__, error.__context__):
-            self.failure = Failure(path, type(module).__name__, shapes(given), error)
+            weights = {name: tuple(each.shape) for name, each in module._parameters.items() if each is not None}
+            self.failure = Failure(path, type(module).__name__, weights, shapes(given), error)
 
     def count(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Credit a function's multiply-adds to the module that is running."""
@@ -191,21 +198,33 @@ class Functions(TorchFunctionMode):
         if name in _MOVES and args and isinstance(args[0], torch.Tensor):
             return args[0]
         if name in _FACTORIES or kwargs.get("device") is not None:
-            kept = {key: value for key, value in kwargs.items() if key not in _ON_DEVICE}
-            return (
-                func(*args, **kept, device="meta")
-                if "device" not in kept
-                else func(*args, **{**kept, "device": "meta"})
-            )
+            return _made(func, args, kwargs)
         if name == "to":
             args = tuple("meta" if _is_device(arg) else arg for arg in args)
         try:
             return func(*args, **kwargs)
         except (RuntimeError, TypeError):
             moved, named = _moved(args), _moved(kwargs)
+            if "grouped_mm" in name:  # its meta kernel takes bfloat16 alone
+                return func(*(_lowered(each) for each in moved), **named).to(args[0].dtype)
             if moved is args and named is kwargs:
                 raise
             return func(*moved, **named)
+
+
+def _made(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """A new tensor on meta; a small one that was asked for on no device keeps its values, for a forward that looks."""
+    kept = {key: value for key, value in kwargs.items() if key not in _ON_DEVICE}
+    out = func(*args, **{**kept, "device": "meta"})
+    if kwargs.get("device") is None and isinstance(out, torch.Tensor) and out.numel() <= SMALL:
+        given = (*args, *kwargs.values())
+        if not any(isinstance(each, torch.Tensor) and each.is_meta for each in given):
+            return func(*args, **kwargs)
+    return out
+
+
+def _lowered(value: Any) -> Any:
+    return value.bfloat16() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _is_device(value: object) -> bool:

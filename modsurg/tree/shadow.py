@@ -1,13 +1,15 @@
 """A model on meta, where running it costs nothing: what is called, with which shapes, and how much it computes."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import getattr_static
 
 import torch
 from torch import nn
 
-from modsurg.tree.cloning import Cloner
+from modsurg.tree.cloning import Cloner, to_example, to_meta, to_real
 from modsurg.tree.examples import arguments, forked_random, has_shape
 from modsurg.tree.recording import Failure, Functions, Recorder, Shape
 from modsurg.tree.walk import Tree, walk
@@ -57,7 +59,7 @@ def shadow(model: nn.Module) -> nn.Module:
         Parameter containing:
         tensor(..., device='meta', size=(3, 2), requires_grad=True)
     """
-    return Cloner(meta=True).model(unwrap(model))
+    return Cloner(to_meta).model(unwrap(model))
 
 
 def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
@@ -104,8 +106,7 @@ class _Way:
 
 
 def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
-    cloner = Cloner(way.meta)
-    copied = cloner.model(model)
+    copied = Cloner(to_meta if way.meta else to_real).model(model)
     if way.training is not None:
         copied.train(way.training)
     tree = walk(copied)
@@ -113,13 +114,14 @@ def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
     with forked_random():
         failure = None
         try:
-            args, kwargs = cloner.value(arguments(example, copied, way.dtype))
+            given = arguments(example, copied, way.dtype)
+            args, kwargs = Cloner(to_example if way.meta else to_real).value(given)
             with torch.no_grad(), Functions(recorder, way.meta):
                 copied(*args, **kwargs)
         except Exception as error:
             failure = recorder.failure
             if failure is None or error not in (failure.error, failure.error.__context__):
-                failure = Failure("", type(model).__name__, (), error)
+                failure = Failure("", type(model).__name__, {}, (), error)
     return _trace(copied, tree, recorder, failure)
 
 
@@ -133,7 +135,7 @@ def _trace(model: nn.Module, tree: Tree, recorder: Recorder, failure: Failure | 
         macs=_summed(recorder.macs),
         activations=_summed(recorder.activations),
         uncalled=uncalled,
-        bypassed=_bypassed(tree, uncalled, recorder.used),
+        bypassed=_bypassed(tree, recorder.calls, uncalled, recorder.used),
         failure=failure,
         note=f"multiply-adds of {names} could not be counted" if names else "",
         model=model,
@@ -159,20 +161,27 @@ def _uncalled(tree: Tree, calls: Mapping[str, int]) -> Iterator[str]:
                 reached.add(known)
                 known = known.rpartition(".")[0]
     for path, module in tree.modules.items():
-        if path and path not in reached and type(module).forward is not nn.Module.forward:
+        container = getattr_static(type(module), "forward") is nn.Module.forward or type(module).__module__.startswith(
+            "torch.ao."
+        )
+        if path and path not in reached and not container:
             yield path
 
 
-def _bypassed(tree: Tree, uncalled: tuple[str, ...], used: set[int]) -> dict[str, str]:
+def _bypassed(tree: Tree, calls: Mapping[str, int], uncalled: tuple[str, ...], used: set[int]) -> dict[str, str]:
     """Modules whose work is, or can be, done without calling them."""
     found = {}
     for path, module in tree.modules.items():
         if isinstance(module, nn.TransformerEncoderLayer) and not module.training:
             for name in module._modules:
                 found[f"{path}.{name}" if path else name] = _FAST_PATH
+    called = {id(each): path for path in calls for each in tree.modules[path]._parameters.values() if each is not None}
     for path in uncalled:
-        if any(id(parameter) in used for parameter in tree.modules[path]._parameters.values()):
-            found[path] = f"{type(tree.parent(path)).__name__} reads its weights and does not call it"
+        for parameter in tree.modules[path]._parameters.values():
+            if id(parameter) in called:
+                found[path] = f"{called[id(parameter)]} has the same weights and is called in its place"
+            elif id(parameter) in used:
+                found[path] = f"{type(tree.parent(path)).__name__} reads its weights and does not call it"
     return found
 
 
@@ -181,10 +190,8 @@ _FAST_PATH = "in eval mode TransformerEncoderLayer can take a fast path that rea
 
 def _is_limit(failure: Failure) -> bool:
     """Whether the error is meta's (a value was asked for, a kernel is missing) and not the model's."""
-    text = str(failure.error)
-    return isinstance(failure.error, NotImplementedError) or any(
-        word in text for word in ("meta", "Meta", "same device", "data-dependent", "DataDependent")
-    )
+    words = r"\b[Mm]eta\b|same device|[Dd]ata.dependent|GuardOnData"
+    return isinstance(failure.error, NotImplementedError) or re.search(words, str(failure.error)) is not None
 
 
 def _with_note(trace: Trace, way: _Way, before: Trace | None) -> Trace:
