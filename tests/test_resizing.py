@@ -28,66 +28,66 @@ def arrange(layer):
 
 
 LAYERS = {  # layer, new sizes, input shape before, input shape after, shape of the shared output
-    "linear": (lambda: nn.Linear(3, 4), dict(in_features=5, out_features=6), (2, 3), (2, 5), (2, 4)),
-    "linear, smaller": (lambda: nn.Linear(5, 4), dict(in_features=3, out_features=2), (2, 5), (2, 3), (2, 2)),
-    "no bias": (lambda: nn.Linear(3, 4, bias=False), dict(out_features=7), (2, 3), (2, 3), (2, 4)),
-    "conv1d": (lambda: nn.Conv1d(3, 4, 3), dict(in_channels=5, out_channels=6), (2, 3, 7), (2, 5, 7), (2, 4, 5)),
-    "conv2d": (lambda: nn.Conv2d(3, 4, 3, padding=1), dict(in_channels=4), (2, 3, 5, 5), (2, 4, 5, 5), (2, 4, 5, 5)),
-    "conv3d": (lambda: nn.Conv3d(4, 4, 2), dict(in_channels=2), (2, 4, 3, 3, 3), (2, 2, 3, 3, 3), (2, 4, 2, 2, 2)),
+    "linear": (lambda: nn.Linear(3, 4), {"in_features": 5, "out_features": 6}, (2, 3), (2, 5), (2, 4)),
+    "linear, smaller": (lambda: nn.Linear(5, 4), {"in_features": 3, "out_features": 2}, (2, 5), (2, 3), (2, 2)),
+    "no bias": (lambda: nn.Linear(3, 4, bias=False), {"out_features": 7}, (2, 3), (2, 3), (2, 4)),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 3), {"in_channels": 5, "out_channels": 6}, (2, 3, 7), (2, 5, 7), (2, 4, 5)),
+    "conv2d": (lambda: nn.Conv2d(3, 4, 3, padding=1), {"in_channels": 4}, (2, 3, 5, 5), (2, 4, 5, 5), (2, 4, 5, 5)),
+    "conv3d": (lambda: nn.Conv3d(4, 4, 2), {"in_channels": 2}, (2, 4, 3, 3, 3), (2, 2, 3, 3, 3), (2, 4, 2, 2, 2)),
     "transposed": (
         lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, output_padding=1),
-        dict(in_channels=5, out_channels=6),
+        {"in_channels": 5, "out_channels": 6},
         (1, 3, 4, 4),
         (1, 5, 4, 4),
         (1, 4, 10, 10),
     ),
     "depthwise": (
         lambda: nn.Conv2d(4, 4, 3, groups=4),
-        dict(in_channels=6, out_channels=6, groups=6),
+        {"in_channels": 6, "out_channels": 6, "groups": 6},
         (1, 4, 5, 5),
         (1, 6, 5, 5),
         (1, 4, 3, 3),
     ),
     "depthwise follows": (
         lambda: nn.Conv2d(4, 8, 3, groups=4, padding_mode="reflect", padding=1),
-        dict(in_channels=3),
+        {"in_channels": 3},
         (1, 4, 5, 5),
         (1, 3, 5, 5),
         (1, 6, 5, 5),
     ),
     "more groups": (
         lambda: nn.ConvTranspose1d(4, 6, 3, groups=2),
-        dict(in_channels=6, out_channels=9, groups=3),
+        {"in_channels": 6, "out_channels": 9, "groups": 3},
         (1, 4, 5),
         (1, 6, 5),
         (1, 6, 7),
     ),
-    "batchnorm": (lambda: nn.BatchNorm2d(3), dict(num_features=5), (2, 3, 4, 4), (2, 5, 4, 4), (2, 3, 4, 4)),
-    "batchnorm1d": (lambda: nn.BatchNorm1d(3), dict(num_features=2), (2, 3), (2, 2), (2, 2)),
-    "batchnorm3d": (lambda: nn.BatchNorm3d(1), dict(num_features=2), (2, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 1, 2, 2, 2)),
-    "syncbn": (lambda: nn.SyncBatchNorm(3), dict(num_features=5), (2, 3, 4), (2, 5, 4), (2, 3, 4)),
+    "batchnorm": (lambda: nn.BatchNorm2d(3), {"num_features": 5}, (2, 3, 4, 4), (2, 5, 4, 4), (2, 3, 4, 4)),
+    "batchnorm1d": (lambda: nn.BatchNorm1d(3), {"num_features": 2}, (2, 3), (2, 2), (2, 2)),
+    "batchnorm3d": (lambda: nn.BatchNorm3d(1), {"num_features": 2}, (2, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 1, 2, 2, 2)),
+    "syncbn": (lambda: nn.SyncBatchNorm(3), {"num_features": 5}, (2, 3, 4), (2, 5, 4), (2, 3, 4)),
     "plain batchnorm": (
         lambda: nn.BatchNorm1d(3, affine=False),
-        dict(num_features=5),
+        {"num_features": 5},
         (2, 3, 4),
         (2, 5, 4),
         (2, 3, 4),
     ),
     "instancenorm": (
         lambda: nn.InstanceNorm2d(3, affine=True),
-        dict(num_features=5),
+        {"num_features": 5},
         (2, 3, 4, 4),
         (2, 5, 4, 4),
         (2, 3, 4, 4),
     ),
     "groupnorm": (
         lambda: nn.GroupNorm(2, 4),
-        dict(num_channels=6, num_groups=3),
+        {"num_channels": 6, "num_groups": 3},
         (2, 4, 3),
         (2, 6, 3),
         (2, 4, 3),
     ),
-    "prelu": (lambda: nn.PReLU(3), dict(num_parameters=5), (2, 3), (2, 5), (2, 3)),
+    "prelu": (lambda: nn.PReLU(3), {"num_parameters": 5}, (2, 3), (2, 5), (2, 3)),
 }
 
 
@@ -361,12 +361,12 @@ def test_ties_that_cannot_follow_are_refused():
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        (dict(out_features=0), r'"0" \(Linear\): out_features=0 is no size; a size is a whole number from 1 on'),
-        (dict(out_features=True), "out_features=True is no size"),
-        (dict(out_features=2.0), "out_features=2.0 is no size"),
-        (dict(out_features="4"), "out_features='4' is no size"),
+        ({"out_features": 0}, r'"0" \(Linear\): out_features=0 is no size; a size is a whole number from 1 on'),
+        ({"out_features": True}, "out_features=True is no size"),
+        ({"out_features": 2.0}, "out_features=2.0 is no size"),
+        ({"out_features": "4"}, "out_features='4' is no size"),
         (
-            dict(out_channels=3),
+            {"out_channels": 3},
             r'"0" is a Linear and has no out_channels; its sizes are out_features, in_features: '
             r'resize\(model, "0", out_features=...\)',
         ),
@@ -383,26 +383,26 @@ def test_sizes_that_cannot_be(sizes, message):
 @pytest.mark.parametrize(
     "layer, sizes, message",
     [
-        (nn.Conv2d(4, 4, 3, groups=2), dict(out_channels=5), r"groups=2 does not divide out_channels=5\."),
-        (nn.Conv2d(4, 4, 3, groups=4), dict(out_channels=5), "it is depthwise: give in_channels, and groups and out"),
+        (nn.Conv2d(4, 4, 3, groups=2), {"out_channels": 5}, r"groups=2 does not divide out_channels=5\."),
+        (nn.Conv2d(4, 4, 3, groups=4), {"out_channels": 5}, "it is depthwise: give in_channels, and groups and out"),
         (
             nn.Conv2d(4, 8, 3, groups=2),
-            dict(groups=4),
+            {"groups": 4},
             "its 2 groups have 2 inputs and 4 outputs each, .*: in_channels=8, out_channels=16, groups=4",
         ),
-        (nn.GroupNorm(2, 4), dict(num_channels=5), "num_channels=5 is no multiple of num_groups=2; .* num_groups=2"),
-        (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), dict(out_features=4), "which can't be resized"),
-        (nn.LSTM(2, 3), dict(hidden_size=4), "is a LSTM, which can't be resized"),
-        (nn.Sequential(nn.Linear(2, 2)), dict(out_features=4), "is a Sequential, which can't be resized"),
-        (nn.LazyLinear(3), dict(out_features=4), r"is lazy and has no sizes yet; .* model\(batch\)"),
+        (nn.GroupNorm(2, 4), {"num_channels": 5}, "num_channels=5 is no multiple of num_groups=2; .* num_groups=2"),
+        (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), {"out_features": 4}, "which can't be resized"),
+        (nn.LSTM(2, 3), {"hidden_size": 4}, "is a LSTM, which can't be resized"),
+        (nn.Sequential(nn.Linear(2, 2)), {"out_features": 4}, "is a Sequential, which can't be resized"),
+        (nn.LazyLinear(3), {"out_features": 4}, r"is lazy and has no sizes yet; .* model\(batch\)"),
         (
             parametrizations.weight_norm(nn.Linear(2, 2)),
-            dict(out_features=4),
+            {"out_features": 4},
             r'remove_parametrizations\(model.get_submodule\("0"\), "weight"\)',
         ),
-        (nn.utils.weight_norm(nn.Linear(2, 2)), dict(out_features=4), r'torch.nn.utils.remove_weight_norm\(.*"weight"'),
-        (nn.utils.spectral_norm(nn.Linear(2, 2)), dict(out_features=4), r"torch.nn.utils.remove_spectral_norm\("),
-        (prune.l1_unstructured(nn.Linear(2, 2), "bias", 1), dict(out_features=4), r'prune.remove\(.*"bias"\)'),
+        (nn.utils.weight_norm(nn.Linear(2, 2)), {"out_features": 4}, r'torch.nn.utils.remove_weight_norm\(.*"weight"'),
+        (nn.utils.spectral_norm(nn.Linear(2, 2)), {"out_features": 4}, r"torch.nn.utils.remove_spectral_norm\("),
+        (prune.l1_unstructured(nn.Linear(2, 2), "bias", 1), {"out_features": 4}, r'prune.remove\(.*"bias"\)'),
     ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -421,7 +421,7 @@ def test_layers_with_tensors_of_their_own_are_refused():
         resize(Lora(), out_features=3)
     quantised = nn.Linear(2, 2)
     quantised.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ResizeError, match="its weight is a torch.int8, not a plain floating-point tensor"):
+    with pytest.raises(ResizeError, match=r"its weight is a torch\.int8, not a plain floating-point tensor"):
         resize(quantised, out_features=3)
     with pytest.raises(ResizeError, match="fill='ones' is neither"):
         resize(nn.Linear(2, 2), out_features=3, fill="ones")
