@@ -99,6 +99,11 @@ class Source(Mapping[str, Entry]):
         """Whether the stored hash of this tensor holds; None where no hash was stored."""
         return None
 
+    @property
+    def sealed(self) -> bool | None:
+        """Whether the stored hash of the header holds; None where it has none."""
+        return None
+
     def close(self) -> None:
         """Give back the files. Nothing can be read afterwards."""
 

@@ -55,6 +55,11 @@ class DerivedSource(Source):
         """Whether the stored hash of the original holds."""
         return self._source.check(self._names[key])
 
+    @property
+    def sealed(self) -> bool | None:
+        """Whether the stored hash of the original's header holds."""
+        return self._source.sealed
+
     def close(self) -> None:
         """Close the original."""
         self._source.close()

@@ -14,7 +14,7 @@ STEP = 1 << 20  # a piece that is still in the processor's cache when it is writ
 EMPTY = "0" * 16
 SEAL = "modsurg.header"
 
-_SEALED = re.compile(rb'("modsurg\.header":")[0-9a-f]{16}(")')
+_SEALED = re.compile(rb'("modsurg\.header": ?")[0-9a-f]{16}(")')
 
 
 def hash_through(view: memoryview, write: Callable[[memoryview], object]) -> str:

@@ -20,7 +20,8 @@ HASHES = "modsurg.hashes"
 TIES = "modsurg.ties"
 EXTRA = "modsurg.extra"
 VERSIONS = "modsurg.versions"
-OURS = frozenset({SEAL, HASHES, TIES, EXTRA, VERSIONS})
+SHARDS = "modsurg.shards"
+OURS = frozenset({SEAL, HASHES, TIES, EXTRA, VERSIONS, SHARDS})
 
 
 def pack(notes: Notes, order: Sequence[str]) -> dict[str, str]:

@@ -19,15 +19,14 @@ import torch
 
 from modsurg.checkpoints.formats.atomic import pending, writing
 from modsurg.checkpoints.formats.base import Entry, Source
-from modsurg.checkpoints.formats.hashes import SEAL
+from modsurg.checkpoints.formats.hashes import EMPTY, SEAL, seal
 from modsurg.checkpoints.formats.header import parse_json, read_header
-from modsurg.checkpoints.formats.notes import compact, pack, unpack
+from modsurg.checkpoints.formats.notes import SHARDS, compact, pack, unpack
 from modsurg.checkpoints.formats.safetensors import Layout, lay_out, write_layout, write_safetensors
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.errors import FormatError, SaveError
 
 INDEX = ".safetensors.index.json"
-SHARDS = "modsurg.shards"
 _LARGEST_INDEX = 256 << 20
 _UNITS = {"": 1, "B": 1} | {
     f"{prefix}{ending}": base**power
@@ -50,7 +49,8 @@ class ShardedSource(Source):
     def __init__(self, path: Path, open_shard: Callable[[Path], Source]) -> None:
         self._shards: dict[str, Source] = {}
         try:
-            index = _read_index(path)
+            index, raw = _read_index(path)
+            self._index_holds = SEAL not in index["metadata"] or index["metadata"][SEAL] == seal(raw)
             self._homes: Mapping[str, str] = index["weight_map"]
             for name in dict.fromkeys(self._homes.values()):
                 self._shards[name] = _open_shard(path, name, open_shard)
@@ -66,6 +66,14 @@ class ShardedSource(Source):
                 stored = notes.ties.get(key, key)
                 entries[key] = replace(self._shards[self._homes[stored]][stored], name=key)
         super().__init__(path, entries, notes)
+
+    @property
+    def sealed(self) -> bool | None:
+        """Whether the stored hashes of the index and of all headers hold; None where there are none."""
+        found = [shard.sealed for shard in self._shards.values()]
+        if not self._index_holds or False in found:
+            return False
+        return None if None in found else True
 
     @property
     def shards(self) -> Mapping[str, Source]:
@@ -172,12 +180,17 @@ def _write_set(index: Path, source: Source, layouts: list[Layout]) -> None:
     metadata |= pack(source.notes, source.keys_in_order)
     metadata[SHARDS] = compact(dict(zip(names, seals, strict=True)))
     order = {key: homes[key] for key in source.stored}
-    text = json.dumps({"metadata": metadata, "weight_map": order}, indent=2, ensure_ascii=False) + "\n"
+    index_data = {"metadata": {**metadata, SEAL: EMPTY}, "weight_map": order}
+    index_data["metadata"][SEAL] = seal(_index_text(index_data))
     with writing(index) as file:
-        file.write(text.encode())
+        file.write(_index_text(index_data))
     for name in old - set(names):
         with contextlib.suppress(OSError):
             (index.parent / name).unlink()
+
+
+def _index_text(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _names(index: Path, seals: list[str]) -> list[str]:
@@ -202,7 +215,7 @@ def _seal_of(path: Path) -> str | None:
 
 def _old_shards(index: Path) -> list[str]:
     try:
-        return list(_read_index(index)["weight_map"].values())
+        return list(_read_index(index)[0]["weight_map"].values())
     except (FormatError, OSError):
         return []
 
@@ -228,18 +241,19 @@ def _alone_in(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: Path) -> tuple[dict[str, Any], bytes]:
     size = path.stat().st_size
     if size > _LARGEST_INDEX:
         raise FormatError(f"{path} is no index: {size:,} bytes")
-    index = parse_json(path.read_bytes())
+    raw = path.read_bytes()
+    index = parse_json(raw)
     homes, metadata = index.get("weight_map"), index.setdefault("metadata", {})
     if not isinstance(homes, dict) or not isinstance(metadata, dict):
         raise FormatError(f"{path} is no index: it has no weight_map")
     for key, name in homes.items():
         if not isinstance(name, str) or not _inside(name):
             raise FormatError(f"{path} points outside its directory: {key!r} is in {str(name)[:80]!r}")
-    return index
+    return index, raw
 
 
 def _inside(name: str) -> bool:

@@ -1,0 +1,136 @@
+"""Carrying out a plan: from the file straight into the tensors' own memory.
+
+If a read fails half-way, the model has to be as it was. A small state is copied aside first. A large one would double
+the memory, so whatever is not in the page cache is read once before anything is written: a broken disk or a file that
+was cut off shows then, and the second read comes from memory. Ctrl-C is obeyed once the load is whole.
+"""
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from modsurg.checkpoints.formats.base import Source
+from modsurg.checkpoints.formats.transfer import Region, is_plain, read_all, read_into
+from modsurg.checkpoints.matching import Fill
+from modsurg.checkpoints.sharing import write_anywhere
+from modsurg.errors import LoadError
+
+JOURNAL_LIMIT = 32 << 20
+_STEP = 1 << 20
+
+
+def fill(source: Source, fills: Sequence[Fill]) -> None:
+    """Fill tensors; all of them or none.
+
+    Raises:
+        LoadError: The file can't be read.
+    """
+    fills = _distinct(fills)
+    direct: list[tuple[Region, torch.Tensor]] = []
+    staged: list[Fill] = []
+    for each in fills:
+        region = _direct_region(source, each)
+        if region is None:
+            staged.append(each)
+        else:
+            direct.append((region, each.target.tensor))
+
+    def attempt() -> None:
+        read_all(direct)
+        for each in staged:
+            _copy(source, each)
+        torch.autograd.graph.increment_version([tensor for _, tensor in direct if not tensor.is_inference()])
+
+    with _told_as_load_error(source):
+        if sum(each.target.tensor.nbytes for each in fills) <= JOURNAL_LIMIT:
+            with _journal(fills):
+                attempt()
+            return
+        _probe(source, direct, staged)
+        try:
+            attempt()
+        except KeyboardInterrupt:
+            attempt()
+            raise
+
+
+def _distinct(fills: Sequence[Fill]) -> list[Fill]:
+    """One of those that are tied and have the same values, which the plan made sure of."""
+    seen: dict[object, Fill] = {}
+    for each in fills:
+        tensor = each.target.tensor
+        view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        seen.setdefault(view if tensor.numel() else each.target.name, each)
+    return list(seen.values())
+
+
+def _direct_region(source: Source, each: Fill) -> Region | None:
+    tensor = each.target.tensor
+    if each.overlap or not is_plain(tensor) or tensor.dtype != source[each.key].dtype:
+        return None
+    return source.region(each.key)
+
+
+def _copy(source: Source, each: Fill) -> None:
+    tensor, values = each.target.tensor, source.read(each.key)
+    if each.overlap:
+        common = tuple(slice(0, min(sizes)) for sizes in zip(tensor.shape, values.shape, strict=True))
+        tensor, values = tensor.detach()[common], values[common]
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        write_anywhere(tensor.detach(), values)
+
+
+@contextlib.contextmanager
+def _journal(fills: Sequence[Fill]) -> Iterator[None]:
+    before = [each.target.tensor.detach().clone() for each in fills]
+    try:
+        yield
+    except BaseException:
+        for each, values in zip(fills, before, strict=True):
+            with torch.inference_mode(values.is_inference()), torch.no_grad():
+                write_anywhere(each.target.tensor.detach(), values)
+        raise
+
+
+@contextlib.contextmanager
+def _told_as_load_error(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LoadError(f"{source.path} can't be read ({error.strerror or error}); nothing was loaded") from error
+
+
+def _probe(source: Source, direct: Sequence[tuple[Region, torch.Tensor]], staged: Sequence[Fill]) -> None:
+    """Read once what is not in memory yet, and unpack once what may be damaged."""
+    regions = [region for region, _ in direct]
+    for each in staged:
+        region = source.region(each.key)
+        if region is None:
+            source.read(each.key)
+        else:
+            regions.append(region)
+    buffer = memoryview(bytearray(_STEP))
+    for region in regions:
+        if _in_page_cache(region):
+            continue
+        for start in range(0, region.nbytes, _STEP):
+            count = min(_STEP, region.nbytes - start)
+            read_into(Region(region.fd, region.offset + start, count), buffer[:count])
+
+
+def _in_page_cache(region: Region) -> bool:
+    """Whether reading the region needs no disk. The kernel tells only the owner of a file; to others it says yes."""
+    start = region.offset // mmap.PAGESIZE * mmap.PAGESIZE
+    length = region.offset + region.nbytes - start
+    pages = -(-length // mmap.PAGESIZE)
+    resident = (ctypes.c_ubyte * pages)()
+    with mmap.mmap(region.fd, length, access=mmap.ACCESS_COPY, offset=start) as mapped:
+        address = ctypes.c_char.from_buffer(mapped)
+        failed = ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(ctypes.addressof(address)), ctypes.c_size_t(length), resident
+        )
+        del address
+    return not failed and all(page & 1 for page in bytes(resident))

@@ -1,0 +1,83 @@
+"""From a plan to a filled model, with a way back for everything that can fail."""
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from torch import nn
+
+from modsurg.checkpoints.customised import load_through_torch, snapshot
+from modsurg.checkpoints.filling import fill
+from modsurg.checkpoints.formats.base import Source
+from modsurg.checkpoints.matching import Options, Plan, judge_keys, make_plan
+from modsurg.checkpoints.reports import LoadReport, Problems
+from modsurg.checkpoints.targets import Targets, fill_meta, find_targets
+from modsurg.checkpoints.verification import insist
+from modsurg.errors import LoadError
+
+
+def load(model: nn.Module, source: Source, options: Options, verify: bool = False) -> LoadReport:
+    """Fill a model from an opened source; see `modsurg.load_state`."""
+    targets = find_targets(model)
+    plan, problems = make_plan(source, targets, options)
+    exact = not (problems or plan.missing or plan.leftover)
+    custom = bool(targets.custom or (targets.migrating and not exact))
+    if custom:
+        problems.misfits = {name: text for name, text in problems.misfits.items() if name not in plan.reshaped}
+    elif options.strict:
+        judge_keys(source, targets, plan, problems)
+    if problems:
+        raise problems.error()
+    _refuse_leftover_meta(targets, options)
+    if verify:
+        insist(source, plan.keys(source))
+    with ExitStack() as way_back:
+        way_back.callback(fill_meta(plan.places(targets)))
+        if custom:
+            way_back.callback(snapshot(model))
+            _load_custom(model, source, plan, targets, problems, options)
+        else:
+            way_back.callback(_load_extra(source, plan))
+            fill(source, plan.fills)
+        way_back.pop_all()
+    return plan.report()
+
+
+def _load_custom(
+    model: nn.Module, source: Source, plan: Plan, targets: Targets, problems: Problems, options: Options
+) -> None:
+    try:
+        load_through_torch(model, source, plan)
+    except Exception as error:
+        text = str(error).replace("\n\t", "\n  ")
+        raise LoadError(f"loading code of the model's own refused; nothing was loaded.\n  {text}") from error
+    if options.strict:
+        judge_keys(source, targets, plan, problems)
+        if problems:
+            raise problems.error()
+
+
+def _load_extra(source: Source, plan: Plan) -> Callable[[], None]:
+    """Give the modules their extra state; returns what takes it back."""
+    before = [(module, copy.deepcopy(module.get_extra_state())) for _, module, _ in plan.extra]
+
+    def undo() -> None:
+        for module, value in before:
+            module.set_extra_state(value)
+
+    for name, module, key in plan.extra:
+        try:
+            module.set_extra_state(source.read(key) if key in source else copy.deepcopy(source.notes.extra[key]))
+        except Exception as error:
+            undo()
+            raise LoadError(f"{name}: {type(module).__name__} refused it ({error}); nothing was loaded") from error
+    return undo
+
+
+def _refuse_leftover_meta(targets: Targets, options: Options) -> None:
+    if targets.unfilled and options.strict and options.only is None:
+        name = targets.unfilled[0]
+        raise LoadError(
+            f"{name} is on the meta device and in no state_dict ({len(targets.unfilled)} such); nothing was loaded. "
+            f"Give it its values: model.{name} = ..., or build the model outside of torch.device('meta')"
+        )

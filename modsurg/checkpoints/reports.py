@@ -1,0 +1,86 @@
+"""What a load did, or why it did nothing."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from modsurg.errors import LoadError
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_state` did. Prints as a short list; true when file and model fit each other key by key.
+
+    Attributes:
+        loaded: Names of the model that were filled.
+        missing: Names of the model that the file does not have; they keep their values.
+        unexpected: Keys of the file that the model does not have.
+        skipped: Names left alone because they did not fit, and why.
+        sliced: Names filled where file and model overlap, and both shapes.
+    """
+
+    loaded: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    unexpected: Sequence[str] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    sliced: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return not (self.missing or self.unexpected or self.skipped or self.sliced)
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing) + len(self.skipped)} keys"]
+        lines += table({**self.skipped}, "skipped  ")
+        lines += table({**self.sliced}, "sliced  ")
+        lines += table(dict.fromkeys(self.missing, "not in the file, as it was"), "missing  ")
+        lines += table(dict.fromkeys(self.unexpected, "not in the model"), "unexpected  ")
+        return "\n".join(lines)
+
+
+@dataclass
+class Problems:
+    """What keeps a state from being loaded.
+
+    Attributes:
+        total: How many keys were looked at, the model's and the file's together.
+        misfits: Name -> what is wrong with it: a shape, a dtype, a tie.
+        missing: Name -> a hint.
+        unexpected: Key -> a hint.
+        fixes: Lines of code that mend it.
+    """
+
+    total: int = 0
+    misfits: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    unexpected: dict[str, str] = field(default_factory=dict)
+    fixes: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.misfits or self.missing or self.unexpected)
+
+    def error(self) -> LoadError:
+        """The error that lists them."""
+        count = len(self.misfits) + len(self.missing) + len(self.unexpected)
+        verb = "does" if count == 1 else "do"
+        lines = [f"{count} of {self.total} keys {verb} not fit; nothing was loaded."]
+        lines += table(self.misfits, "")
+        lines += table({name: f"not in the file{hint}" for name, hint in self.missing.items()}, "")
+        lines += table({key: f"not in the model{hint}" for key, hint in self.unexpected.items()}, "")
+        return LoadError("\n".join(lines + self.fixes))
+
+
+def table(rows: Mapping[str, str], start: str) -> list[str]:
+    """Names and texts under each other, the first few of them."""
+    shown = list(rows.items())[:_SHOWN]
+    width = max((len(name) for name, _ in shown), default=0)
+    lines = [f"  {start}{name:{width}}  {text}" for name, text in shown]
+    if len(rows) > _SHOWN:
+        lines.append(f"  {start}... and {len(rows) - _SHOWN} more")
+    return lines
+
+
+def as_code(value: str | Mapping[str, str]) -> str:
+    """A string or rename rules as Python would read them, in double quotes."""
+    return json.dumps(value, ensure_ascii=False)
