@@ -4,10 +4,15 @@ import os
 from pathlib import Path
 
 from modsurg.checkpoints.formats.base import Source
+from modsurg.checkpoints.formats.distributed import DistributedSource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
 from modsurg.checkpoints.formats.shards import INDEX, ShardedSource, write_shards
+from modsurg.checkpoints.formats.torchwriting import write_torch
+from modsurg.checkpoints.formats.torchzip import TorchSource
 from modsurg.errors import FormatError, SaveError
 
+_TORCH = (".pt", ".pth", ".bin")
+_TORCH_TOO = (".ckpt", ".tar", ".jit", ".th")  # other names under which such files are found
 _KNOWN = f"name.safetensors, name{INDEX}, name.pt, name.pth and name.bin"
 
 
@@ -15,7 +20,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """Open a checkpoint of any format for reading.
 
     Args:
-        path: A file. `name.safetensors` also opens a set that was saved under that name.
+        path: A file, or a directory of torch.distributed.checkpoint. `name.safetensors` also opens a set that was saved
+            under that name.
 
     Raises:
         FileNotFoundError: Nothing there.
@@ -27,12 +33,16 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         path = index if index.exists() else path
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if (path / ".metadata").exists():
+        return DistributedSource(path)
     if not path.is_file():
-        raise FormatError(f"{path} is no file")
+        raise FormatError(f"{path} is no file, and no directory of torch.distributed.checkpoint: it has no .metadata")
     if path.name.endswith(".index.json"):
         return ShardedSource(path, open_source)
     if path.suffix == ".safetensors":
         return SafetensorsSource(path)
+    if path.suffix in (*_TORCH, *_TORCH_TOO):
+        return TorchSource(path)
     raise FormatError(f"{path}: the name does not say which format it has. Known are {_KNOWN}")
 
 
@@ -56,5 +66,8 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
         raise SaveError(f"{path}: only safetensors are split into shards: name it {path.stem}.safetensors")
     if path.suffix == ".safetensors":
         write_safetensors(path, source)
+        return path
+    if path.suffix in _TORCH:
+        write_torch(path, source)
         return path
     raise SaveError(f"{path}: the name does not say which format to write. Known are {_KNOWN}")

@@ -1,0 +1,257 @@
+"""Where the state_dict is in what somebody gave to torch.save: at the top, inside a checkpoint, or in TorchScript."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from modsurg.checkpoints.formats.torchpickle import Stored
+from modsurg.checkpoints.formats.unpickling import Made, Name, Ordered, Unpickled
+from modsurg.errors import FormatError, TrustError
+
+STATE_NAMES: Final = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "network",
+    "net",
+    "params_ema",
+    "params",
+    "weights",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+)
+_HARMLESS: Final = (
+    "numpy.",
+    "collections.",
+    "datetime.",
+    "pathlib.",
+    "builtins.range",
+    "builtins.slice",
+    "builtins.frozenset",
+    "copyreg._reconstructor",
+    "copy_reg._reconstructor",
+    "torch.serialization._get_layout",
+    "torch._utils._rebuild_",
+    "torch._tensor._rebuild_from_type_v2",
+    "torch.jit._pickle.",
+)
+_KINDS: Final = {
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils._rebuild_qtensor": "a quantised tensor",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor on meta, which has no values",
+}
+_DEEPEST: Final = 100
+_MOST: Final = 2_000_000
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """A value that lies pickled in a place of its own, by the name of that place."""
+
+    key: str
+
+
+@dataclass
+class Found:
+    """The state in a checkpoint.
+
+    Attributes:
+        taken: Where in the file it was, `""` for the top.
+        left: What lay beside it and was left.
+        tensors: By key, in the order of the file.
+        extra: Values of `get_extra_state`, by key, tensors in them still `Stored`.
+        order: All the keys.
+        versions: Module path -> its `_version`, where it is not 1.
+    """
+
+    taken: str
+    left: list[str]
+    tensors: dict[str, Stored] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    versions: Mapping[str, int] = field(default_factory=dict)
+
+
+def find_state(pickle: Unpickled) -> Found:
+    """The state_dict in a checkpoint: the top, what lies under one of `STATE_NAMES`, or the only dict of tensors.
+
+    Several dicts of tensors under other names (a generator and its discriminator) are taken together, each with its
+    name before its keys.
+
+    Raises:
+        TrustError: The file wants something called that is no data, or an object of some class stands for a weight.
+        FormatError: A whole model, a tensor, or anything else that is no state.
+    """
+    value = pickle.value
+    if isinstance(value, Made) and _module(value).startswith("__torch__"):
+        return _collect(dict(_scripted(value, "", 0)), Found("", []))
+    if is_model(value):
+        raise _whole_model("it", value)
+    _refuse_calls(pickle.made)
+    if not isinstance(value, dict):
+        raise FormatError(
+            f"it holds {_kind(value)}, not a state_dict: use torch.load(path, weights_only=True), or save a state_dict"
+        )
+    path: list[str] = []
+    left: list[str] = []
+    while (name := _inner(value)) is not None:
+        left += [".".join((*path, str(key))) for key in value if key != name]
+        path.append(name)
+        value = value[name]
+    return _collect(_joined(value), Found(".".join(path), left))
+
+
+def is_model(value: object) -> bool:
+    """Whether it is what is left of a pickled `nn.Module`."""
+    return isinstance(value, Made) and isinstance(value.state, dict) and "_modules" in value.state
+
+
+def rebuild(value: Any, key: str, read: Callable[[Any], object], depth: int = 0) -> Any:
+    """Extra state as it was, with its leaves (`Stored` and `Pickled`) read.
+
+    Raises:
+        TrustError: An object of some class is in it.
+        FormatError: It goes deeper than data does.
+    """
+    if depth > _DEEPEST:
+        raise FormatError(f"{key} holds containers inside one another without an end")
+    if isinstance(value, Stored | Pickled):
+        return read(value)
+    if (
+        isinstance(value, Name)
+        and value.module == "torch"
+        and isinstance(getattr(torch, value.name, None), torch.dtype)
+    ):
+        return getattr(torch, value.name)
+    if isinstance(value, Made | Name):
+        raise _untrusted(f"{key} holds", value)
+    if isinstance(value, dict):
+        return {name: rebuild(item, key, read, depth + 1) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(rebuild(item, key, read, depth + 1) for item in value)
+    return value
+
+
+def _inner(value: Mapping[Any, Any]) -> str | None:
+    """The key under which the state is, None if this is the state."""
+    for name in STATE_NAMES:
+        if is_model(value.get(name)):
+            raise _whole_model(f"its {name!r}", value[name])
+        if name in value and _leads(value[name]):
+            return name
+    if any(isinstance(item, Stored) for item in value.values()):
+        return None
+    inner = _dicts(value)
+    return inner[0] if len(inner) == 1 else None
+
+
+def _dicts(value: Mapping[Any, Any]) -> list[str]:
+    return [key for key, item in value.items() if isinstance(key, str) and "optim" not in key and _leads(item)]
+
+
+def _leads(value: object, depth: int = 0) -> bool:
+    """Whether a state is in there."""
+    if not isinstance(value, dict) or depth > 3:
+        return False
+    if any(isinstance(item, Stored) and isinstance(key, str) for key, item in value.items()):
+        return True
+    return any(_leads(value[name], depth + 1) for name in STATE_NAMES if name in value)
+
+
+def _joined(value: Ordered | dict[Any, Any]) -> Mapping[Any, Any]:
+    if any(isinstance(item, Stored) for item in value.values()):
+        return value
+    several = _dicts(value)
+    return {f"{name}.{key}": item for name in several for key, item in value[name].items()} if several else value
+
+
+def _collect(value: Mapping[Any, Any], found: Found) -> Found:
+    for key, item in value.items():
+        if isinstance(item, Stored) and isinstance(key, str):
+            found.tensors[key] = item
+        elif isinstance(key, str) and key.rpartition(".")[2] == "_extra_state":
+            found.extra[key] = item
+        elif isinstance(item, Stored):
+            raise FormatError(f"a tensor stands under the key {key!r}, which is no text, so it is no state_dict")
+        elif isinstance(item, Made):
+            _refuse_object(str(key), item)
+            found.left.append(str(key))
+            continue
+        else:
+            found.left.append(str(key))
+            continue
+        found.order.append(key)
+    if not found.order and value:
+        raise FormatError(
+            f"there is no state_dict in it. It holds: {', '.join(str(key)[:40] for key in list(value)[:8])}"
+        )
+    metadata = value.state.get("_metadata") if isinstance(value, Ordered) and isinstance(value.state, dict) else None
+    found.versions = _versions(metadata)
+    return found
+
+
+def _versions(metadata: object) -> dict[str, int]:
+    if not isinstance(metadata, dict):
+        return {}
+    local = {path: item.get("version") for path, item in metadata.items() if isinstance(item, dict)}
+    return {path: n for path, n in local.items() if isinstance(path, str) and type(n) is int and n != 1}
+
+
+def _scripted(value: Made, prefix: str, depth: int) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a TorchScript module, its own before those of its children."""
+    if not isinstance(value.state, dict) or depth > _DEEPEST:
+        raise FormatError(
+            f"it is TorchScript, and {prefix.rstrip('.') or 'the module'} keeps its state in its own way: "
+            "save_state(torch.jit.load(path).state_dict(), 'state.safetensors') unpacks it"
+        )
+    for name, item in value.state.items():
+        if isinstance(item, Stored):
+            yield f"{prefix}{name}", item
+    for name, item in value.state.items():
+        if isinstance(item, Made) and _module(item).startswith("__torch__"):
+            yield from _scripted(item, f"{prefix}{name}.", depth + 1)
+
+
+def _refuse_calls(made: list[Made]) -> None:
+    for item in made:
+        if item.called and not str(item.maker).startswith(_HARMLESS):
+            raise _untrusted("it wants to call", item)
+
+
+def _refuse_object(key: str, item: Made) -> None:
+    kind = _KINDS.get(str(item.maker))
+    if kind is not None:
+        raise FormatError(f"{key} is {kind}: only torch.load(path, weights_only=True) can read it")
+    if not item.called:
+        raise _untrusted(f"{key} is an object of", item)
+
+
+def _untrusted(what: str, value: Made | Name) -> TrustError:
+    name = value if isinstance(value, Name) else value.maker
+    return TrustError(
+        f"{what} {name}, which is no data. Nothing of it ran. If you trust whoever made the file: "
+        "save_state(torch.load(path, weights_only=False), 'state.safetensors')"
+    )
+
+
+def _whole_model(what: str, value: Any) -> FormatError:
+    return FormatError(
+        f"{what} is a whole model of class {value.maker}, not a state_dict: "
+        f"load_model(path, trust=({_module(value).partition('.')[0]!r},))"
+    )
+
+
+def _module(value: Made) -> str:
+    return value.maker.module if isinstance(value.maker, Name) else ""
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Made):
+        return f"an object of {value.maker}"
+    return "a tensor" if isinstance(value, Stored) else f"a {type(value).__name__}"

@@ -1,0 +1,119 @@
+"""Writing a directory of torch.distributed.checkpoint, by DCP itself, from a source that is read tensor by tensor."""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from modsurg.checkpoints.formats.atomic import sync_directory, writing
+from modsurg.checkpoints.formats.base import Source
+from modsurg.checkpoints.formats.distributed import NOTES
+from modsurg.checkpoints.formats.notes import pack
+from modsurg.checkpoints.formats.transfer import as_plain
+from modsurg.errors import SaveError
+
+_SUFFIX: Final = ".saving"
+
+
+def write_distributed(path: str | os.PathLike[str], source: Source) -> None:
+    """Write a state as a checkpoint of torch.distributed.checkpoint, which dcp.load reads on any number of processes.
+
+    DCP does not know ties: tied values are written under each of their names. What else it has no place for (the user's
+    strings, ties, versions) lies beside its files in `modsurg.json`.
+
+    Args:
+        path: The directory; it must not exist, or be empty.
+        source: Values and notes.
+
+    Raises:
+        SaveError: The directory has something in it, or the disk is full. Nothing is left behind.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SaveError(f"{path} exists already: give the name of a directory that does not, or remove it first")
+    if not target.parent.is_dir():
+        raise SaveError(
+            f"{path}: there is no directory {target.parent}: Path({str(target.parent)!r}).mkdir(parents=True)"
+        )
+    with _pending(target) as temporary:
+        _save(temporary, source)
+        with writing(temporary / NOTES) as file:
+            file.write(json.dumps(_notes(source), ensure_ascii=False).encode())
+        os.replace(temporary, target)
+    sync_directory(target.parent)
+
+
+def _save(directory: Path, source: Source) -> None:
+    state: dict[str, object] = {}
+    for key in source.keys_in_order:
+        entry = source.get(key)
+        extra = source.notes.extra
+        state[key] = torch.empty(entry.shape, dtype=entry.dtype, device="meta") if entry else extra[key]
+    writer = FileSystemWriter(directory, thread_count=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            save(state, storage_writer=writer, planner=_LazyPlanner(source), no_dist=True)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        raise SaveError(f"{directory.name.removesuffix(_SUFFIX)}: DCP could not write it: {error}") from error
+
+
+def _notes(source: Source) -> dict[str, Any]:
+    """Our notes; extra state lies in DCP's own files."""
+    stored = [key for key in source.keys_in_order if key in source and key not in source.notes.ties]
+    order = [key for key in source.keys_in_order if key in source]
+    return {"notes": pack(replace(source.notes, extra={}), order), "stored": stored}
+
+
+class _LazyPlanner(DefaultSavePlanner):
+    """Plans with tensors on meta, and reads the values when they are written."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        if index.fqn in self._source:
+            return as_plain(self._source.read(index.fqn))
+        return super().lookup_object(index)
+
+
+@contextlib.contextmanager
+def _pending(target: Path) -> Iterator[Path]:
+    """A directory beside the target that is gone after the block, unless it was renamed."""
+    for left in target.parent.glob(f".{target.name}.*{_SUFFIX}"):
+        _remove_if_dead(left)
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}{_SUFFIX}"
+    temporary.mkdir()
+    lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield temporary
+    finally:
+        os.close(lock)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_if_dead(directory: Path) -> None:
+    """Remove what a killed process left behind; a living one holds a lock on it."""
+    with contextlib.suppress(OSError):
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory)
+        finally:
+            os.close(lock)

@@ -1,0 +1,364 @@
+"""Pickles read as data: nothing that they name is looked up, imported or called.
+
+A pickle is a program for a small stack machine. Here its numbers, strings and containers are built, and whatever it
+would import or call stays a note of what was asked for: a `Name`, or a `Made` with the arguments. The caller gives the
+few calls that are carried out, by name. Time and memory stay in proportion to the pickle.
+"""
+
+import mmap
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from modsurg.errors import FormatError
+
+_STEPS: Final = 20_000_000
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or a function that a pickle names. Nobody looked whether it exists."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(slots=True, eq=False)
+class Made:
+    """What a pickle would have made of `maker` and `args`, had anybody let it.
+
+    Attributes:
+        maker: As a rule a `Name`.
+        args: What it would have been given.
+        called: True for a function call, False for an object that is only allocated.
+        state: What would have been put into the object.
+    """
+
+    maker: object
+    args: tuple[object, ...]
+    called: bool
+    state: Any = None
+
+
+class Ordered(dict[Any, Any]):
+    """A dict that stands for an object with attributes, as the OrderedDict of a state_dict is; `state` is those."""
+
+    state: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What a pickle may do.
+
+    Attributes:
+        calls: The calls that are carried out, by dotted name.
+        persistent: Turns a persistent id (in torch's files, a storage) into a value.
+    """
+
+    calls: Mapping[str, Callable[..., object]]
+    persistent: Callable[[object], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Unpickled:
+    """The value of a pickle, the byte after its end, and everything that it asked for and did not get."""
+
+    value: Any
+    end: int
+    made: list[Made]
+
+
+def unpickle(data: bytes | mmap.mmap, loading: Loading, start: int = 0) -> Unpickled:
+    """Read one pickle of protocol 2 to 5 as plain data.
+
+    Args:
+        data: The bytes that hold it, or a mapped file.
+        loading: The calls that are carried out; every other becomes a `Made`.
+        start: Where in `data` the pickle begins.
+
+    Raises:
+        FormatError: Cut off, not a pickle, or one that would hardly end.
+
+    Example:
+        >>> import os, pickle
+        >>> unpickle(pickle.dumps({"a": [1, 2.5], "b": os.getcwd}, protocol=2), Loading({}, str)).value
+        {'a': [1, 2.5], 'b': Name(module='posix', name='getcwd')}
+    """
+    machine = _Machine(data, loading)
+    try:
+        end = machine.run(start)
+        return Unpickled(machine.stack.pop(), end, machine.made)
+    except FormatError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, struct.error) as error:
+        raise FormatError(f"the pickle is damaged or cut off ({type(error).__name__}: {error})") from None
+
+
+class _Machine:
+    """The stack machine. An operation takes the position after its code and returns that of the next code."""
+
+    def __init__(self, data: bytes | mmap.mmap, loading: Loading) -> None:
+        self.data = data
+        self.loading = loading
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.made: list[Made] = []
+
+    def run(self, at: int) -> int:
+        data, operations = self.data, _OPERATIONS
+        for _ in range(_STEPS):
+            code = data[at]
+            if code == 0x2E:
+                return at + 1
+            operation = operations.get(code)
+            if operation is None:
+                raise FormatError(f"not a pickle that torch writes: operation {code:#04x} at byte {at}")
+            at = operation(self, at + 1)
+        raise FormatError(f"the pickle takes more than {_STEPS:,} steps")
+
+    def take(self, at: int, size: int) -> bytes:
+        if size < 0 or at + size > len(self.data):
+            raise FormatError(f"the pickle is cut off: {size:,} bytes wanted, {len(self.data) - at:,} left")
+        return self.data[at : at + size]
+
+    def mark(self, at: int) -> int:
+        self.outer.append(self.stack)
+        self.stack = []
+        return at
+
+    def group(self) -> list[Any]:
+        """The items since the last mark."""
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def protocol(self, at: int) -> int:
+        if self.data[at] > 5:
+            raise FormatError(f"a pickle of protocol {self.data[at]}, which no Python writes")
+        return at + 1
+
+    def frame(self, at: int) -> int:
+        return at + 8
+
+    def pop(self, at: int) -> int:
+        self.stack.pop()
+        return at
+
+    def pop_group(self, at: int) -> int:
+        self.group()
+        return at
+
+    def close_tuple(self, at: int) -> int:
+        items = self.group()
+        self.stack.append(tuple(items))
+        return at
+
+    def append(self, at: int) -> int:
+        item = self.stack.pop()
+        _extend(self.stack[-1], [item])
+        return at
+
+    def extend(self, at: int) -> int:
+        items = self.group()
+        _extend(self.stack[-1], items)
+        return at
+
+    def set_item(self, at: int) -> int:
+        value, key = self.stack.pop(), self.stack.pop()
+        _update(self.stack[-1], [key, value])
+        return at
+
+    def set_items(self, at: int) -> int:
+        items = self.group()
+        _update(self.stack[-1], items)
+        return at
+
+    def add_members(self, at: int) -> int:
+        items = self.group()
+        self.stack[-1].update(checked_key(item) for item in items)
+        return at
+
+    def frozen_set(self, at: int) -> int:
+        items = self.group()
+        self.stack.append(frozenset(checked_key(item) for item in items))
+        return at
+
+    def memoize(self, at: int) -> int:
+        self.memo[len(self.memo)] = self.stack[-1]
+        return at
+
+    def name(self, at: int) -> int:
+        middle = self.data.find(b"\n", at)
+        end = self.data.find(b"\n", middle + 1)
+        if min(middle, end) < 0:
+            raise FormatError("the pickle is cut off in a name")
+        self.stack.append(Name(self.data[at:middle].decode(), self.data[middle + 1 : end].decode()))
+        return end + 1
+
+    def stacked_name(self, at: int) -> int:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.stack.append(Name(str(module), str(name)))
+        return at
+
+    def persistent(self, at: int) -> int:
+        self.stack.append(self.loading.persistent(self.stack.pop()))
+        return at
+
+    def call(self, at: int) -> int:
+        args, maker = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.make(maker, args, called=True))
+        return at
+
+    def new(self, at: int) -> int:
+        args, maker = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.make(maker, args, called=False))
+        return at
+
+    def new_with_keywords(self, at: int) -> int:
+        keywords, args, maker = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        self.stack.append(self.make(maker, (*args, keywords), called=False))
+        return at
+
+    def make(self, maker: object, args: tuple[object, ...], *, called: bool) -> object:
+        known = self.loading.calls.get(str(maker)) if type(maker) is Name else None
+        if known is not None:
+            return known(*args)
+        made = Made(maker, args, called)
+        self.made.append(made)
+        return made
+
+    def build(self, at: int) -> int:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Name):
+            raise FormatError(f"the pickle changes {target} itself, which no file of torch does")
+        if isinstance(target, Made | Ordered):
+            target.state = state
+        return at
+
+
+def checked_key(key: Any) -> Any:
+    """A key of a dict or member of a set, if it can be hashed in bounded time: deeply nested tuples can't.
+
+    Raises:
+        FormatError: It can't.
+    """
+    kind = type(key)
+    if kind in _PLAIN or kind is Made or kind is Name:
+        return key
+    if kind is tuple and all(type(item) in _PLAIN for item in key):
+        return key
+    raise FormatError(f"the pickle has a {kind.__name__} as a key, which no state_dict has")
+
+
+def _extend(target: object, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Made):
+        raise FormatError(f"the pickle is damaged: items for a {type(target).__name__}")
+
+
+def _update(target: object, items: list[Any]) -> None:
+    if isinstance(target, dict):
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[key if type(key) is str else checked_key(key)] = value
+    elif not isinstance(target, Made):
+        raise FormatError(f"the pickle is damaged: keys and values for a {type(target).__name__}")
+
+
+_Operation = Callable[[_Machine, int], int]
+
+
+def _constant(make: Callable[[], object]) -> _Operation:
+    def operation(machine: _Machine, at: int) -> int:
+        machine.stack.append(make())
+        return at
+
+    return operation
+
+
+def _number(layout: str) -> _Operation:
+    read, width = struct.Struct(layout).unpack_from, struct.calcsize(layout)
+
+    def operation(machine: _Machine, at: int) -> int:
+        machine.stack.append(read(machine.data, at)[0])
+        return at + width
+
+    return operation
+
+
+def _sized(layout: str, convert: Callable[[bytes], object]) -> _Operation:
+    read, width = struct.Struct(layout).unpack_from, struct.calcsize(layout)
+
+    def operation(machine: _Machine, at: int) -> int:
+        size: int = read(machine.data, at)[0]
+        at += width
+        machine.stack.append(convert(machine.take(at, size)))
+        return at + size
+
+    return operation
+
+
+def _memory(layout: str, *, keep: bool) -> _Operation:
+    read, width = struct.Struct(layout).unpack_from, struct.calcsize(layout)
+
+    def store(machine: _Machine, at: int) -> int:
+        machine.memo[read(machine.data, at)[0]] = machine.stack[-1]
+        return at + width
+
+    def fetch(machine: _Machine, at: int) -> int:
+        machine.stack.append(machine.memo[read(machine.data, at)[0]])
+        return at + width
+
+    return store if keep else fetch
+
+
+def _last(size: int) -> _Operation:
+    def operation(machine: _Machine, at: int) -> int:
+        machine.stack[-size:] = [tuple(machine.stack[-size:])]
+        return at
+
+    return operation
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _old_text(data: bytes) -> str:
+    """A `str` of Python 2, which is text as a rule."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _integer(data: bytes) -> int:
+    return int.from_bytes(data, "little", signed=True)
+
+
+_BY_CODE: Final[dict[bytes, _Operation]] = {
+    b"\x80": _Machine.protocol, b"\x95": _Machine.frame, b"(": _Machine.mark, b"0": _Machine.pop,
+    b"1": _Machine.pop_group,
+    b"N": _constant(lambda: None), b"\x88": _constant(lambda: True), b"\x89": _constant(lambda: False),
+    b"}": _constant(dict), b"]": _constant(list), b")": _constant(tuple), b"\x8f": _constant(set),
+    b"J": _number("<i"), b"K": _number("<B"), b"M": _number("<H"), b"G": _number(">d"),
+    b"\x8a": _sized("<B", _integer), b"\x8b": _sized("<i", _integer),
+    b"X": _sized("<I", _text), b"\x8c": _sized("<B", _text), b"\x8d": _sized("<Q", _text),
+    b"U": _sized("<B", _old_text), b"T": _sized("<i", _old_text),
+    b"C": _sized("<B", bytes), b"B": _sized("<I", bytes), b"\x8e": _sized("<Q", bytes),
+    b"\x96": _sized("<Q", bytearray),
+    b"q": _memory("<B", keep=True), b"r": _memory("<I", keep=True), b"\x94": _Machine.memoize,
+    b"h": _memory("<B", keep=False), b"j": _memory("<I", keep=False),
+    b"\x85": _last(1), b"\x86": _last(2), b"\x87": _last(3), b"t": _Machine.close_tuple,
+    b"a": _Machine.append, b"e": _Machine.extend, b"s": _Machine.set_item, b"u": _Machine.set_items,
+    b"\x90": _Machine.add_members, b"\x91": _Machine.frozen_set,
+    b"c": _Machine.name, b"\x93": _Machine.stacked_name, b"Q": _Machine.persistent,
+    b"R": _Machine.call, b"\x81": _Machine.new, b"\x92": _Machine.new_with_keywords, b"b": _Machine.build,
+}  # fmt: skip
+_OPERATIONS: Final = {code[0]: operation for code, operation in _BY_CODE.items()}
