@@ -56,7 +56,12 @@ class Source(Mapping[str, Entry]):
     Attributes:
         path: The file or directory, None for a dictionary in memory.
         notes: What there is besides tensors. Names in `notes.ties` are keys of the mapping like any other.
+        taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
+        left: What lay beside it in that checkpoint.
     """
+
+    taken: str = ""
+    left: Sequence[str] = ()
 
     def __init__(self, path: Path | None, entries: Mapping[str, Entry], notes: Notes) -> None:
         self.path = path

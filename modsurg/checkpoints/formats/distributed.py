@@ -64,10 +64,6 @@ class _Index:
 class DistributedSource(Source):
     """The state in a directory that torch.distributed.checkpoint wrote, on however many machines.
 
-    Attributes:
-        taken: Where in the saved dictionary the state was, `""` for the top.
-        left: What lay beside it.
-
     Raises:
         FormatError: The directory is incomplete or damaged.
         TrustError: `.metadata` names something that is none of DCP's own classes. Nothing of it ran.

@@ -72,10 +72,6 @@ def open_torch(fd: int, path: Path) -> TorchFile:
 class TorchSource(Source):
     """The state in a file of torch.save, found inside a checkpoint if it is one.
 
-    Attributes:
-        taken: Where in the checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
-        left: What lay beside it.
-
     Raises:
         FormatError: The file is cut off, foreign or lying, or has no state in it.
         TrustError: The file wants something done that is no data. Nothing of it ran.
