@@ -6,6 +6,7 @@ old module without a word.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from modsurg.surgery.steps import Step
 
 _STANDARD = frozenset(nn.Module().__dict__)
+_LAST = list(nn.Module().__dict__)[-1]
 _PLAIN = frozenset({int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size})
 _DEPTH = 4
 
@@ -31,13 +33,13 @@ def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str]) -> Non
     inside = {id(module) for module in _subtrees(step, swaps)}
     tied: dict[int, str] = {}
     for key, paths in step.tree.paths.items():
-        module = step.tree.modules[paths[0]]
         if key in inside:
             continue
-        for name, value in module.__dict__.items() if len(module.__dict__) > len(_STANDARD) else ():
+        module = step.tree.modules[paths[0]]
+        for name, value in _own_attributes(module):
             if type(value) not in _PLAIN and name not in _STANDARD:
                 search.attribute(module, name, value, f"{paths[0]}.{name}" if paths[0] else name)
-        for name, parameter in module._parameters.items():
+        for name, parameter in module._parameters.items() if module._parameters else ():
             if id(parameter) in gone and id(parameter) not in tied and not _left(step, paths, gone):
                 tied[id(parameter)] = f"{paths[0]}.{name}" if paths[0] else name
     search.apply()
@@ -46,6 +48,14 @@ def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str]) -> Non
         f"parent.weight = other.weight."
         for key, path in tied.items()
     ]
+
+
+def _own_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What stands in `__dict__` behind the slots that `nn.Module.__init__` makes; all, where they are not first."""
+    attributes = module.__dict__
+    size = len(_STANDARD)
+    in_order = next(islice(attributes, size - 1, None), None) == _LAST
+    return islice(attributes.items(), size if in_order else 0, None)
 
 
 def _subtrees(step: Step, swaps: dict[int, nn.Module]) -> Iterator[nn.Module]:

@@ -1,7 +1,7 @@
 """What a new module takes over from the one in whose place it stands: device, dtype, mode, hooks."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -35,39 +35,53 @@ def take_place(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
     """
     held = new._modules and any(module is old for module in new.modules())
     skip = {id(module) for module in old.modules()} if held else set()
-    settle(step, new, (old, *_parents(step, path)), path, old.training, skip)
+    settle(step, new, old, path, old.training, skip)
     if not held:
         _carry_hooks(step, old, new, path)
         _report_left_behind(step, old, new, path)
 
 
 def settle(
-    step: Step, new: nn.Module, near: Iterable[nn.Module], path: str, training: bool, skip: set[int] | None = None
+    step: Step,
+    new: nn.Module,
+    near: nn.Module,
+    path: str,
+    training: bool,
+    skip: set[int] | frozenset[int] = frozenset(),
 ) -> None:
-    """Give `new` a mode, and the device and dtype of the first of `near` that has any weights."""
-    skip = skip or set()
+    """Give `new` a mode, and the device and dtype of `near`, or of the nearest parent of `path` that has weights."""
     own = [module for module in new.modules() if id(module) not in skip] if new._modules else [new]
     for module in own:
         if module.training != training:
             step.journal.keep_attr(module, "training")
             module.training = training
     if any(module._parameters or module._buffers for module in own):
-        home = next((tensor for module in near for tensor in _weights(module)), None)
+        home = _weight(near)
+        for owner in above(path) if home is None else ():
+            if owner not in step.homes:
+                step.homes[owner] = _weight(step.tree.modules[owner])
+            home = step.homes[owner]
+            if home is not None:
+                break
         if home is not None:
             _move(step, own, home, path)
 
 
-def _parents(step: Step, path: str) -> Iterator[nn.Module]:
-    return (step.tree.modules[owner] for owner in above(path))
-
-
-def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
-    """The tensors whose device and dtype speak for a module: its floating parameters, then its buffers."""
-    for tensor in module._parameters.values():
-        if tensor is not None and tensor.dtype in _PLAIN_FLOATS:
-            yield tensor
-    yield from (tensor for tensor in module.parameters() if tensor.dtype in _PLAIN_FLOATS)
-    yield from (tensor for tensor in module.buffers() if tensor.dtype in _PLAIN_FLOATS)
+def _weight(module: nn.Module) -> torch.Tensor | None:
+    """The tensor whose device and dtype speak for a module: its first floating parameter, else such a buffer."""
+    buffer = None
+    stack = [module]
+    while stack:
+        module = stack.pop()
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.dtype in _PLAIN_FLOATS:
+                return parameter
+        for tensor in module._buffers.values():
+            if buffer is None and tensor is not None and tensor.dtype in _PLAIN_FLOATS:
+                buffer = tensor
+        if module._modules:
+            stack += [child for child in reversed(module._modules.values()) if child is not None]
+    return buffer
 
 
 def _move(step: Step, modules: list[nn.Module], home: torch.Tensor, path: str) -> None:

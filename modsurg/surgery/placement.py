@@ -148,8 +148,7 @@ def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, unt
             refuse_cycle(step.tree, path, new)
     placed = neighbours(step, [(path, new) for _, paths, new in made for path in paths], after)
     for new, anchor, paths in placed:
-        near = (anchor, *(step.tree.modules[owner] for owner in above(paths[0])))
-        settle(step, new, near, paths[0], anchor.training)
+        settle(step, new, anchor, paths[0], anchor.training)
         step.changes.append(Change("insert", tuple(paths), None, new))
         step.fresh.append(new)
 
@@ -169,7 +168,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
         for path in rest:
             step.child(step.tree.parent(path), last(path), identity)
         if rest:
-            settle(step, identity, (), rest[0], site.module.training)
+            settle(step, identity, site.module, rest[0], site.module.training)
             step.changes.append(Change("remove", rest, site.module, identity))
     moved = without(step, cut)
     if moved:
@@ -197,8 +196,7 @@ def add_child(step: Step, path: str, child: nn.Module, before: str | None, after
         step.journal.keep_dict(parent.__dict__)
         del parent.__dict__[name]
     step.children(parent, entries)
-    near = (parent, *(step.tree.modules[owner] for owner in above(path)))
-    settle(step, child, near, path, parent.training)
+    settle(step, child, parent, path, parent.training)
     paths = tuple(f"{owner}.{name}" if owner else name for owner in step.tree.paths[id(parent)])
     step.changes.append(Change("add", paths, None, child))
     step.fresh.append(child)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from modsurg.surgery.journal import Journal
@@ -42,6 +43,7 @@ class Step:
         replaced: Each module that took the place of another (old, new, first path): optimizers follow it.
         fresh: New modules by their path: the pre-flight asks whether they are called.
         resized: What was resized: optimizers follow that too.
+        homes: The weight whose device and dtype new modules below a path take, found so far.
         made: Paths, old module (or anchor) and new module of each site, for the recipe.
     """
 
@@ -52,6 +54,7 @@ class Step:
     notes: list[str] = field(default_factory=list)
     replaced: list[tuple[nn.Module, nn.Module, str]] = field(default_factory=list)
     fresh: list[nn.Module] = field(default_factory=list)
+    homes: dict[str, torch.Tensor | None] = field(default_factory=dict)
     made: list[tuple[tuple[str, ...], nn.Module, nn.Module]] = field(default_factory=list)
     resized: list[Any] = field(default_factory=list)
 

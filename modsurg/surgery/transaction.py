@@ -1,5 +1,6 @@
 """A transaction: verbs that take effect at once, and all go back if anything fails before the end of the block."""
 
+import gc
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,8 @@ class Edit:
             self._journal.rollback()
             return
         try:
-            self._report = self._commit()
+            with _no_collection():
+                self._report = self._commit()
         except BaseException:
             self._journal.rollback()
             raise
@@ -145,13 +147,14 @@ class Edit:
         if self._report is not None:
             raise EditError("this transaction is over; open another: with edit(model) as e: ...")
         self._recorder.settle()
-        step = Step(walk(self._root))
-        self._before = self._before or step.tree
-        try:
-            yield step
-        except BaseException:
-            step.journal.rollback()
-            raise
+        with _no_collection():
+            step = Step(walk(self._root))
+            self._before = self._before or step.tree
+            try:
+                yield step
+            except BaseException:
+                step.journal.rollback()
+                raise
         self._journal.absorb(step.journal)
         self._steps.append(step)
 
@@ -192,6 +195,18 @@ class Edit:
 
 
 _DESCRIBED_AT_ONCE = 1000
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    """Hold the cyclic garbage collector: it would go through the whole model for every few hundred new modules."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _report_frozen(step: Step, selection: Selection, kind: str, done: Frozen) -> None:
