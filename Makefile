@@ -26,10 +26,10 @@ unit: .venv/dev ## the ordinary tests and the doctests
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "$(ORDINARY)"
 
 docs: .venv/dev ## build the site into site/, strict: a warning is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 serve: .venv/dev ## show the site at 127.0.0.1:8000 while it is written
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: .venv/bench ## the measurements that gate a change, in two minutes
 	$(BIN)/python -m benchmarks

@@ -1,6 +1,7 @@
 """Draw the pictures of the documentation while it is built, so that none can go stale."""
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from torch import nn
 from torchvision.models import resnet18
@@ -28,8 +29,9 @@ def pictures() -> dict[str, str]:
     return drawn
 
 
+@event_priority(-100)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add each picture under pictures/."""
+    """Add each picture under pictures/, after the plugin for languages, which knows only files on disk."""
     for name, content in pictures().items():
         files.append(File.generated(config, f"pictures/{name}", content=content))
     return files
