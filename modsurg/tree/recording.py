@@ -197,10 +197,10 @@ class Functions(TorchFunctionMode):
     def _call_on_meta(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         if name in _MOVES and args and isinstance(args[0], torch.Tensor):
             return args[0]
-        if name in _FACTORIES or kwargs.get("device") is not None:
-            return _made(func, args, kwargs)
         if name == "to":
-            args = tuple("meta" if _is_device(arg) else arg for arg in args)
+            args, kwargs = _stay(args, kwargs)
+        elif name in _FACTORIES or kwargs.get("device") is not None:
+            return _made(func, args, kwargs)
         try:
             return func(*args, **kwargs)
         except (RuntimeError, TypeError):
@@ -227,8 +227,11 @@ def _lowered(value: Any) -> Any:
     return value.bfloat16() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def _is_device(value: object) -> bool:
-    return isinstance(value, (torch.device, str))
+def _stay(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of `to` with the device that the tensor is on."""
+    device = args[0].device
+    kept = {key: device if key == "device" and value is not None else value for key, value in kwargs.items()}
+    return tuple(device if isinstance(arg, (torch.device, str)) else arg for arg in args), kept
 
 
 def _moved(value: Any) -> Any:
