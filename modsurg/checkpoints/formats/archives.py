@@ -14,7 +14,7 @@ from modsurg.checkpoints.formats.atomic import PendingFile
 from modsurg.checkpoints.formats.transfer import PIECE, Region, read_into
 from modsurg.errors import FormatError
 
-_RECORD_LIMIT: Final = 1 << 30
+_RECORD_LIMIT: Final = 256 << 20
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
@@ -72,35 +72,40 @@ class Archive:
             FormatError: No such record, compressed, or one that does not lie inside the file.
         """
         info = self._info(name)
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
             raise FormatError(
                 f"record {name!r} is compressed or encrypted, as torch.save never does: unpack the archive and zip it "
                 "without compression (zip -0), or write it again with torch.save"
             )
+        return self._extent(info)
+
+    def _extent(self, info: zipfile.ZipInfo) -> Region:
         start = self.part.offset + info.header_offset
         header = os.pread(self.part.fd, _LOCAL.size, start)
         if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
-            raise FormatError(f"record {name!r} is not where the archive says: the file is damaged")
+            raise FormatError(f"record {info.filename!r} is not where the archive says: the file is damaged")
         *_, name_length, extra_length = _LOCAL.unpack(header)
         offset = start + _LOCAL.size + name_length + extra_length
-        if offset + info.file_size > self.part.offset + self.part.nbytes:
-            raise FormatError(f"record {name!r} goes beyond the end of the file: it was cut off or damaged")
-        return Region(self.part.fd, offset, info.file_size)
+        if offset + info.compress_size > self.part.offset + self.part.nbytes:
+            raise FormatError(f"record {info.filename!r} goes beyond the end of the file: it was cut off or damaged")
+        return Region(self.part.fd, offset, info.compress_size)
 
     def read(self, name: str) -> bytes:
-        """A record that is no tensor, checked.
+        """A record that is no tensor, checked, and unpacked if need be: TorchScript compresses its code.
 
         Raises:
-            FormatError: As `region`; also for a record over 1 GiB, and one whose checksum does not hold.
+            FormatError: As `region`; also for a record over 256 MiB, and one whose checksum does not hold.
         """
-        region = self.region(name)
-        if region.nbytes > _RECORD_LIMIT:
-            raise FormatError(f"record {name!r} claims {region.nbytes:,} bytes, which no file of torch needs")
+        info = self._info(name)
+        if info.file_size > _RECORD_LIMIT:
+            raise FormatError(f"record {name!r} claims {info.file_size:,} bytes, which no file of torch needs")
+        region = self.region(name) if info.compress_type != zipfile.ZIP_DEFLATED else self._extent(info)
         data = bytearray(region.nbytes)
         read_into(region, memoryview(data))
-        if zlib.crc32(data) != self._info(name).CRC:
+        content = bytes(data) if info.compress_type != zipfile.ZIP_DEFLATED else _inflate(data, info.file_size)
+        if zlib.crc32(content) != info.CRC:
             raise FormatError(f"record {name!r} is damaged: its checksum does not hold")
-        return bytes(data)
+        return content
 
     def holds(self, name: str) -> bool:
         """Whether the checksum of a record holds; read through one small buffer."""
@@ -117,6 +122,14 @@ class Archive:
         if name not in self:
             raise FormatError(f"record {name!r} is missing in the archive: the file was cut off or put together wrong")
         return self._records[self.root + name]
+
+
+def _inflate(data: bytes | bytearray, size: int) -> bytes:
+    """Unpacked bytes, at most `size` of them: a bomb stops there and fails its checksum."""
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+    except zlib.error:
+        return b""
 
 
 class _Window(io.RawIOBase):

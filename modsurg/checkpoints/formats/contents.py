@@ -1,12 +1,13 @@
 """Where the state_dict is in what somebody gave to torch.save: at the top, inside a checkpoint, or in TorchScript."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 
 from modsurg.checkpoints.formats.torchpickle import Stored
+from modsurg.checkpoints.formats.torchscript import is_scripted, scripted_state
 from modsurg.checkpoints.formats.unpickling import Made, Name, Ordered, Unpickled
 from modsurg.errors import FormatError, TrustError
 
@@ -47,7 +48,6 @@ _KINDS: Final = {
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor on meta, which has no values",
 }
 _DEEPEST: Final = 100
-_MOST: Final = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,23 @@ class Found:
     versions: Mapping[str, int] = field(default_factory=dict)
 
 
-def find_state(pickle: Unpickled) -> Found:
+def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") -> Found:
     """The state_dict in a checkpoint: the top, what lies under one of `STATE_NAMES`, or the only dict of tensors.
 
     Several dicts of tensors under other names (a generator and its discriminator) are taken together, each with its
     name before its keys.
+
+    Args:
+        pickle: What was saved.
+        code: Gives the source text of a file of a TorchScript archive.
 
     Raises:
         TrustError: The file wants something called that is no data, or an object of some class stands for a weight.
         FormatError: A whole model, a tensor, or anything else that is no state.
     """
     value = pickle.value
-    if isinstance(value, Made) and _module(value).startswith("__torch__"):
-        return _collect(dict(_scripted(value, "", 0)), Found("", []))
+    if isinstance(value, Made) and is_scripted(value):
+        return _collect(scripted_state(value, code), Found("", []))
     if is_model(value):
         raise _whole_model("it", value)
     _refuse_calls(pickle.made)
@@ -201,21 +205,6 @@ def _versions(metadata: object) -> dict[str, int]:
         return {}
     local = {path: item.get("version") for path, item in metadata.items() if isinstance(item, dict)}
     return {path: n for path, n in local.items() if isinstance(path, str) and type(n) is int and n != 1}
-
-
-def _scripted(value: Made, prefix: str, depth: int) -> Iterator[tuple[str, Stored]]:
-    """The tensors of a TorchScript module, its own before those of its children."""
-    if not isinstance(value.state, dict) or depth > _DEEPEST:
-        raise FormatError(
-            f"it is TorchScript, and {prefix.rstrip('.') or 'the module'} keeps its state in its own way: "
-            "save_state(torch.jit.load(path).state_dict(), 'state.safetensors') unpacks it"
-        )
-    for name, item in value.state.items():
-        if isinstance(item, Stored):
-            yield f"{prefix}{name}", item
-    for name, item in value.state.items():
-        if isinstance(item, Made) and _module(item).startswith("__torch__"):
-            yield from _scripted(item, f"{prefix}{name}.", depth + 1)
 
 
 def _refuse_calls(made: list[Made]) -> None:

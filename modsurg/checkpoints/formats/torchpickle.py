@@ -124,6 +124,12 @@ class TorchFile:
             raise FormatError(f"its storage should have {needed:,} bytes, and the file has {region.nbytes:,}")
         return region
 
+    def code(self, name: str) -> str:
+        """The source text of a file of a TorchScript archive, `""` where there is none."""
+        if self.archive is None or name not in self.archive:
+            return ""
+        return self.archive.read(name).decode(errors="replace")
+
     def swaps(self, stored: Stored) -> bool:
         """Whether the bytes of its values have to be turned round."""
         return self.swapped and stored.dtype.itemsize > 1

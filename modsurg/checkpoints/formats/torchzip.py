@@ -82,7 +82,7 @@ class TorchSource(Source):
         self._close = weakref.finalize(self, os.close, fd)
         try:
             self._file = open_torch(fd, path)
-            found = find_state(self._file.pickle)
+            found = find_state(self._file.pickle, self._file.code)
             self._tensors = found.tensors
             for key, stored in found.tensors.items():
                 _place(self._file, key, stored)

@@ -137,14 +137,6 @@ class _Machine:
         items, self.stack = self.stack, self.outer.pop()
         return items
 
-    def protocol(self, at: int) -> int:
-        if self.data[at] > 5:
-            raise FormatError(f"a pickle of protocol {self.data[at]}, which no Python writes")
-        return at + 1
-
-    def frame(self, at: int) -> int:
-        return at + 8
-
     def pop(self, at: int) -> int:
         self.stack.pop()
         return at
@@ -219,11 +211,6 @@ class _Machine:
         self.stack.append(self.make(maker, args, called=False))
         return at
 
-    def new_with_keywords(self, at: int) -> int:
-        keywords, args, maker = self.stack.pop(), self.stack.pop(), self.stack.pop()
-        self.stack.append(self.make(maker, (*args, keywords), called=False))
-        return at
-
     def make(self, maker: object, args: tuple[object, ...], *, called: bool) -> object:
         known = self.loading.calls.get(str(maker)) if type(maker) is Name else None
         if known is not None:
@@ -272,6 +259,10 @@ def _update(target: object, items: list[Any]) -> None:
 
 
 _Operation = Callable[[_Machine, int], int]
+
+
+def _skip(size: int) -> _Operation:
+    return lambda machine, at: at + size
 
 
 def _constant(make: Callable[[], object]) -> _Operation:
@@ -327,14 +318,9 @@ def _last(size: int) -> _Operation:
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
-
-
-def _old_text(data: bytes) -> str:
-    """A `str` of Python 2, which is text as a rule."""
     try:
-        return data.decode()
-    except UnicodeDecodeError:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:  # a `str` of Python 2 may hold anything
         return data.decode("latin-1")
 
 
@@ -343,14 +329,14 @@ def _integer(data: bytes) -> int:
 
 
 _BY_CODE: Final[dict[bytes, _Operation]] = {
-    b"\x80": _Machine.protocol, b"\x95": _Machine.frame, b"(": _Machine.mark, b"0": _Machine.pop,
+    b"\x80": _skip(1), b"\x95": _skip(8), b"(": _Machine.mark, b"0": _Machine.pop,
     b"1": _Machine.pop_group,
     b"N": _constant(lambda: None), b"\x88": _constant(lambda: True), b"\x89": _constant(lambda: False),
     b"}": _constant(dict), b"]": _constant(list), b")": _constant(tuple), b"\x8f": _constant(set),
     b"J": _number("<i"), b"K": _number("<B"), b"M": _number("<H"), b"G": _number(">d"),
     b"\x8a": _sized("<B", _integer), b"\x8b": _sized("<i", _integer),
     b"X": _sized("<I", _text), b"\x8c": _sized("<B", _text), b"\x8d": _sized("<Q", _text),
-    b"U": _sized("<B", _old_text), b"T": _sized("<i", _old_text),
+    b"U": _sized("<B", _text), b"T": _sized("<i", _text),
     b"C": _sized("<B", bytes), b"B": _sized("<I", bytes), b"\x8e": _sized("<Q", bytes),
     b"\x96": _sized("<Q", bytearray),
     b"q": _memory("<B", keep=True), b"r": _memory("<I", keep=True), b"\x94": _Machine.memoize,
@@ -359,6 +345,6 @@ _BY_CODE: Final[dict[bytes, _Operation]] = {
     b"a": _Machine.append, b"e": _Machine.extend, b"s": _Machine.set_item, b"u": _Machine.set_items,
     b"\x90": _Machine.add_members, b"\x91": _Machine.frozen_set,
     b"c": _Machine.name, b"\x93": _Machine.stacked_name, b"Q": _Machine.persistent,
-    b"R": _Machine.call, b"\x81": _Machine.new, b"\x92": _Machine.new_with_keywords, b"b": _Machine.build,
+    b"R": _Machine.call, b"\x81": _Machine.new, b"b": _Machine.build,
 }  # fmt: skip
 _OPERATIONS: Final = {code[0]: operation for code, operation in _BY_CODE.items()}
