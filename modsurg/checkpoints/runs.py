@@ -1,0 +1,216 @@
+"""A training run as one file: model, optimizer, scheduler, whatever else has a state, and the random states."""
+
+import copy
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from modsurg.checkpoints import stepping
+from modsurg.checkpoints.encoding import Tensors, decode, encode
+from modsurg.checkpoints.formats.memory import MemorySource
+from modsurg.checkpoints.opening import open_source, write_source
+from modsurg.checkpoints.randomness import random_states, set_random_states
+from modsurg.errors import FormatError, LoadError, SaveError
+from modsurg.tree.wrappers import unwrap, wrapper_kind
+
+_KEY = "modsurg.run"
+
+
+@dataclass
+class Run:
+    """What a file of `save_checkpoint` holds, in memory and in plain data.
+
+    Attributes:
+        path: The file.
+        step: As given when it was saved.
+        classes: Stateful name -> qualified class name.
+        states: Stateful name -> its state. Parameters of an optimizer are called by name.
+        random: The random states.
+    """
+
+    path: Path
+    step: int
+    classes: dict[str, str]
+    states: dict[str, Any]
+    random: dict[str, Any]
+
+
+def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: object) -> None:
+    """Keep a run in one file, whole or not at all, without pickle.
+
+    The file is a safetensors file whose tensors are called `model.fc.weight` or `optimizer.state.fc.weight.exp_avg`.
+    The random states of python, numpy and torch (accelerators included) are kept with it.
+
+    Args:
+        path: The target, with the suffix `.safetensors`. A file that is there is replaced in one step.
+        step: Where the run is; `load_checkpoint` returns it.
+        **stateful: Whatever has a state, under names of your own: modules, optimizers (their parameters are called by
+            name, so pass the model too), anything with `state_dict` and `load_state_dict`, and plain dictionaries.
+
+    Raises:
+        SaveError: Something without a state, or with one that is no plain data and no tensors. No file was touched.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "run.safetensors"
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> save_checkpoint(path, step=7, model=model, optimizer=optimizer)
+        >>> load_checkpoint(path, model=model, optimizer=optimizer)
+        7
+    """
+    tensors: Tensors = {}
+    stateful = _unwrapped(stateful)
+    names = stepping.parameter_names(stateful)
+    states = {name: encode(_state(name, value, names), name, tensors) for name, value in stateful.items()}
+    document = {
+        "step": step,
+        "classes": {name: _kind(value) for name, value in stateful.items()},
+        "states": states,
+        "random": encode(random_states(), "random", tensors),
+    }
+    write_source(path, MemorySource(tensors, {_KEY: json.dumps(document, separators=(",", ":"))}))
+
+
+def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
+    """Set everything given to what the file holds, and the random states too; returns the step.
+
+    All of it is checked first: where something does not fit, nothing at all is changed. What is in the file and is
+    not asked for stays unread. To get weights only, `load_state` reads the same file.
+
+    Args:
+        path: A file of `save_checkpoint`.
+        **stateful: The same names as when it was saved, any part of them.
+
+    Raises:
+        LoadError: A name that the file does not hold, an optimizer or scheduler of another class, a model with other
+            parameters or shapes.
+        FormatError: The file is no run, or is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "run.safetensors"
+        >>> save_checkpoint(path, model=nn.Linear(2, 1))
+        >>> load_checkpoint(path, model=nn.Linear(3, 1))
+        Traceback (most recent call last):
+        modsurg.errors.LoadError: ...run.safetensors does not fit; nothing was loaded.
+          model.weight  file (1, 2), here (1, 3)
+    """
+    run = read_run(path)
+    restore(run, stateful)
+    return run.step
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Read a file of `save_checkpoint` into memory; see `load_checkpoint` for what it raises."""
+    path = Path(path)
+    with open_source(path) as source:
+        if _KEY not in source.notes.metadata:
+            raise FormatError(f"{path} holds no run, only a state: load_state(model, {str(path)!r}) reads it.")
+        try:
+            data = json.loads(source.notes.metadata[_KEY])
+            tensors = {key: source.read(key) for key in source}
+            states = {name: decode(state, tensors) for name, state in data["states"].items()}
+            return Run(path, data["step"], data["classes"], states, decode(data["random"], tensors))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise FormatError(f"{path}: what it says of its run can't be read ({error!r}).") from error
+
+
+def restore(run: Run, stateful: Mapping[str, object]) -> None:
+    """Set everything in `stateful` to what the run holds, all or nothing, and the random states."""
+    stateful = _unwrapped(stateful)
+    absent = [name for name in stateful if name not in run.states]
+    if absent:
+        raise LoadError(f"{run.path} holds {', '.join(run.states)}, and no {', '.join(absent)}; nothing was loaded.")
+    names = stepping.parameter_names(stateful)
+    problems = [line for name, value in stateful.items() for line in _problems(run, name, value, names)]
+    if problems:
+        more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
+        lines = "\n  ".join(problems[:10] + more)
+        raise LoadError(f"{run.path} does not fit; nothing was loaded.\n  {lines}")
+    undo: list[Callable[[], object]] = []
+    try:
+        for name, value in sorted(stateful.items(), key=lambda item: isinstance(item[1], nn.Module)):
+            undo.append(_setter(value, _snapshot(value)))
+            state = run.states[name]
+            _setter(value, stepping.numbered(state, value, names) if isinstance(value, Optimizer) else state)()
+    except Exception:
+        for back in reversed(undo):
+            back()
+        raise
+    set_random_states(run.random)
+
+
+def _unwrapped(stateful: Mapping[str, object]) -> dict[str, object]:
+    inner = {name: unwrap(value) if isinstance(value, nn.Module) else value for name, value in stateful.items()}
+    return {
+        name: value.module if isinstance(value, nn.Module) and wrapper_kind(value) in ("DDP", "DataParallel") else value
+        for name, value in inner.items()
+    }
+
+
+def _state(name: str, value: Any, names: Mapping[int, str]) -> Any:
+    if isinstance(value, Optimizer):
+        return stepping.named(value, names)
+    if isinstance(value, dict):
+        return value
+    if not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
+        raise SaveError(f"{name} is a {_kind(value)} without state_dict and load_state_dict: pass a dict instead.")
+    return value.state_dict()
+
+
+def _snapshot(value: Any) -> Any:
+    """What `_setter` takes to bring the value back. A module is set last, after its check, so it needs none."""
+    if isinstance(value, nn.Module):
+        return None
+    if isinstance(value, dict):
+        return dict(value)
+    state = value.state_dict()
+    return state if isinstance(value, Optimizer) else copy.deepcopy(state)
+
+
+def _setter(value: Any, state: Any) -> Callable[[], object]:
+    if isinstance(value, dict):
+        return lambda: _refill(value, state)
+    return lambda: None if state is None else value.load_state_dict(state)
+
+
+def _refill(value: dict[Any, Any], state: Mapping[Any, Any]) -> None:
+    value.clear()
+    value.update(state)
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _problems(run: Run, name: str, value: object, names: Mapping[int, str]) -> list[str]:
+    if isinstance(value, nn.Module):
+        return _model_problems(name, run.states[name], value.state_dict())
+    if run.classes[name] != _kind(value):
+        return [f"{name}  file {run.classes[name]}, here {_kind(value)}: make it of the same class"]
+    return stepping.problems(name, run.states[name], value, names) if isinstance(value, Optimizer) else []
+
+
+def _model_problems(name: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key in [*saved, *(key for key in mine if key not in saved)]:
+        there, here = saved.get(key), mine.get(key)
+        if key not in saved or key not in mine:
+            near = get_close_matches(key, list(mine if key in saved else saved), 1)
+            hint = f" (nearest: {near[0]})" if near else ""
+            lines.append(f"{name}.{key}  {'only in the file' if key in saved else 'not in the file'}{hint}")
+        elif isinstance(there, torch.Tensor) and isinstance(here, torch.Tensor):
+            if there.shape != here.shape:
+                lines.append(f"{name}.{key}  file {tuple(there.shape)}, here {tuple(here.shape)}")
+            elif there.dtype != here.dtype:
+                lines.append(f"{name}.{key}  file {there.dtype}, here {here.dtype}")
+    return lines

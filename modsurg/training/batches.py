@@ -1,0 +1,170 @@
+"""What a batch is: how it reaches the device, what of it goes to the model, how many samples it holds."""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """Give the batch with every tensor in it on the device; the structure and the classes stay.
+
+    Args:
+        batch: A tensor, or tuples, named tuples, lists, mappings and dataclasses of them, nested. An object with a
+            method `to` is asked; anything else is passed on.
+        device: Copies from pinned memory do not wait.
+
+    Example:
+        >>> move((torch.ones(2), {"y": "cat"}), torch.device("meta"))
+        (tensor(..., device='meta', size=(2,)), {'y': 'cat'})
+    """
+    kind = type(batch)
+    if isinstance(batch, torch.Tensor) or (hasattr(batch, "to") and callable(batch.to)):
+        return batch.to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+    if kind is list or kind is tuple:
+        return kind([move(item, device) for item in batch])
+    if isinstance(batch, tuple):
+        return kind(*[move(item, device) for item in batch])
+    if isinstance(batch, Mapping):
+        return {key: move(item, device) for key, item in batch.items()}
+    if dataclasses.is_dataclass(batch):
+        moved = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            object.__setattr__(moved, field.name, move(getattr(batch, field.name), device))
+        return moved
+    return batch
+
+
+def fields(batch: Any) -> Mapping[str, Any] | None:
+    """The named parts of a mapping or a dataclass, None for anything else.
+
+    Example:
+        >>> fields({"x": 1}), fields((1, 2))
+        ({'x': 1}, None)
+    """
+    if isinstance(batch, Mapping):
+        return batch
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return None
+
+
+def forward(model: Callable[..., Any], accepted: frozenset[str] | None, batch: Any) -> tuple[Any, Any]:
+    """Call the model on a batch.
+
+    - A pair `(inputs, target)`: the model gets the inputs; a tuple or mapping of inputs is spread over its arguments.
+    - A longer tuple: the last is the target, the model gets the others.
+    - A mapping or dataclass: the model gets the fields that its `forward` names, and the loss gets the whole batch.
+    - Anything else, and a tuple of one: input and target at once.
+
+    Args:
+        model: What to call, a module as a rule.
+        accepted: Names of `parameters_of(model)`.
+        batch: On the model's device.
+
+    Returns:
+        The model's output, and the target.
+
+    Example:
+        >>> output, target = forward(nn.Linear(3, 2), frozenset(["input"]), (torch.ones(4, 3), torch.zeros(4)))
+        >>> output.shape, target.shape
+        (torch.Size([4, 2]), torch.Size([4]))
+    """
+    if isinstance(batch, tuple | list):
+        if len(batch) == 2:
+            return _spread(model, batch[0]), batch[1]
+        if len(batch) > 2:
+            return model(*batch[:-1]), batch[-1]
+        batch = batch[0]
+    named = None if isinstance(batch, torch.Tensor) else fields(batch)
+    if named is None:
+        return model(batch), batch
+    if accepted is None:
+        return model(**named), batch
+    known = {name: value for name, value in named.items() if name in accepted}
+    return (model(**known) if known else model(batch)), batch
+
+
+def parameters_of(model: nn.Module) -> frozenset[str] | None:
+    """The argument names of the model's forward, None if it takes any keyword.
+
+    Example:
+        >>> parameters_of(nn.Linear(1, 1))
+        frozenset({'input'})
+    """
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return frozenset(parameters)
+
+
+def count(batch: Any) -> int:
+    """How many samples a batch holds: the first size of the first tensor in it, 1 if there is none.
+
+    Example:
+        >>> count({"x": torch.ones(5, 3), "name": "a"})
+        5
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.ndim else 1
+    named = fields(batch)
+    items = batch if isinstance(batch, tuple | list) else named.values() if named is not None else ()
+    return next((count(item) for item in items if first_tensor(item) is not None), 1)
+
+
+def first_tensor(batch: Any) -> torch.Tensor | None:
+    """The first tensor with a size in a batch."""
+    if isinstance(batch, torch.Tensor):
+        return batch if batch.ndim else None
+    named = fields(batch)
+    items = batch if isinstance(batch, tuple | list) else named.values() if named is not None else ()
+    return next((found for item in items if (found := first_tensor(item)) is not None), None)
+
+
+def part(batch: Any, size: int) -> Any:
+    """The first `size` samples of a batch.
+
+    Example:
+        >>> part((torch.arange(4), "x"), 2)
+        (tensor([0, 1]), 'x')
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch[:size] if batch.ndim else batch
+    if type(batch) in (list, tuple):
+        return type(batch)(part(item, size) for item in batch)
+    if isinstance(batch, tuple):
+        return type(batch)(*(part(item, size) for item in batch))
+    named = fields(batch)
+    if named is None:
+        return batch
+    cut = {name: part(value, size) for name, value in named.items()}
+    return cut if isinstance(batch, Mapping) else dataclasses.replace(batch, **cut)
+
+
+def describe(batch: Any) -> str:
+    """A batch in a few words, for messages.
+
+    Example:
+        >>> print(describe([torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)]))
+        (float32[4, 3], int64[4])
+    """
+    if isinstance(batch, torch.Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')}{list(batch.shape)}"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(describe(item) for item in batch)})"
+    named = fields(batch)
+    if named is None:
+        return type(batch).__name__
+    return f"{type(batch).__name__}({', '.join(f'{name}={describe(value)}' for name, value in named.items())})"
+
+
+def _spread(model: Callable[..., Any], inputs: Any) -> Any:
+    if isinstance(inputs, torch.Tensor):
+        return model(inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)

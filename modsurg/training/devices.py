@@ -1,0 +1,120 @@
+"""The device a run is on, the precision it has there, and the memory habits of the CPU."""
+
+import contextlib
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from modsurg.errors import DeviceError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_THRESHOLD = 32 * 2**20
+_USUAL_THRESHOLD = 128 * 2**10
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device to train on; `"auto"` is the accelerator that torch finds, else the CPU.
+
+    Raises:
+        DeviceError: No such device here; the message names those that are.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if str(device) == "auto":
+        return found or torch.device("cpu")
+    available = ["cpu", *(f"{found.type}:{i}" for i in range(torch.accelerator.device_count()))] if found else ["cpu"]
+    try:
+        wanted = torch.device(device)
+        torch.empty(1, device=wanted).add_(1)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        hint = f'device="{available[-1]}" or device="auto"'
+        raise DeviceError(f"device={str(device)!r} is not there; here are {', '.join(available)}: {hint}.") from error
+    if wanted.type == "meta":
+        raise DeviceError('device="meta" computes nothing: device="auto".')
+    return wanted
+
+
+def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+    """Move a model to the device, in place; with `channels_last`, weights of 2-d convolutions change their layout.
+
+    Raises:
+        DeviceError: Parameters without values (meta).
+
+    Example:
+        >>> model = nn.Conv2d(3, 8, 3)
+        >>> place(model, torch.device("cpu"), channels_last=True)
+        >>> model.weight.is_contiguous(memory_format=torch.channels_last)
+        True
+    """
+    empty = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise DeviceError(f"{empty[0]}{more} of the model has no values (meta): load_state(model, path) first.")
+    model.to(device)
+    if channels_last:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                module.to(memory_format=torch.channels_last)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context of the forward pass for a precision.
+
+    Raises:
+        DeviceError: An unknown precision, or one that the device can't compute in.
+
+    Example:
+        >>> with autocast(torch.device("cpu"), "bf16"):
+        ...     nn.Linear(2, 2)(torch.ones(1, 2)).dtype
+        torch.bfloat16
+    """
+    if precision not in _DTYPES:
+        raise DeviceError(f'precision={precision!r}: one of "fp32", "bf16", "fp16".')
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = _DTYPES[precision]
+    other = "fp32" if precision == "bf16" else "bf16"
+    refusal = f'{device.type} can\'t compute in {precision}: precision="{other}".'
+    if not torch.amp.is_autocast_available(device.type):
+        raise DeviceError(refusal)
+    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DeviceError(refusal)
+    try:
+        weight = torch.ones(8, 8, device=device, dtype=dtype, requires_grad=True)
+        with torch.enable_grad():
+            torch.autograd.backward((weight @ weight).sum())
+    except RuntimeError as error:
+        raise DeviceError(refusal) from error
+    return torch.autocast(device.type, dtype)
+
+
+@contextlib.contextmanager
+def kept_memory(device: torch.device, *, on: bool) -> Iterator[None]:
+    """Inside the block, glibc keeps the memory of freed tensors for the next ones of that size.
+
+    By default it gives a large tensor's pages back to the system at once and asks for new, zeroed ones for the next
+    batch. Afterwards its usual thresholds are set again. Elsewhere than on a CPU with glibc nothing happens.
+    """
+    if not on or device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, _USUAL_THRESHOLD)
+        libc.malloc_trim(0)

@@ -1,0 +1,136 @@
+"""One epoch under way: its batches, one after another, and the step for each."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from modsurg.errors import BatchError
+from modsurg.training import trouble
+from modsurg.training.batches import count, forward, move
+from modsurg.training.loop import Meter, Window
+
+if TYPE_CHECKING:
+    from modsurg.training.trainer import Trainer
+
+
+class Epoch:
+    """Iterate over it for batches that are on the device; call `step` with the loss of each.
+
+    Attributes:
+        number: Counted from 1.
+        batch: The number of the batch, from 1; 0 before the first.
+        meter: Sums of loss and metrics so far.
+        row: What the history holds of it, once the batches are through.
+    """
+
+    def __init__(self, trainer: "Trainer", number: int, window: Window, meter: Meter, batch: int) -> None:
+        self.trainer = trainer
+        self.number = number
+        self.window = window
+        self.meter = meter
+        self.batch = batch
+        self.row: dict[str, float] = {}
+        self.seconds = 0.0
+        self.complete = False
+        self._samples = 0
+        self._before = meter.samples
+        self._batches: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Iterator[Any]:
+        trainer, device = self.trainer, self.trainer.place
+        start = time.perf_counter()
+        self._batches = trainer.run.open(self)
+        for taken in self._batches:
+            batch = move(taken, device)
+            self.batch += 1
+            self._samples = count(batch)
+            yield batch
+            if trainer.stopping and self.window.held == 0:
+                break
+        else:
+            self.complete = True
+        self.seconds = time.perf_counter() - start
+        self.close()
+
+    def forward(self, batch: Any) -> tuple[torch.Tensor, Any, Any]:
+        """What `fit` does with a batch before `step`: loss, output and target, in the trainer's precision.
+
+        Raises:
+            BatchError: The model or the loss can't take the batch; the message names it and the fix.
+        """
+        trainer = self.trainer
+        try:
+            with trainer.autocast:
+                output, target = forward(trainer.runner, trainer.accepted, batch)
+                loss = trainer.loss(output, target)
+        except trouble.EXPECTED as error:
+            raise trouble.explain(error, self, batch) from error
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            raise BatchError(trouble.no_scalar(loss, self.where))
+        return loss, output, target
+
+    def step(self, loss: torch.Tensor, output: Any = None, target: Any = None) -> bool:
+        """Backward; and when the window of `accumulate` batches is full, the optimizer's step and all that follows.
+
+        Args:
+            loss: A scalar, the mean over the batch.
+            output: For the metrics, with `target`; without it they are left out.
+            target: What the metrics compare with.
+
+        Returns:
+            Whether the optimizer moved the weights.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite; the weights are those of the last good step.
+        """
+        trainer = self.trainer
+        trainer.watch.check(loss, trainer.step, self.where)
+        try:
+            full = self.window.backward(loss, self._samples)
+        except trouble.EXPECTED as error:
+            raise trouble.explain(error, self, None) from error
+        self.meter.add(loss, self._samples, output, target)
+        if full:
+            self.window.step()
+            trainer.run.stepped(self)
+        if time.perf_counter() >= trainer.screen.next_look:
+            self.look()
+        return full
+
+    def look(self) -> None:
+        """Show where the epoch is."""
+        self.trainer.watch.look()
+        values = self.meter.means() | {"lr": self.trainer.optimizer.param_groups[0]["lr"]}
+        self.trainer.screen.show(self.batch, self.meter.samples - self._before, values)
+
+    @property
+    def speed(self) -> float:
+        """Samples per second."""
+        return (self.meter.samples - self._before) / max(self.seconds, 1e-9)
+
+    @property
+    def where(self) -> "Where":
+        """The batch in words."""
+        return Where(self)
+
+    def close(self) -> None:
+        """End it: the last window, validation, schedule, files. Done by itself when the batches are through."""
+        if not self.row:
+            if self.complete and self.window.held:
+                self.window.step()
+                self.trainer.run.stepped(self)
+            if self.complete and self.meter.samples == 0:
+                raise BatchError(f"epoch {self.number}: the train loader gave no batch; it must give at least one.")
+            self.trainer.run.close(self)
+
+
+class Where:
+    """`epoch 2, batch 7`, spelled only when somebody reads it."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch.number}, batch {self.epoch.batch} (step {self.epoch.trainer.step + 1})"

@@ -1,0 +1,84 @@
+"""A model measured and used, without changing it."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from modsurg.errors import BatchError
+from modsurg.training import sketches, trouble
+from modsurg.training.batches import count, describe, forward, move, part
+from modsurg.training.loaders import check_loader
+from modsurg.training.logs import Board
+from modsurg.training.loop import Meter
+
+if TYPE_CHECKING:
+    from modsurg.training.trainer import Trainer
+
+
+def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
+    """See `Trainer.evaluate`."""
+    check_loader(loader, "the loader")
+    meter = Meter(trainer.named_metrics, trainer.place)
+    with evaluating(model), trainer.autocast:
+        for number, taken in enumerate(loader, 1):
+            batch = move(taken, trainer.place)
+            try:
+                output, target = forward(_runner(trainer, model), trainer.accepted, batch)
+                loss = trainer.loss(output, target)
+            except trouble.EXPECTED as error:
+                if type(error) not in trouble.EXPECTED:
+                    raise
+                raise BatchError(f"evaluation, batch {number}: can't take {describe(batch)}: {error}") from error
+            meter.add(loss, count(batch), output, target)
+    if meter.samples == 0:
+        raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
+    return meter.means()
+
+
+def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
+    """See `Trainer.predict`."""
+    batches = [loader] if isinstance(loader, torch.Tensor) else loader
+    outputs = []
+    with evaluating(model), trainer.autocast:
+        for taken in batches:
+            output, _ = forward(_runner(trainer, model), trainer.accepted, move(taken, trainer.place))
+            outputs.append(move(output, torch.device("cpu")))
+    if outputs and all(isinstance(output, torch.Tensor) and output.ndim for output in outputs):
+        return torch.cat(outputs)
+    return outputs
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In the block: evaluation mode and no gradients. Afterwards each module has the mode that it had."""
+    mode, modes = model.training, [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(mode)
+        for module, training in modes:
+            module.training = training
+
+
+def draw(trainer: "Trainer", board: Board, loader: Iterable[Any]) -> None:
+    """Show a batch of pictures with predictions on TensorBoard, and after the first epoch the graph."""
+    batch = next(iter(loader), None)
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], torch.Tensor):
+        return
+    batch = move(part(batch, 16), trainer.place)
+    if trainer.epoch == 1:
+        board.graph(trainer.model, batch[0][:1])
+    with evaluating(trainer.model), trainer.autocast:
+        output = trainer.model(batch[0])
+    if sketches.are_pictures(batch[0], output, batch[1]):
+        names = getattr(getattr(loader, "dataset", None), "classes", ())
+        board.pictures(batch[0], output, batch[1], names, trainer.step)
+
+
+def _runner(trainer: "Trainer", model: nn.Module) -> Callable[..., Any]:
+    return trainer.runner if model is trainer.model else model

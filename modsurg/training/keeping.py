@@ -1,0 +1,217 @@
+"""A run's files: the trainer's own position, `last` and `best`, and going on from one."""
+
+import contextlib
+import copy
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from modsurg.checkpoints.runs import Run, read_run, restore, save_checkpoint
+from modsurg.errors import TrainingError
+from modsurg.tree.frozen import held, hold, release
+
+if TYPE_CHECKING:
+    from modsurg.surgery.reports import Report
+    from modsurg.training.trainer import Trainer
+
+
+@dataclass
+class Position:
+    """Where a trainer is.
+
+    Attributes:
+        epoch: Finished epochs.
+        batch: Batches seen of the epoch under way.
+        step: The optimizer's steps.
+        start: The epoch in which this `fit` began.
+        record: The best value so far, lower is better.
+        stale: Epochs since then.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    start: int = 0
+    record: float = float("inf")
+    stale: int = 0
+
+    def restart(self) -> None:
+        """A new `fit` begins where the last one ended."""
+        self.start, self.batch, self.stale = self.epoch, 0, 0
+
+    def advance(self, value: float) -> bool:
+        """One more epoch with this value; says whether it is the best."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        improved = value < self.record
+        self.stale = 0 if improved else self.stale + 1
+        self.record = min(value, self.record)
+        return improved
+
+
+@dataclass
+class Interrupted:
+    """What is kept of an epoch that is not finished.
+
+    Attributes:
+        states: Random states at its beginning.
+        loader: The loader's own position, if it has one.
+        samples: How many were seen.
+        sums: Sums of loss and metrics over them.
+    """
+
+    states: dict[str, Any]
+    loader: Any
+    samples: int
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def save(trainer: "Trainer", path: str | os.PathLike[str], left: Interrupted | None = None) -> None:
+    """Write everything that `resume` needs."""
+    own = {
+        "position": vars(trainer.position),
+        "history": trainer.history.rows,
+        "recipes": trainer.recipes,
+        "frozen": [name for name, p in trainer.model.named_parameters() if not p.requires_grad],
+        "held": [path for path, module in trainer.model.named_modules() if held(module)],
+        "left": vars(left) if left else None,
+    }
+    save_checkpoint(path, step=trainer.step, trainer=own, **_stateful(trainer))
+
+
+def rotate(trainer: "Trainer", left: Interrupted | None, improved: bool) -> None:
+    """Write `last`, let `best` be the same file if it is, and keep the latest ones by number."""
+    assert trainer.checkpoint_dir is not None
+    directory = Path(trainer.checkpoint_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    last = directory / "last.safetensors"
+    save(trainer, last, left)
+    if improved:
+        _link(last, directory / "best.safetensors")
+    if trainer.keep:
+        _link(last, directory / f"step-{trainer.step:08d}.safetensors")
+        for old in sorted(directory.glob("step-????????.safetensors"))[: -trainer.keep]:
+            old.unlink()
+
+
+def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | None:
+    """The file to go on from; None to begin anew.
+
+    Raises:
+        TrainingError: `resume=True` without a directory, or a file that is not there.
+    """
+    if resume is False:
+        return None
+    if resume is True:
+        if trainer.checkpoint_dir is None:
+            raise TrainingError('resume=True needs Trainer(..., checkpoint_dir=...), or name the file: resume="...".')
+        file = Path(trainer.checkpoint_dir) / "last.safetensors"
+        return file if file.exists() else None
+    file = Path(resume)
+    if not file.exists():
+        raise TrainingError(
+            f"resume={str(file)!r}: there is no such file. resume=True begins anew where there is none."
+        )
+    return file
+
+
+def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
+    """Go on from a file: make its edits, set every state; gives what is left of an unfinished epoch.
+
+    Raises:
+        LoadError: The file does not fit.
+        TrainingError: An edit that was not recorded, or of which the file knows nothing.
+    """
+    run = read_run(file)
+    if "trainer" not in run.states:
+        raise TrainingError(f"{file} was not written by a Trainer: load_checkpoint({str(file)!r}, model=...) reads it.")
+    own = run.states["trainer"]
+    _replay(trainer, own["recipes"])
+    for report in trainer.reports[len(own["recipes"]) :]:
+        _carry(trainer, run, report)
+    restore(run, _stateful(trainer))
+    trainer.position.__dict__.update(own["position"])
+    trainer.history.rows[:] = own["history"]
+    frozen, holding = set(own["frozen"]), set(own["held"])
+    for name, parameter in trainer.model.named_parameters():
+        parameter.requires_grad = name not in frozen
+    for path, module in trainer.model.named_modules():
+        (hold if path in holding else release)(module)
+    return Interrupted(**own["left"]) if own["left"] else None
+
+
+def follow(average: AveragedModel, model: nn.Module, report: "Report", before: Mapping[str, Any]) -> None:
+    """Edit averaged weights as the model was: what is new in the model is taken over, the rest keeps its average."""
+    average.module = copy.deepcopy(model)
+    kept = report.remap(before)
+    with torch.no_grad():
+        for name, value in average.module.state_dict().items():
+            if name in kept and kept[name].shape == value.shape:
+                value.copy_(kept[name])
+
+
+def settings(trainer: "Trainer") -> dict[str, Any]:
+    """The options of a run, for a table."""
+    return {
+        "optimizer": type(trainer.optimizer).__name__,
+        "lr": trainer.optimizer.param_groups[0].get("initial_lr", trainer.optimizer.param_groups[0]["lr"]),
+        "weight_decay": trainer.optimizer.param_groups[0].get("weight_decay", 0),
+        "scheduler": "+".join(type(one).__name__ for one in trainer.schedulers.values()) or "none",
+        "precision": trainer.precision,
+        "accumulate": trainer.accumulate,
+        "clip_norm": trainer.clip_norm or 0,
+        "seed": -1 if trainer.seed is None else trainer.seed,
+    }
+
+
+def _stateful(trainer: "Trainer") -> dict[str, Any]:
+    found = {
+        "model": trainer.model,
+        "optimizer": trainer.optimizer,
+        "scaler": trainer.scaler,
+        "average": trainer.average,
+    }
+    found |= {f"scheduler_{when}": scheduler for when, scheduler in trainer.schedulers.items()}
+    if isinstance(trainer.loss, nn.Module) and trainer.loss.state_dict():
+        found["loss"] = trainer.loss
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _replay(trainer: "Trainer", recipes: list[str | None]) -> None:
+    from modsurg.surgery.recipes import Recipe
+    from modsurg.surgery.replaying import replay
+
+    for recipe in recipes[len(trainer.reports) :]:
+        if recipe is None:
+            raise TrainingError(
+                "the run was edited in a way that can't be recorded: make that edit before fit(resume=)."
+            )
+        before = dict(trainer.average.module.state_dict()) if trainer.average else {}
+        schedulers = list(trainer.schedulers.values())
+        options = {"trust": trainer.trust, "optimizer": trainer.optimizer, "scheduler": schedulers}
+        trainer.follow(replay(trainer.model, Recipe.from_json(recipe), **options), before)
+
+
+def _carry(trainer: "Trainer", run: Run, report: "Report") -> None:
+    """Bring a file from before an edit under the edited model's names; what is new keeps its own values."""
+    now = trainer.model.state_dict()
+    kept = report.remap(run.states["model"])
+    run.states["model"] = {**{name: kept.get(name, value) for name, value in now.items()}}
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file another name, in one step; a copy where the filesystem has no links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

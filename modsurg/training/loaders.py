@@ -1,0 +1,211 @@
+"""The order of the batches: a loader that can be taken up again in the middle of an epoch."""
+
+import random
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from modsurg.checkpoints.randomness import random_states, set_random_states
+from modsurg.errors import BatchError
+
+
+class Feed:
+    """A training loader whose position can be kept.
+
+    A `DataLoader` draws what a plain loop would draw from torch's generator, so that the same seed gives the same
+    order. Its workers are seeded for every batch, so that a batch does not depend on those before it.
+
+    Attributes:
+        states: The random states at the beginning of the epoch, from which its order follows.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+        self.order: _Order | None = None
+        self.source = loader
+        if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset):
+            self.order = _Order(loader.batch_sampler or loader.sampler, loader.num_workers > 0)
+            self.source = _again(loader, self.order)
+        self.states: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return length(self.loader) or 0
+
+    def begin(self, epoch: int) -> Iterator[Any]:
+        """The batches of an epoch, from its first."""
+        for part in _parts(self.loader):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        self.states = {**random_states(), "generators": [g.get_state() for g in _generators(self.loader)]}
+        return iter(self.source)
+
+    def again(self, epoch: int, skip: int, states: dict[str, Any], position: Any) -> Iterator[Any]:
+        """The batches of an epoch that was left after `skip` of them.
+
+        Args:
+            epoch: Its number.
+            skip: How many batches were seen.
+            states: `states` of the feed that was interrupted.
+            position: What `position` gave, None for a loader without a state.
+        """
+        if position is not None:
+            self.loader.load_state_dict(position)  # type: ignore[attr-defined]  # position() found it there
+            batches = self.begin(epoch)
+            self.states = states
+            return batches
+        now = random_states()
+        set_random_states(states)
+        for generator, state in zip(_generators(self.loader), states["generators"], strict=True):
+            generator.set_state(state)
+        batches = self._after(epoch, skip)
+        set_random_states(now)
+        return batches
+
+    def position(self) -> Any:
+        """The loader's own state, if it has one."""
+        return self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
+
+    def _after(self, epoch: int, skip: int) -> Iterator[Any]:
+        if self.order is not None:
+            self.order.skip = skip
+            batches = self.begin(epoch)
+            self.order.prime()
+            self.order.skip = 0
+            return batches
+        if isinstance(self.loader, Sequence):
+            return islice(self.begin(epoch), skip, None)
+        batches = self.begin(epoch)
+        for _ in islice(batches, skip):
+            pass
+        return batches
+
+
+def length(loader: object) -> int | None:
+    """How many batches a loader has, None if it does not know.
+
+    Example:
+        >>> length([1, 2]), length(iter([]))
+        (2, None)
+    """
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:
+        return None
+
+
+def check_loader(loader: Any, name: str) -> None:
+    """Refuse what can't be iterated again and what is known to be empty.
+
+    Raises:
+        BatchError: With the fix.
+    """
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise BatchError(f"{name} is a {type(loader).__name__}, which gives no batches: pass a DataLoader or a list.")
+    if isinstance(loader, Iterator):
+        raise BatchError(f"{name} is an iterator, which lasts for one epoch: pass the loader itself, or list({name}).")
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise BatchError(f"{name} is a dataset, which gives no batches: DataLoader({name}, batch_size=64).")
+    if length(loader) == 0:
+        hint = ""
+        if isinstance(loader, DataLoader) and loader.drop_last and length(loader.dataset):
+            hint = f" (drop_last=True, and {length(loader.dataset)} samples make no batch of {loader.batch_size})"
+        raise BatchError(f"{name} is empty{hint}: it must give at least one batch.")
+
+
+class _Order:
+    """A sampler's order, from the batch after `skip` on; every key comes with a seed if workers need one."""
+
+    def __init__(self, sampler: Iterable[Any], seeded: bool) -> None:
+        self.sampler = sampler
+        self.seeded = seeded
+        self.skip = 0
+        self.seed = 0
+        self.ready: list[Any] = []
+        self.rest: Iterator[Any] = iter(())
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]  # as a DataLoader does: a TypeError where it has no length
+
+    def __iter__(self) -> Iterator[Any]:
+        self.seed = zlib.crc32(torch.get_rng_state().numpy().tobytes()) if self.seeded else 0
+        self.rest = islice(enumerate(self.sampler), self.skip, None)
+        self.ready = []
+        return self
+
+    def __next__(self) -> Any:
+        number, key = self.ready.pop() if self.ready else next(self.rest)
+        return ((self.seed << 32) + number, key) if self.seeded else key
+
+    def prime(self) -> None:
+        """Let the sampler draw now what it draws at its start."""
+        if not self.seeded and not self.ready:
+            self.ready = list(islice(self.rest, 1))
+
+
+class _Seeded(Dataset[Any]):
+    """A dataset in a worker that seeds the random generators for each batch."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, Any]) -> Any:
+        _seed(key[0])
+        return self.dataset[key[1]]
+
+    def __getitems__(self, key: tuple[int, list[Any]]) -> Any:
+        _seed(key[0])
+        if getattr(self.dataset, "__getitems__", None):
+            return self.dataset.__getitems__(key[1])
+        return [self.dataset[index] for index in key[1]]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:
+    """The same loader over another order."""
+    workers = loader.num_workers
+    options: dict[str, Any] = {
+        name: getattr(loader, name)
+        for name in ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "persistent_workers")
+    }
+    options["sampler" if loader.batch_sampler is None else "batch_sampler"] = order
+    if loader.batch_sampler is None:
+        options["batch_size"] = None
+    if workers:
+        options |= {
+            "prefetch_factor": loader.prefetch_factor,
+            "multiprocessing_context": loader.multiprocessing_context,
+        }
+    # persistent workers draw their seed once a loader instead of once an epoch: not from the generator of the order
+    options["generator"] = torch.Generator() if loader.persistent_workers else loader.generator
+    return DataLoader(_Seeded(loader.dataset) if workers else loader.dataset, **options)
+
+
+def _parts(loader: Any) -> list[Any]:
+    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+    inner = getattr(samplers[1], "sampler", None)
+    found = [loader, *samplers, inner, getattr(loader, "dataset", None)]
+    return [part for i, part in enumerate(found) if part is not None and not any(part is p for p in found[:i])]
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    found = [getattr(part, "generator", None) for part in _parts(loader)]
+    return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and g not in found[:i]]

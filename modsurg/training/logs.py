@@ -1,0 +1,147 @@
+"""What is seen of a run: one progress bar, plain lines where there is no terminal, and TensorBoard."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from modsurg.errors import TrainingError
+
+_BETWEEN_LINES = 10.0
+_BETWEEN_FRAMES = 0.1
+
+
+class Screen:
+    """Shows where a run is: a bar in a terminal, else a line now and then and one for each epoch."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+        self._bar: Any = None
+        self._task: Any = None
+        self._label, self._done, self._total = "", 0, 0
+        self._rate = (time.perf_counter(), 0)
+        self._pause = _BETWEEN_FRAMES if on and sys.stdout.isatty() else _BETWEEN_LINES
+        self.next_look = time.perf_counter() + self._pause
+
+    def begin(self, epoch: int, epochs: int, done: int, batches: int) -> None:
+        """A new epoch; `batches` is 0 if nobody knows."""
+        self._label, self._done, self._total = f"epoch {epoch}/{epochs}", done, batches
+        self._rate = (time.perf_counter(), 0)
+        if self.on and sys.stdout.isatty():
+            self._open()
+
+    def show(self, batch: int, samples: int, values: Mapping[str, float]) -> None:
+        """Now at `batch`, after `samples` samples since `begin`."""
+        now = time.perf_counter()
+        self.next_look = now + self._pause
+        rate = samples / max(now - self._rate[0], 1e-9)
+        text = f"{_row(values)}  {rate:,.0f} samples/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=batch, text=text, refresh=True)
+        elif self.on:
+            left = ""
+            if self._total and batch > self._done:
+                seconds = (now - self._rate[0]) / (batch - self._done) * (self._total - batch)
+                left = f"  {_clock(seconds)} left"
+            self.line(f"{self._label}  batch {batch}{f'/{self._total}' if self._total else ''}  {text}{left}")
+
+    def end(self, row: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self.close()
+        shown = {name: value for name, value in row.items() if name not in ("epoch", "step", "samples_per_second")}
+        seconds = shown.pop("seconds", 0.0)
+        self.line(f"{self._label}  {_row(shown)}  {row.get('samples_per_second', 0):,.0f} samples/s  {_clock(seconds)}")
+
+    def line(self, text: str) -> None:
+        """One line of text, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif self.on:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _open(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._bar = Progress(*columns, TimeRemainingColumn(), auto_refresh=False, transient=True)
+        self._task = self._bar.add_task(self._label, total=self._total or None, completed=self._done, text="")
+        self._bar.start()
+
+
+class Board:
+    """TensorBoard's files in a directory; `writer` is torch's own SummaryWriter, open to anyone."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise TrainingError('log_dir= needs TensorBoard: pip install "modsurg[tensorboard]".') from error
+        self.writer = SummaryWriter(os.fspath(directory))
+        self._call = _untyped(self.writer)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write numbers; `val_loss` goes to `val/loss`, `loss` to `train/loss`, names with a slash stay."""
+        for name, value in values.items():
+            tag = name if "/" in name else f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
+            self._call("add_scalar", tag, value, step)
+
+    def graph(self, model: nn.Module, example: torch.Tensor) -> None:
+        """Draw the model's graph, on a copy, in eval mode."""
+        from modsurg.training.sketches import graph
+
+        graph(self.writer, model, example)
+
+    def pictures(
+        self, images: torch.Tensor, output: torch.Tensor, target: Any, names: Sequence[str], step: int
+    ) -> None:
+        """Show pictures with what was predicted and what it is; `names` are the classes."""
+        from modsurg.training.sketches import pictures
+
+        self._call("add_figure", "predictions", pictures(images, output, target, names), step)
+
+    def histograms(self, model: nn.Module, step: int) -> None:
+        """Show how the weights and their gradients are spread."""
+        for name, parameter in model.named_parameters():
+            self._call("add_histogram", f"weights/{name}", parameter.detach().float(), step)
+            if parameter.grad is not None:
+                self._call("add_histogram", f"gradients/{name}", parameter.grad.float(), step)
+
+    def settings(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
+        """Write what the run was made with, beside what came out."""
+        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items()}
+        self._call("add_hparams", plain, {f"final/{k}": v for k, v in results.items()}, run_name=".")
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._call("close")
+
+
+def _untyped(writer: Any) -> Any:
+    return lambda method, *args, **options: getattr(writer, method)(*args, **options)
+
+
+def _row(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

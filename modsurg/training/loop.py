@@ -1,0 +1,213 @@
+"""One step after another: gradients, the optimizer's step, what is summed on the way."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from modsurg.errors import NonFiniteError, TrainingError
+
+Metric = Callable[[Any, Any], Any]
+
+
+class Window:
+    """The batches that make one optimizer step, and that step.
+
+    Each batch counts by its samples, and the gradient is averaged over what the window holds, also when the epoch ends
+    before it is full.
+
+    Attributes:
+        held: How many batches' gradients wait for the step.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, size: int, clip_norm: float | None, scaler: torch.GradScaler | None
+    ) -> None:
+        self.optimizer = optimizer
+        self.size = size
+        self.clip_norm = clip_norm
+        self.scaler = scaler
+        self.held = 0
+        self._first = 1
+        self._weight = 0.0
+
+    def backward(self, loss: torch.Tensor, samples: int) -> bool:
+        """Add one batch's gradients; says whether the window is full."""
+        if self.held == 0:
+            self._first, self._weight = max(samples, 1), 0.0
+        share = samples / self._first / self.size
+        loss = loss if share == 1.0 else loss * share
+        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+        self.held += 1
+        self._weight += share
+        return self.held >= self.size
+
+    def step(self) -> None:
+        """Move the weights, and empty the window."""
+        uneven = abs(self._weight - 1.0) > 1e-9
+        if self.clip_norm is not None or uneven:
+            self._prepare(1.0 / self._weight if uneven else 1.0)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        self.held = 0
+
+    def drop(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
+        self.held = 0
+
+    def _prepare(self, factor: float) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if factor != 1.0:
+            for parameter in parameters:
+                assert parameter.grad is not None
+                parameter.grad.mul_(factor)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+
+
+class Meter:
+    """Sums of the loss and the metrics over samples. They stay on the device until somebody reads them."""
+
+    def __init__(self, metrics: Mapping[str, Metric], device: torch.device) -> None:
+        self.metrics = metrics
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = {name: torch.zeros((), dtype=dtype, device=device) for name in ("loss", *metrics)}
+        self.samples = 0
+
+    def add(self, loss: torch.Tensor, samples: int, output: Any = None, target: Any = None) -> None:
+        """Add a batch: its mean loss, and each metric of `(output, target)` unless there is no output."""
+        self.sums["loss"].add_(loss.detach(), alpha=samples)
+        self.samples += samples
+        if output is None or not self.metrics:
+            return
+        output = output.detach() if isinstance(output, torch.Tensor) else output
+        with torch.no_grad():
+            for name, metric in self.metrics.items():
+                self.sums[name].add_(_mean(name, metric(output, target), samples), alpha=samples)
+
+    def means(self) -> dict[str, float]:
+        """Every mean. This waits for the device."""
+        return {name: value.item() / max(self.samples, 1) for name, value in self.sums.items()}
+
+
+class Watch:
+    """Looks for a loss that is NaN or infinite.
+
+    On the CPU the loss is looked at before its gradients are computed. Elsewhere that would make the CPU wait at every
+    step: a flag on the device remembers the first bad step, is read when a number is shown, and a copy of the weights
+    from the last such moment is what remains.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model = model
+        self.near = device.type == "cpu"
+        self.first = torch.tensor(-1, device=device)
+        self.spare: dict[str, torch.Tensor] = {}
+
+    def check(self, loss: torch.Tensor, step: int, where: object) -> None:
+        """Look at one loss.
+
+        Raises:
+            NonFiniteError: On the CPU, at once.
+        """
+        if not self.near:
+            good = torch.isfinite(loss.detach()) | (self.first >= 0)
+            self.first = torch.where(good, self.first, step)
+        elif not math.isfinite(loss.detach().float().numpy()):
+            raise NonFiniteError(self._message(f"{where}: the loss is {loss.item()}", step))
+
+    def look(self) -> None:
+        """Read the flag; while all is well, keep the weights.
+
+        Raises:
+            NonFiniteError: A loss since the last look was not finite; the weights are those of the last look.
+        """
+        if self.near:
+            return
+        bad = int(self.first)
+        if bad >= 0:
+            self.model.load_state_dict(self.spare, strict=False)
+            raise NonFiniteError(self._message(f"step {bad + 1}: the loss is not finite", bad))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if isinstance(value, torch.Tensor):
+                    self.spare.setdefault(name, torch.empty_like(value)).copy_(value)
+
+    def _message(self, what: str, step: int) -> str:
+        spoilt = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
+        kept = f"the weights are those after step {step}"
+        if spoilt:
+            kept = f"{spoilt[0]} was already not finite: a gradient of a step before overflowed"
+        elif not self.near:
+            kept = "the weights are those of the last good look"
+        return f"{what}; {kept}. Try a smaller lr, clip_norm=1.0, or look at that batch for NaN."
+
+
+def split_schedulers(given: Any) -> dict[str, Any]:
+    """Which scheduler steps when: `{"step": ..., "epoch": ...}`, either may be missing.
+
+    A mapping says it itself. A bare `OneCycleLR` or `CyclicLR`, which count batches, steps with the optimizer, also
+    inside a SequentialLR or ChainedScheduler; any other steps once an epoch.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> list(split_schedulers(torch.optim.lr_scheduler.StepLR(optimizer, 3)))
+        ['epoch']
+        >>> list(split_schedulers(torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)))
+        ['step']
+    """
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        wrong = set(given) - {"step", "epoch"}
+        if wrong:
+            raise TrainingError(f'scheduler={{{", ".join(map(repr, given))}}}: the keys are "step" and "epoch".')
+        return dict(given)
+    schedule = torch.optim.lr_scheduler
+    inner = list(_chain(given))
+    by_step = any(isinstance(one, schedule.OneCycleLR | schedule.CyclicLR) for one in inner)
+    return {"step" if by_step else "epoch": given}
+
+
+def check_length(schedulers: Mapping[str, Any], steps: int) -> None:
+    """Refuse a run that is longer than its OneCycleLR, which otherwise fails at its end.
+
+    Raises:
+        TrainingError: With the number to give.
+    """
+    for one in _chain(schedulers.get("step")):
+        total = getattr(one, "total_steps", None)
+        if total is not None and one.last_epoch + steps > total:
+            raise TrainingError(
+                f"{type(one).__name__} has {total} steps, {one.last_epoch} of them done, and {steps} are to come: "
+                f"{type(one).__name__}(..., total_steps={one.last_epoch + steps})."
+            )
+
+
+def _chain(scheduler: Any) -> Iterator[Any]:
+    if scheduler is not None:
+        yield scheduler
+        for inner in getattr(
+            scheduler, "_schedulers", ()
+        ):  # SequentialLR and ChainedScheduler have no public name for it
+            yield from _chain(inner)
+
+
+def _mean(name: str, value: Any, samples: int) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return torch.as_tensor(float(value))
+    if value.ndim == 0:
+        return value.detach()
+    if value.shape[0] != samples:
+        raise TrainingError(f"metric {name} gave shape {tuple(value.shape)}: give one number, or one for each sample.")
+    return value.detach().double().mean() if value.device.type != "mps" else value.detach().float().mean()

@@ -1,0 +1,290 @@
+"""The trainer: its options and what can be asked of it. What a run does is in `run.py`."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from modsurg.errors import ModsurgWarning, RecipeError, TrainingError
+from modsurg.training import evaluation, keeping
+from modsurg.training.batches import parameters_of
+from modsurg.training.devices import Precision, autocast, pick_device, place
+from modsurg.training.epochs import Epoch
+from modsurg.training.history import History
+from modsurg.training.keeping import Position
+from modsurg.training.logs import Board, Screen
+from modsurg.training.loop import Metric, Watch, split_schedulers
+from modsurg.training.run import Run
+from modsurg.tree.selection import Where
+
+if TYPE_CHECKING:
+    from modsurg.surgery.reports import Report
+    from modsurg.surgery.transaction import Edit
+
+
+@dataclass(eq=False, repr=False)
+class Trainer:
+    """Trains a model: `Trainer(model, optimizer, loss).fit(loader, epochs=3)`.
+
+    A batch is `(inputs, target)`; longer tuples, mappings and dataclasses are described at `batches.forward`.
+
+    Attributes:
+        model: Trained in place.
+        optimizer: Any of torch's, made from the model's parameters.
+        loss: `loss(output, target)` gives a scalar, the mean over the batch.
+        device: `"auto"` is the accelerator that torch finds, else the CPU; or `"cuda:1"`, `"mps"`, `"cpu"`.
+        precision: `"fp32"`; `"bf16"` and `"fp16"` by autocast, the latter with a gradient scaler.
+        scheduler: OneCycleLR and CyclicLR step with the optimizer, any other once an epoch. To say it yourself, or
+            to give both: `{"step": warmup, "epoch": plateau}`. ReduceLROnPlateau gets the value of `best`.
+        metrics: Name -> `metric(output, target)`, or a list of functions. A metric gives the mean over a batch or a
+            value for each sample; what is shown is the mean over samples.
+        accumulate: Batches that make one step.
+        clip_norm: The largest norm of the gradient.
+        log_dir: For TensorBoard.
+        checkpoint_dir: For `last.safetensors` and `best.safetensors`, written after each epoch.
+        compile: Run the model through torch.compile.
+        seed: Seeds python, numpy and torch when a run begins.
+        best: The value by which `best` is chosen, patience counts and plateaus are seen: `"val_accuracy"`. Losses and
+            errors are better when lower, anything else when higher; `"min:x"` and `"max:x"` say it.
+            By default `val_loss`, or `loss` where nothing is validated.
+        keep: Besides `last` and `best`, this many of the latest checkpoints, as `step-00001200.safetensors`.
+        save_every: Also write `last` every so many steps.
+        average: An `AveragedModel` of the model (EMA or SWA): updated after every step, and validated in its place.
+        channels_last: Lay out the weights of 2-d convolutions so that they compute faster.
+        keep_memory: Let the CPU's allocator keep freed memory during a run.
+        progress: Show a progress bar, or lines where there is no terminal.
+        trust: Packages or classes from which a resumed run may build the modules of an edit.
+
+    Example:
+        >>> torch.manual_seed(0)
+        <torch._C.Generator object at ...>
+        >>> x = torch.randn(64, 3)
+        >>> batches = list(zip(x.split(16), x.sum(1, keepdim=True).split(16)))
+        >>> model = nn.Linear(3, 1)
+        >>> trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.3), nn.MSELoss(), progress=False)
+        >>> history = trainer.fit(batches, epochs=20)
+        >>> history["loss"][-1] < 0.01
+        True
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss: Callable[[Any, Any], torch.Tensor]
+    _: KW_ONLY
+    device: str | torch.device = "auto"
+    precision: Precision = "fp32"
+    scheduler: Any = None
+    metrics: Mapping[str, Metric] | Sequence[Metric] = ()
+    accumulate: int = 1
+    clip_norm: float | None = None
+    log_dir: str | os.PathLike[str] | None = None
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    compile: bool = False
+    seed: int | None = None
+    best: str | None = None
+    keep: int = 0
+    save_every: int | None = None
+    average: AveragedModel | None = None
+    channels_last: bool = True
+    keep_memory: bool = True
+    progress: bool = True
+    trust: Any = ()
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise TrainingError(f"accumulate={self.accumulate}: a step takes at least one batch, accumulate=1.")
+        self.place = pick_device(self.device)
+        self.autocast = autocast(self.place, self.precision)
+        self.scaler = torch.GradScaler(self.place.type) if self.precision == "fp16" else None
+        self.named_metrics = _named(self.metrics)
+        self.schedulers = split_schedulers(self.scheduler)
+        self.position = Position()
+        self.history = History()
+        self.recipes: list[str | None] = []
+        self.reports: list[Report] = []
+        self.stopping = ""
+        self.screen = Screen(self.progress)
+        self.board: Board | None = None
+        self.run: Run
+        place(self.model, self.place, channels_last=self.channels_last)
+        for module in (self.loss, self.average):
+            if isinstance(module, nn.Module):
+                module.to(self.place)
+        self._prepare()
+
+    @property
+    def step(self) -> int:
+        """How many times the optimizer has moved the weights."""
+        return self.position.step
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return self.position.epoch
+
+    def fit(
+        self,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None = None,
+        epochs: int = 1,
+        *,
+        resume: bool | str | os.PathLike[str] = False,
+        patience: int | None = None,
+        thaw: Mapping[int, Where] | None = None,
+        on_step: Callable[["Trainer"], object] | None = None,
+        on_epoch: Callable[["Trainer"], object] | None = None,
+    ) -> History:
+        """Train for `epochs` epochs more.
+
+        Ctrl-C and SIGTERM finish the step, write `last`, and end the run; `history.stopped` says so.
+
+        Args:
+            train_loader: A DataLoader, a list of batches, or anything else that can be iterated again.
+            val_loader: Measured after every epoch, in evaluation mode.
+            epochs: How many; with `resume`, how many in all, those before the interruption included.
+            resume: Go on from `last` in `checkpoint_dir` where there is one, or from the file given here. The end is
+                bit for bit that of the run without the interruption.
+            patience: Stop after so many epochs in which `best` did not get better.
+            thaw: Epoch -> what is unfrozen when so many epochs are finished: `{2: "layer4.**", 4: "**"}`.
+            on_step: Called with the trainer after each of the optimizer's steps.
+            on_epoch: Called with the trainer after each epoch; `trainer.history[-1]` is its row.
+
+        Returns:
+            The history of the whole run, earlier calls included.
+
+        Raises:
+            BatchError: A loader or a batch that can't be trained on, named, with the fix.
+            NonFiniteError: The loss became NaN or infinite; the weights are those of the last good step.
+            TrainingError: What else can't work, before the first step where it can be seen.
+        """
+        for epoch in self.epochs(train_loader, val_loader, epochs, resume=resume, patience=patience, thaw=thaw):
+            for batch in epoch:
+                if epoch.step(*epoch.forward(batch)) and on_step is not None:
+                    on_step(self)
+            if on_epoch is not None and epoch.row:
+                on_epoch(self)
+        return self.history
+
+    def epochs(
+        self,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None = None,
+        epochs: int = 1,
+        *,
+        resume: bool | str | os.PathLike[str] = False,
+        patience: int | None = None,
+        thaw: Mapping[int, Where] | None = None,
+    ) -> Iterator[Epoch]:
+        """The same as `fit`, as a generator, for a loop body of one's own; the arguments are those of `fit`.
+
+        Example:
+            >>> model = nn.Linear(3, 1)
+            >>> trainer = Trainer(model, torch.optim.SGD(model.parameters()), nn.MSELoss(), progress=False)
+            >>> for epoch in trainer.epochs([(torch.ones(4, 3), torch.ones(4, 1))], epochs=2):
+            ...     for inputs, target in epoch:
+            ...         _ = epoch.step(trainer.loss(model(inputs), target))
+            >>> trainer.step
+            2
+        """
+        run = Run(self, train_loader, val_loader, epochs, patience=patience, thaw=thaw or {})
+        yield from run.epochs(resume)
+
+    def evaluate(self, loader: Iterable[Any], model: nn.Module | None = None) -> dict[str, float]:
+        """Give the mean loss and metrics over the samples of a loader, in evaluation mode, without gradients.
+
+        Args:
+            loader: As in `fit`.
+            model: Another model to measure, such as `trainer.average`.
+
+        Example:
+            >>> model = nn.Linear(3, 1)
+            >>> trainer = Trainer(model, torch.optim.SGD(model.parameters()), nn.MSELoss(), progress=False)
+            >>> list(trainer.evaluate([(torch.ones(4, 3), torch.ones(4, 1))]))
+            ['loss']
+        """
+        return evaluation.evaluate(self, loader, model or self.model)
+
+    def predict(self, loader: Any, model: nn.Module | None = None) -> Any:
+        """Give the model's outputs for all batches of a loader, or for one tensor of inputs, on the CPU.
+
+        Returns:
+            One tensor, joined along the first dimension; a list of the batches' outputs where they are no tensors.
+
+        Example:
+            >>> model = nn.Linear(3, 1)
+            >>> trainer = Trainer(model, torch.optim.SGD(model.parameters()), nn.MSELoss(), progress=False)
+            >>> trainer.predict([torch.ones(4, 3), torch.ones(2, 3)]).shape
+            torch.Size([6, 1])
+        """
+        return evaluation.predict(self, loader, model or self.model)
+
+    @contextlib.contextmanager
+    def edit(self, example: Any = None) -> Iterator["Edit"]:
+        """Change the model between two steps; the optimizer, schedulers and averaged weights follow.
+
+        The checkpoints that are written afterwards know the edit, and a run that resumes from them makes it again.
+
+        Args:
+            example: See `modsurg.edit`.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+            >>> trainer = Trainer(model, torch.optim.SGD(model.parameters()), nn.MSELoss(), progress=False)
+            >>> with trainer.edit() as e:
+            ...     e.replace("1", nn.GELU)
+            >>> print(e.report)
+            ~ 1  ReLU -> GELU(approximate='none')
+        """
+        from modsurg.surgery.verbs import edit
+
+        before = dict(self.average.module.state_dict()) if self.average else {}
+        with edit(self.model, optimizer=self.optimizer, scheduler=list(self.schedulers.values()), example=example) as e:
+            yield e
+        self.follow(e.report, before)
+
+    def follow(self, report: "Report", averaged: Mapping[str, Any]) -> None:
+        """Go on with the model as an edit left it."""
+        self.reports.append(report)
+        try:
+            self.recipes.append(report.recipe.to_json())
+        except RecipeError as error:
+            self.recipes.append(None)
+            text = f"a run resumed from here on has to make this edit itself before fit: {error}"
+            warnings.warn(text, ModsurgWarning, stacklevel=4)
+        place(self.model, self.place, channels_last=self.channels_last)
+        if self.average is not None:
+            keeping.follow(self.average, self.model, report, averaged)
+        self._prepare()
+
+    def stop(self, reason: str = "trainer.stop()") -> None:
+        """End the run after the present step, as Ctrl-C does; `history.stopped` is the reason."""
+        self.stopping = reason
+
+    def histograms(self) -> None:
+        """Write the spread of weights and gradients to TensorBoard now; from `on_epoch`, for one."""
+        if self.board is None:
+            raise TrainingError("histograms() writes to TensorBoard during fit: Trainer(..., log_dir=...).")
+        self.board.histograms(self.model, self.step)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole run to a file from which `fit(resume=path)` goes on."""
+        keeping.save(self, path)
+
+    def _prepare(self) -> None:
+        """What has to be made anew when the model is another."""
+        self.runner: Callable[..., Any] = torch.compile(self.model) if self.compile else self.model
+        self.accepted = parameters_of(self.model)
+        self.watch = Watch(self.model, self.place)
+
+
+def _named(metrics: Mapping[str, Metric] | Sequence[Metric]) -> dict[str, Metric]:
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    return {getattr(metric, "__name__", type(metric).__name__).lower(): metric for metric in metrics}
