@@ -44,7 +44,14 @@ def test_the_grammar(where, name, holds):
 @given(segments)
 def test_a_name_matches_itself_and_its_globs(parts):
     name = ".".join(parts)
-    for where in (name, "**", ".".join("*" for _ in parts), f"**.{parts[-1]}", f"{parts[0]}.**", "re:" + re.escape(name)):
+    for where in (
+        name,
+        "**",
+        ".".join("*" for _ in parts),
+        f"**.{parts[-1]}",
+        f"{parts[0]}.**",
+        "re:" + re.escape(name),
+    ):
         assert matcher(where)(name)
     assert not matcher(".".join(["*"] * (len(parts) + 1)))(name)
 

@@ -9,7 +9,9 @@ from modsurg.errors import CountError, NoMatchError, WhereError
 @pytest.fixture
 def net():
     shared = nn.ReLU()
-    return nn.Sequential(nn.Linear(2, 2), shared, nn.Sequential(nn.Linear(2, 2, bias=False), shared), nn.Conv2d(1, 1, 1))
+    return nn.Sequential(
+        nn.Linear(2, 2), shared, nn.Sequential(nn.Linear(2, 2, bias=False), shared), nn.Conv2d(1, 1, 1)
+    )
 
 
 def test_each_form_of_where(net):

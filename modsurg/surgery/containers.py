@@ -7,7 +7,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from modsurg.errors import ContainerError
 from modsurg.surgery.steps import Step, last
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import walk
 
 Entry = tuple[str | None, nn.Module | None]
 
@@ -69,38 +69,33 @@ def neighbours(
     """Put a new module before or after each anchor path; each container is rebuilt once.
 
     Returns:
-        For each new module: itself, its anchor, and the paths at which it stands now.
+        For each new module: itself, its first anchor, and the paths at which it stands now.
 
     Raises:
         ContainerError: The parent calls its children by attribute, so that a neighbour would never run.
     """
     by_parent: dict[int, dict[str, nn.Module]] = {}
+    placed: dict[int, tuple[nn.Module, nn.Module]] = {}
     for path, new in anchors:
         parent = step.tree.parent(path)
         if not is_container(parent):
-            raise ContainerError(_no_container(step.tree, path, parent, new, after))
+            raise ContainerError(_no_container(path, parent, new, after))
         by_parent.setdefault(id(parent), {})[last(path)] = new
-    placed: dict[int, tuple[nn.Module, nn.Module, list[str]]] = {}
+        placed.setdefault(id(new), (new, step.tree.modules[path]))
     for key, news in by_parent.items():
-        parents = step.tree.paths[key]
-        parent = step.tree.modules[parents[0]]
+        parent = step.tree.modules[step.tree.paths[key][0]]
         entries: list[Entry] = []
         for name, child in parent._modules.items():
             around: list[Entry] = [(name, child)]
             if name in news:
                 around.insert(len(around) if after else 0, (None, news[name]))
             entries += around
-        named = renamed(parent, entries)
-        step.children(parent, named)
-        for place, (name, child) in enumerate(named):
-            if entries[place][0] is None and child is not None:
-                anchor = named[place - 1 if after else place + 1][1]
-                _, _, paths = placed.setdefault(id(child), (child, anchor or child, []))
-                paths += [f"{path}.{name}" if path else name for path in parents]
-    return list(placed.values())
+        step.children(parent, renamed(parent, entries))
+    paths = walk(step.tree.root).paths
+    return [(new, anchor, paths[id(new)]) for new, anchor in placed.values()]
 
 
-def _no_container(tree: Tree, path: str, parent: nn.Module, new: nn.Module, after: bool) -> str:
+def _no_container(path: str, parent: nn.Module, new: nn.Module, after: bool) -> str:
     order = "old, new" if after else "new, old"
     return (
         f'"{path}" stands in a {type(parent).__name__}, which calls its children by attribute: a neighbour would never '

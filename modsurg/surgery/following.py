@@ -1,17 +1,15 @@
 """How the optimizers of a transaction follow it: what they held before, and where that went."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.optimizers import follow, gather
+from modsurg.surgery.optimizers import Moved, follow, gather, named_parameters
 from modsurg.surgery.remapping import Positions
 from modsurg.surgery.steps import Step
-from modsurg.tree.walk import walk
 
 
 class Following:
@@ -29,7 +27,7 @@ class Following:
     ) -> None:
         self._root = root
         self._optimizers = gather(optimizer, scheduler)
-        self._named = list(_named(root)) if self._optimizers else []
+        self._named = named_parameters(root) if self._optimizers else []
         self._held = self._numbers()
 
     def follow(self, steps: Sequence[Step], journal: Journal) -> list[str]:
@@ -40,9 +38,15 @@ class Following:
         """
         if not self._optimizers:
             return []
-        replaced = [each for step in steps for each in step.replaced]
-        resized = [each for step in steps for each in step.resized]
-        return follow(self._optimizers, self._named, list(_named(self._root)), replaced, resized, journal)
+        moved = Moved(
+            before=self._named,
+            after=named_parameters(self._root),
+            replaced=[each for step in steps for each in step.replaced],
+            resized=[each for step in steps for each in step.resized],
+            thawed=set().union(*(step.thawed for step in steps)),
+            restart=any(step.frozen for step in steps),
+        )
+        return [str(each) for each in follow(self._optimizers, moved, journal) if each.changed]
 
     def positions(self) -> list[Positions]:
         """The parameters of each optimizer before and now."""
@@ -50,10 +54,3 @@ class Following:
 
     def _numbers(self) -> list[list[list[int]]]:
         return [[[id(p) for p in group["params"]] for group in each.param_groups] for each in self._optimizers]
-
-
-def _named(root: nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    for path, module in walk(root).modules.items():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield (f"{path}.{name}" if path else name), parameter

@@ -86,8 +86,8 @@ def _weight(module: nn.Module) -> torch.Tensor | None:
 
 def _move(step: Step, modules: list[nn.Module], home: torch.Tensor, path: str) -> None:
     moved: dict[int, torch.Tensor] = {}
+    slots: Any
     for module in modules:
-        slots: dict[str, Any]
         for slots in (module._parameters, module._buffers):
             for name, tensor in slots.items():
                 if tensor is None or is_lazy(tensor):

@@ -4,6 +4,7 @@ from torch import nn
 
 from modsurg.surgery.preflight import Example
 from modsurg.surgery.reports import Report
+from modsurg.surgery.resizing import Fill
 from modsurg.surgery.verbs import Optimizers, Schedulers, edit
 from modsurg.tree.selection import Where
 
@@ -12,6 +13,7 @@ def resize(
     model: nn.Module,
     where: Where,
     *,
+    fill: Fill = "init",
     count: int | None = None,
     optimizer: Optimizers = None,
     scheduler: Schedulers = None,
@@ -22,11 +24,12 @@ def resize(
 
     Each parameter stays the same object, so that what is tied stays tied and optimizers go on. Fewer places keep the
     first ones. New inputs begin at zero, so that the old outputs stay what they were; new outputs begin as the layer
-    initialises them. Three input channels made one, and one made three, keep the response to a gray picture.
+    initialises itself. Three input channels made one, and one made three, keep the response to a gray picture.
 
     Args:
         model: Edited in place.
         where: See `select`.
+        fill: How new outputs begin: `"init"` as the layer initialises itself, or `"zeros"`.
         count: How many sites there must be.
         optimizer: See `edit`; its state for a resized parameter is resized with it.
         scheduler: See `edit`.
@@ -44,7 +47,7 @@ def resize(
         Linear(in_features=8, out_features=10, bias=True)
     """
     with edit(model, optimizer=optimizer, scheduler=scheduler, example=example) as e:
-        e.resize(where, count=count, **sizes)
+        e.resize(where, fill=fill, count=count, **sizes)
     return e.report
 
 

@@ -147,9 +147,9 @@ def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, unt
         for path in paths:
             refuse_cycle(step.tree, path, new)
     placed = neighbours(step, [(path, new) for _, paths, new in made for path in paths], after)
-    for new, anchor, paths in placed:
-        settle(step, new, anchor, paths[0], anchor.training)
-        step.changes.append(Change("insert", tuple(paths), None, new))
+    for new, anchor, now in placed:
+        settle(step, new, anchor, step.tree.paths[id(anchor)][0], anchor.training)
+        step.changes.append(Change("insert", tuple(now), None, new))
         step.fresh.append(new)
 
 

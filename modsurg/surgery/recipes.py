@@ -60,14 +60,14 @@ class Recipe:
             raise RecipeError(f"this is no recipe: {error}. Write one with report.recipe.to_json().") from None
         if not isinstance(data, dict) or data.get("version") != VERSION:
             raise RecipeError(f'this is no recipe of version {VERSION}: its "version" says otherwise.')
-        edits, modules = data.get("edits"), data.get("modules")
-        if not _are_dicts(edits) or not _are_dicts(modules):
-            raise RecipeError('this is no recipe: "edits" and "modules" must be lists of objects.')
-        return cls(edits, modules)
+        return cls(_objects(data, "edits"), _objects(data, "modules"))
 
 
-def _are_dicts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+def _objects(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    value = data.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise RecipeError(f'this is no recipe: its "{key}" must be a list of objects.')
+    return value
 
 
 class Recorder:

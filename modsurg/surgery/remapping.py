@@ -54,7 +54,8 @@ class Remapping:
             self._names = self._forward()
         if not inverse:
             return _rename(state, self._names)
-        return _rename(state, {new: old for old, new in self._names.items() if new is not None} | self._new_paths())
+        known: dict[str, str | None] = {new: old for old, new in self._names.items() if new is not None}
+        return _rename(state, known | self._new_paths())
 
     def _new_holders(self) -> dict[int, list[tuple[str, nn.Module]]]:
         """New modules with children of their own, and what of the old tree stands inside them."""

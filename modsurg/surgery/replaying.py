@@ -85,7 +85,7 @@ class _Replayed:
         elif verb == "rename":
             self.edit.rename(record["path"], record["name"])
         elif verb == "resize":
-            self.edit.resize(self._select(record["paths"]), **record["sizes"])
+            self.edit.resize(self._select(record["paths"]), fill=record["fill"], **record["sizes"])
         elif verb in ("freeze", "unfreeze"):
             getattr(self.edit, verb)(self._select(record["paths"]))
         else:

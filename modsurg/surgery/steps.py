@@ -1,12 +1,12 @@
 """One verb at work: the tree as it was, and what the verb did, until the transaction takes it over."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from modsurg.surgery.journal import Journal
+from modsurg.surgery.resizing import Resized
 from modsurg.tree.walk import Tree
 
 
@@ -43,6 +43,8 @@ class Step:
         replaced: Each module that took the place of another (old, new, first path): optimizers follow it.
         fresh: New modules by their path: the pre-flight asks whether they are called.
         resized: What was resized: optimizers follow that too.
+        thawed: `id` of the parameters that train from now on.
+        frozen: Whether any were frozen or thawed.
         homes: The weight whose device and dtype new modules below a path take, found so far.
         made: Paths, old module (or anchor) and new module of each site, for the recipe.
     """
@@ -56,7 +58,9 @@ class Step:
     fresh: list[nn.Module] = field(default_factory=list)
     homes: dict[str, torch.Tensor | None] = field(default_factory=dict)
     made: list[tuple[tuple[str, ...], nn.Module, nn.Module]] = field(default_factory=list)
-    resized: list[Any] = field(default_factory=list)
+    resized: list[Resized] = field(default_factory=list)
+    thawed: set[int] = field(default_factory=set)
+    frozen: bool = False
 
     def child(self, parent: nn.Module, name: str, new: nn.Module) -> None:
         """Put a module into a slot that is there."""

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from modsurg.errors import EditError, ModsurgWarning
 from modsurg.surgery.following import Following
 from modsurg.surgery.freezing import Frozen, freeze_modules, unfreeze_modules
+from modsurg.surgery.guards import refuse_wrapped
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.making import New, caller, maker
 from modsurg.surgery.placement import add_child, insert_sites, remove_sites, rename_child, replace_sites
@@ -20,7 +21,7 @@ from modsurg.surgery.preflight import Example, preflight
 from modsurg.surgery.recipes import Recorder
 from modsurg.surgery.remapping import Remapping
 from modsurg.surgery.reports import Report, snapshot
-from modsurg.surgery.resizing import resize_sites
+from modsurg.surgery.resizing import Fill, resize_modules
 from modsurg.surgery.steps import Change, Step
 from modsurg.tree.selection import Selection, Where, resolve
 from modsurg.tree.walk import Tree, walk
@@ -115,25 +116,36 @@ class Edit:
             rename_child(step, resolve(step.tree, path), name)
             self._recorder.plain("rename", path=path, name=name)
 
-    def resize(self, where: Where, *, count: int | None = None, **sizes: int) -> None:
+    def resize(self, where: Where, *, fill: Fill = "init", count: int | None = None, **sizes: int) -> None:
         """See `modsurg.resize`."""
         with self._verb() as step:
             selection = resolve(step.tree, where, count)
-            resize_sites(step, selection, sizes)
-            self._recorder.plain("resize", paths=list(selection.paths), sizes=sizes)
+            refuse_wrapped(step.tree, selection.paths)
+            sites = [(site.path, site.module) for site in selection]
+            step.resized = resize_modules(step.tree, sites, sizes, step.journal, fill=fill)
+            for each in step.resized:
+                paths = tuple(step.tree.paths[id(each.module)])
+                step.changes.append(Change("resize", paths, each.module, each.module, str(each)))
+                step.notes += each.notes
+            self._recorder.plain("resize", paths=list(selection.paths), fill=fill, sizes=sizes)
 
     def freeze(self, where: Where, *, count: int | None = None) -> None:
         """See `modsurg.freeze`."""
         with self._verb() as step:
             selection = resolve(step.tree, where, count)
-            _report_frozen(step, selection, "freeze", freeze_modules(step.tree, selection.modules, step.journal))
+            refuse_wrapped(step.tree, selection.paths)
+            done = freeze_modules(step.tree, selection.modules, step.journal)
+            _report_frozen(step, selection, "freeze", done)
             self._recorder.plain("freeze", paths=list(selection.paths))
 
     def unfreeze(self, where: Where, *, count: int | None = None) -> None:
         """See `modsurg.unfreeze`."""
         with self._verb() as step:
             selection = resolve(step.tree, where, count)
-            _report_frozen(step, selection, "unfreeze", unfreeze_modules(step.tree, selection.modules, step.journal))
+            refuse_wrapped(step.tree, selection.paths)
+            done = unfreeze_modules(step.tree, selection.modules, step.journal)
+            _report_frozen(step, selection, "unfreeze", done)
+            step.thawed.update(map(id, done.parameters.values()))
             self._recorder.plain("unfreeze", paths=list(selection.paths))
 
     def _insert(self, verb: str, where: Where, new: New, count: int | None, untie: bool) -> None:
@@ -219,4 +231,5 @@ def _report_frozen(step: Step, selection: Selection, kind: str, done: Frozen) ->
         statistics = sum(id(module) in held for module in site.module.modules())
         what = f"{parameters} parameters" + (f" and the statistics of {statistics} modules" if statistics else "")
         step.changes.append(Change(kind, site.paths, site.module, site.module, f"{what} {state}"))
+    step.frozen = bool(changed)
     step.warnings += done.notes
