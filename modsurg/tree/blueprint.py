@@ -13,6 +13,7 @@ parents, so that the last module is the root and no tree can hold itself. `value
 """
 
 import json
+import re
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -68,13 +69,14 @@ def describe(module: nn.Module) -> dict[str, Any]:
 def draw(module: nn.Module) -> Blueprint:
     """Take a model apart into its structure and its state; see `describe`."""
     root = unwrap(module)
+    order = _children_first(root)
     known = root.state_dict(keep_vars=True)
     state = OrderedDict((key.replace("_orig_mod.", ""), value) for key, value in known.items())
     state.__dict__.update(vars(known))  # the versions of the modules
     names: dict[int, str] = {}
     for key, value in state.items():
         names.setdefault(id(value), key)
-    drawing = _Drawing(root, TensorTable(names))
+    drawing = _Drawing(order, TensorTable(names))
     data = drawing.data()
     for tensor, entry in zip(drawing.table.tensors, data["tensors"], strict=True):
         if "name" in entry:
@@ -111,20 +113,20 @@ def build(
         return _Building(data, names, make_tensors(data["tensors"], names, values)).module()
     except (FormatError, TrustError):
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, re.error) as error:
         raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from error
 
 
 class _Drawing:
     """One model being described."""
 
-    def __init__(self, root: nn.Module, table: TensorTable) -> None:
-        tree = walk(root)
+    def __init__(self, order: list[nn.Module], table: TensorTable) -> None:
+        tree = walk(order[-1])
         self.table = table
         self._all = tree.modules.values()
         self._paths = {number: paths[0].replace("_orig_mod", "").strip(".") for number, paths in tree.paths.items()}
-        self._order = _children_first(root)
-        numbers = {id(module): number for number, module in enumerate(self._order)}
+        self._order = order
+        numbers = {id(module): number for number, module in enumerate(order)}
         self._numbers = {id(module): numbers[id(unwrap(module))] for module in self._all}
         self._packer = Packer(self._numbers, table.number)
         self._alike: dict[str, int] = {}
@@ -136,11 +138,9 @@ class _Drawing:
             self._slots(module)
         modules = [self._node(module) for module in self._order]
         details = self._tensor_details()
+        self._raise_problems()
         tensors = [{**entry, **more} for entry, more in zip(self.table.entries(), details, strict=True)]
-        problems = sorted({*self._packer.problems, *self.table.problems})
-        if problems:
-            count = f"{len(problems)} thing{'s' * (len(problems) > 1)}"
-            raise SaveError("\n  ".join([f"{count} can't be kept; nothing was written.", *problems]))
+        self._raise_problems()
         return {
             "version": VERSION,
             "names": list(self._packer.names),
@@ -149,6 +149,12 @@ class _Drawing:
             "tensors": tensors,
             "modules": modules,
         }
+
+    def _raise_problems(self) -> None:
+        problems = sorted({*self._packer.problems, *self.table.problems})
+        if problems:
+            count = f"{len(problems)} thing{'s' * (len(problems) > 1)}"
+            raise SaveError("\n  ".join([f"{count} can't be kept; nothing was written.", *problems]))
 
     def _slots(self, module: nn.Module) -> dict[str, dict[str, int | None]]:
         path = self._paths[id(module)]
@@ -163,7 +169,8 @@ class _Drawing:
 
     def _node(self, module: nn.Module) -> dict[str, Any]:
         path = self._paths[id(module)]
-        self._refuse_wrapper(module, path)
+        if self._refuses(module, path):
+            return {}
         kind = parametrize.type_before_parametrizations(module)
         name = qualified_name(kind) or f"{kind.__module__}:{kind.__qualname__}"
         names = self._packer.names
@@ -195,15 +202,18 @@ class _Drawing:
             return packed
         return self._alike.setdefault(json.dumps(packed), len(self._alike))
 
-    def _refuse_wrapper(self, module: nn.Module, path: str) -> None:
+    def _refuses(self, module: nn.Module, path: str) -> bool:
+        """Whether this is a wrapper that owns what is in it."""
         kind = "torch.fx" if isinstance(module, torch.fx.GraphModule) else wrapper_kind(module)
-        if kind is not None:
-            remedy = {
-                "torch.fx": "save the model that it was traced from, or its state with save_state",
-                "ScriptModule": "keep it with torch.jit.save, or its state with save_state",
-                "FSDP2": "keep its state with save_state",
-            }.get(kind, "save the module inside it, .module")
-            self._packer.refuse(path or "the model", f"a {type(module).__name__} of {kind}", remedy)
+        if kind is None:
+            return False
+        remedy = {
+            "torch.fx": "save the model that it was traced from, or its state with save_state",
+            "ScriptModule": "keep it with torch.jit.save, or its state with save_state",
+            "FSDP2": "keep its state with save_state",
+        }.get(kind, "save the module inside it, .module")
+        self._packer.refuse(path or "the model", f"a {kind} module", remedy)
+        return True
 
     def _tensor_details(self) -> list[dict[str, Any]]:
         """The class of each tensor where it is not torch's own, and the attributes that somebody put on it."""

@@ -99,6 +99,9 @@ def checked(data: Any) -> dict[str, Any]:
 
 
 def _check(data: dict[str, Any]) -> None:
+    tables = ("names", "attributes", "shared", "tensors", "modules")
+    if not all(type(data[table]) is list for table in tables):
+        raise ValueError(f"one of {', '.join(tables)} is no list")
     names, modules, tensors = data["names"], data["modules"], data["tensors"]
     if not modules or not all(type(name) is str for name in names):
         raise ValueError("no modules, or a name that is no text")
@@ -107,6 +110,8 @@ def _check(data: dict[str, Any]) -> None:
         if node["class"] not in range(len(names)):
             raise ValueError("a class that is not in the table")
         children = [child for child in node.get("children", {}).values() if child is not None]
+        if any("." in name or not name for name in node.get("children", {})):
+            raise ValueError("a child without a proper name")
         if any(type(child) is not int or not 0 <= child < len(sizes) for child in children):
             raise ValueError("a module that comes before its children")
         sizes.append(1 + sum(sizes[child] for child in children))

@@ -53,9 +53,8 @@ class TensorTable:
     def entries(self) -> list[dict[str, Any]]:
         """What the file says of each tensor, besides its values."""
         entries = [_entry(tensor, self._names.get(id(tensor))) for tensor in self.tensors]
-        if not self.problems:
-            self._find_views(entries)
-            self._place_beside(entries)
+        self._find_views(entries)
+        self._place_beside(entries)
         return entries
 
     def _place_beside(self, entries: list[dict[str, Any]]) -> None:

@@ -182,7 +182,8 @@ class Trust:
             return own or self._holds(home, (*_FUNCTIONS, *self._packages))
         if isinstance(value, BuiltinFunctionType):
             module, _, short = name.partition(":")
-            return module in _BUILTIN_HOMES or (module == "torch" and hasattr(torch.Tensor, short)) or self._named(name)
+            is_math = module in _BUILTIN_HOMES or (module == "torch" and hasattr(torch.Tensor, short))
+            return is_math or self._holds(home, self._packages)
         return False
 
 

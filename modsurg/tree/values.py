@@ -45,6 +45,7 @@ BASES = (
     types.SimpleNamespace,
 )
 
+_NO_SLOTS = frozenset({"__dict__", "__weakref__"})
 _SCALARS = frozenset({type(None), bool, int, str})
 _ATOMS: dict[type, Callable[[Any], dict[str, Any]]] = {
     torch.dtype: lambda value: {"dtype": str(value)[6:]},
@@ -241,6 +242,6 @@ def attributes(value: object) -> dict[str, Any]:
     state = dict(getattr(value, "__dict__", {}))
     for kind in type(value).__mro__:
         for name, slot in vars(kind).items():
-            if type(slot) is types.MemberDescriptorType and kind.__module__ != "builtins" and hasattr(value, name):
+            if type(slot) is types.MemberDescriptorType and name not in _NO_SLOTS and hasattr(value, name):
                 state[name] = slot.__get__(value)
     return state

@@ -1,0 +1,132 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from blueprints import Net, damage, linear
+from torch import nn
+
+from modsurg.errors import FormatError
+from modsurg.tree.blueprint import build, describe
+from modsurg.tree.outline import KEY, checked, outline, read_tree
+
+
+@pytest.mark.parametrize(
+    "path_and_value",
+    [
+        ("version", "1"),
+        ("version", None),
+        ("names", None),
+        ("names", [3]),
+        ("modules", []),
+        ("modules", {}),
+        ("modules", 0, "class", 99),
+        ("modules", 0, "class", -1),
+        ("modules", 0, "class", "x"),
+        ("modules", 0, "parameters", {"weight": 7}),
+        ("modules", 0, "parameters", {"weight": "0"}),
+        ("modules", 0, "attributes", {"_parameters": {}}),
+        ("modules", 0, "attributes", {"_compiled_call_impl": None}),
+        ("modules", 0, "attributes", {"x": {"module": 9}}),
+        ("modules", 0, "attributes", 44),
+        ("modules", 0, "parametrized", ["weight"]),
+        ("modules", 0, "hooks", {"_forward_hooks": [["x", {"name": 0}]]}),
+        ("modules", 2, "children", {"0": 2}),
+        ("modules", 2, "children", {"0": 5}),
+        ("modules", 2, "children", {"a.b": 0}),
+        ("modules", 2, "children", {"": 0}),
+        ("modules", 2, "children", [0]),
+        ("tensors", 0, "shape", [-1, 2]),
+        ("tensors", 0, "shape", [2**40, 2**40]),
+        ("tensors", 0, "shape", "22"),
+        ("tensors", 0, "dtype", "load"),
+        ("tensors", 0, "dtype", "int64"),
+        ("tensors", 0, "stride", [0, 0]),
+        ("tensors", 0, "of", 1),
+        ("tensors", 0, {"data": "eJwDAAAAAAE=", "dtype": "float32", "shape": [2**30]}),
+        ("tensors", 0, {"data": "", "dtype": "float32", "shape": [1]}),
+        ("tensors", 0, {"of": 1, "offset": 0, "dtype": "float32", "shape": [2**20], "stride": [1]}),
+        ("tensors", 0, {"of": 1, "offset": -1, "dtype": "float32", "shape": [1], "stride": [1]}),
+        ("tensors", 0, "class", 0),
+        ("attributes", None),
+        ("shared", None),
+    ],
+    ids=str,
+)
+def test_a_damaged_tree_is_one_clear_error(path_and_value):
+    with pytest.raises(FormatError):
+        build(damage(linear(), *path_and_value))
+
+
+def test_a_tree_of_a_later_version_says_so():
+    with pytest.raises(FormatError, match=r"version 9.* upgrade modsurg"):
+        build(damage(linear(), "version", 9))
+
+
+def test_a_tree_with_more_paths_than_any_model_is_refused():
+    data = linear()
+    data["modules"] += [
+        {"class": data["modules"][2]["class"], "attributes": {}, "children": {"0": at, "1": at}} for at in range(2, 62)
+    ]
+    with pytest.raises(FormatError, match="paths"):
+        build(data)
+
+
+def test_a_class_that_is_no_module_is_refused():
+    data = linear()
+    data["names"][data["modules"][0]["class"]] = "collections:OrderedDict"
+    with pytest.raises(FormatError, match="as the class of a module"):
+        build(data)
+
+
+def test_every_path_with_its_class_and_tensors():
+    shared = nn.Linear(2, 3, bias=False)
+    model = Net(a=shared, b=nn.Sequential(shared, nn.BatchNorm1d(3)))
+    model.b[1].bias.requires_grad_(False)
+    places = list(outline(describe(model)))
+    assert [place.path for place in places] == [name for name, _ in model.named_modules(remove_duplicate=False)]
+    assert [place.name for place in places] == ["Net", "Linear", "Sequential", "Linear", "BatchNorm1d"]
+    assert places[1].number == places[3].number
+    assert places[1].kind == "torch.nn.modules.linear.Linear"
+    assert places[1].attributes["in_features"] == 2
+    (weight,) = places[1].tensors
+    assert (weight.key, weight.dtype, weight.shape, weight.parameter, weight.trainable) == (
+        "a.weight",
+        "float32",
+        (3, 2),
+        True,
+        True,
+    )
+    slots = places[4].tensors
+    assert [slot.name for slot in slots] == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert [slot.trainable for slot in slots] == [True, False, False, False, False]
+    assert [slot.parameter for slot in slots] == [True, True, False, False, False]
+
+
+def test_the_tree_is_read_from_the_metadata():
+    data = linear()
+    assert read_tree({KEY: json.dumps(data)}) == data
+    assert read_tree({"format": "pt"}) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"version": 1}', '{"version": true}'])
+def test_metadata_that_is_no_tree_is_refused(text):
+    with pytest.raises(FormatError, match=r"tree"):
+        read_tree({KEY: text})
+
+
+def test_a_tree_is_read_without_torch():
+    data = json.dumps(linear())
+    code = (
+        "import json, sys\n"
+        "from modsurg.tree.outline import checked, outline\n"
+        "print([place.path for place in outline(checked(json.load(sys.stdin)))], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, text=True, check=True)
+    assert done.stdout == "['', '0', '1'] False\n"
+
+
+def test_a_class_that_nobody_has_is_still_in_the_outline():
+    data = linear()
+    data["names"][0] = "gone:Linear"
+    assert [place.kind for place in outline(checked(data))][1] == "gone.Linear"

@@ -1,0 +1,87 @@
+import functools
+import os
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from modsurg.errors import FormatError
+from modsurg.tree.unpacking import Unpacker, set_attributes
+
+WRONG = (FormatError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, re.error)
+
+
+def unpack(data, names=(), shared=()):
+    return Unpacker(list(names), [nn.Linear(2, 2)], [torch.zeros(1)], list(shared)).unpack(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"list": [1], "dict": {}},
+        {"unheard of": 1},
+        {"__class__": 1},
+        {"name": 5},
+        {"module": 1},
+        {"tensor": "x"},
+        {"shared": 3},
+        {"dtype": "load"},
+        {"dtype": 3},
+        {"layout": "float32"},
+        {"float": "0x10"},
+        {"bytes": "no base64!"},
+        {"items": [[{"list": []}, 1]]},
+        {"set": [{"list": []}]},
+        {"method": [{"module": 0}, "__init__"]},
+        {"method": [{"module": 0}, "weight"]},
+        {"method": ["text", "format"]},
+        {"method": [{"module": 0}, "forward.__globals__"]},
+        {"enum": [0, "x"]},
+        {"object": {"class": 0}},
+        {"scalar": ["O", "AAAAAAAAAAA="]},
+        {"slice": [1, 2, 3, 4]},
+        {"device": "nowhere"},
+        {"partial": [3, [], {}]},
+        {"regex": ["(", 0]},
+    ],
+    ids=str,
+)
+def test_data_that_the_packer_does_not_write_is_refused(data):
+    with pytest.raises(WRONG):
+        unpack(data, [nn.Linear])
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, type, torch.Tensor, nn.Parameter, functools.partial, range, os.system, 3])
+def test_only_plain_classes_become_objects(kind):
+    with pytest.raises((FormatError, TypeError)):
+        unpack({"object": {"class": 0, "state": {"a": 1}}}, [kind])
+
+
+def test_bottomless_data_is_refused():
+    data = 1
+    for _ in range(500):
+        data = {"list": [data]}
+    with pytest.raises(FormatError, match="nested too deeply"):
+        unpack(data)
+    with pytest.raises(FormatError, match="nested too deeply"):
+        unpack({"shared": 0}, shared=[{"set": [{"shared": 0}]}])
+
+
+def test_no_descriptor_of_a_class_runs():
+    class Careful:
+        @property
+        def size(self):
+            raise AssertionError("a getter ran")
+
+        @size.setter
+        def size(self, value):
+            raise AssertionError("a setter ran")
+
+        def __setattr__(self, name, value):
+            raise AssertionError("__setattr__ ran")
+
+    value = object.__new__(Careful)
+    set_attributes(value, {"size": 1, "other": 2})
+    assert vars(value) == {"size": 1, "other": 2}
