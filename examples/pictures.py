@@ -44,9 +44,7 @@ class Pictures:
         return all(len(name) > 1 for name in self.classes)
 
     def first(self, count: int | None) -> "Pictures":
-        """`count` pictures drawn evenly over the whole, always the same ones; all of them for None."""
-        if count is None or count >= len(self):
-            return self
+        """`count` pictures drawn evenly over the whole, or all of them; always the same, in the same mixed order."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
@@ -77,12 +75,12 @@ class Batches:
     def __init__(
         self, pictures: Pictures, batch_size: int, like: Pictures, augment: bool = False, seed: int = 0
     ) -> None:
-        self.pictures, self.batch_size, self.augment, self.seed, self.epoch = pictures, batch_size, augment, seed, 0
+        self.dataset, self.batch_size, self.augment, self.seed, self.epoch = pictures, batch_size, augment, seed, 0
         scaled = like.images[:: max(1, len(like) // 10_000)].float() / 255
         self.mean, self.deviation = scaled.mean((0, 1, 2)), scaled.std((0, 1, 2)).clamp_min(1e-3)
 
     def __len__(self) -> int:
-        return -(-len(self.pictures) // self.batch_size)
+        return -(-len(self.dataset) // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the batches of this epoch, counted from 0, from now on."""
@@ -90,13 +88,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.pictures), generator=generator) if self.augment else None
-        for start in range(0, len(self.pictures), self.batch_size):
+        order = torch.randperm(len(self.dataset), generator=generator) if self.augment else None
+        for start in range(0, len(self.dataset), self.batch_size):
             chosen: slice | Tensor = slice(start, start + self.batch_size)
-            images = self.pictures.images[chosen if order is None else order[chosen]]
-            labels = self.pictures.labels[chosen if order is None else order[chosen]]
+            images = self.dataset.images[chosen if order is None else order[chosen]]
+            labels = self.dataset.labels[chosen if order is None else order[chosen]]
             if self.augment:
-                images = shift_and_flip(images, generator, self.pictures.may_flip)
+                images = shift_and_flip(images, generator, self.dataset.may_flip)
             yield ((images.float() / 255 - self.mean) / self.deviation).permute(0, 3, 1, 2), labels
 
 
@@ -279,7 +277,10 @@ def _unreachable(url: str) -> str:
 
 def _digits(source: str) -> Data:
     """Four of five digits to train on, the fifth to test."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise PicturesError('the digits need scikit-learn: pip install "modsurg[vision]"') from None
 
     digits = load_digits()
     small = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
