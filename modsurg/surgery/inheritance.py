@@ -1,7 +1,7 @@
 """What a new module takes over from the one in whose place it stands: device, dtype, mode, hooks."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -138,14 +138,22 @@ def _carry_hooks(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
 def _hand_over(step: Step, old: nn.Module, new: nn.Module, name: str, carried: set[int]) -> None:
     """Move the dict itself, so that a `RemovableHandle` of the user's takes the hook off the new module."""
     hooks, own = old.__dict__[name], new.__dict__[name]
-    step.journal.keep_dict(hooks)
+    before = OrderedDict(hooks)
     step.journal.keep_attr(old, name)
     step.journal.keep_attr(new, name)
-    old.__dict__[name] = OrderedDict(hooks)
+    step.journal.on_undo(lambda: _hand_back(hooks, before, carried))
+    old.__dict__[name] = before
     for key in [key for key in hooks if key not in carried]:
         del hooks[key]
     hooks.update(own)
     new.__dict__[name] = hooks
+
+
+def _hand_back(hooks: dict[int, Any], before: Mapping[int, Any], carried: set[int]) -> None:
+    """Fill the dict with what was in it, but for hooks that the user took off since."""
+    kept = [(key, hook) for key, hook in before.items() if key in hooks or key not in carried]
+    hooks.clear()
+    hooks.update(kept)
 
 
 def _same_backward_kind(step: Step, old: nn.Module, new: nn.Module, path: str) -> bool:

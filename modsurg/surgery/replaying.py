@@ -12,8 +12,10 @@ from modsurg.surgery.preflight import Example
 from modsurg.surgery.recipes import Recipe, make_module
 from modsurg.surgery.reports import Report
 from modsurg.surgery.transaction import Edit
-from modsurg.tree.selection import Selection, select
+from modsurg.tree.nearest import nearest
+from modsurg.tree.selection import Selection, resolve
 from modsurg.tree.trust import Trusted
+from modsurg.tree.walk import walk
 from modsurg.tree.wrappers import unwrap
 
 
@@ -119,5 +121,8 @@ class _Replayed:
         return module
 
     def _select(self, paths: list[str]) -> Selection:
-        wanted = set(paths)
-        return select(self.root, lambda path, module: path in wanted)
+        wanted, tree = set(paths), walk(self.root)
+        missing = next((path for path in paths if path not in tree.modules), None)
+        if missing is not None:
+            raise RecipeError(f"the recipe met a module that is not here: {nearest(tree, missing)}")
+        return resolve(tree, lambda path, module: path in wanted)

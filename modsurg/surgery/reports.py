@@ -122,5 +122,6 @@ def shown(module: nn.Module | None) -> str:
 
 
 def snapshot(journal: Journal) -> list[tuple[Any, list[tuple[Any, Any]]]]:
-    """The touched dicts as the edit left them, to tell later whether they were changed again."""
-    return [(mapping, list(mapping.items())) for mapping, _ in journal.dicts.values()]
+    """The children that the edit left where it touched any, to tell later whether they were changed again."""
+    touched = ((mapping, list(mapping.items())) for mapping, _ in journal.dicts.values())
+    return [(mapping, items) for mapping, items in touched if all(isinstance(v, nn.Module | None) for _, v in items)]

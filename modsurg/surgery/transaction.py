@@ -42,6 +42,7 @@ class Edit:
         self._example = example
         self._journal = Journal()
         self._steps: list[Step] = []
+        self._said: list[str] = []
         self._recorder = Recorder()
         self._before: Tree | None = None
         self._report: Report | None = None
@@ -172,7 +173,7 @@ class Edit:
 
     def note(self, text: str) -> None:
         """Say something in the report."""
-        self._steps[-1].notes.append(text)
+        self._said.append(text)
 
     def _commit(self) -> Report:
         before = self._before or walk(self._root)
@@ -203,7 +204,7 @@ class Edit:
         return tuple(text for step in self._steps for text in step.warnings)
 
     def _notes(self) -> tuple[str, ...]:
-        return tuple(text for step in self._steps for text in step.notes)
+        return (*(text for step in self._steps for text in step.notes), *self._said)
 
 
 _DESCRIBED_AT_ONCE = 1000
