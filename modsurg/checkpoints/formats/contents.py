@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import torch
 
+from modsurg.checkpoints.formats.pickledmodels import is_module, module_state
 from modsurg.checkpoints.formats.torchpickle import Stored
 from modsurg.checkpoints.formats.torchscript import is_scripted, scripted_state
 from modsurg.checkpoints.formats.unpickling import Made, Name, Ordered, Unpickled
@@ -35,7 +36,6 @@ _HARMLESS: Final = (
     "builtins.slice",
     "builtins.frozenset",
     "copyreg._reconstructor",
-    "copy_reg._reconstructor",
     "torch.serialization._get_layout",
     "torch._utils._rebuild_",
     "torch._tensor._rebuild_from_type_v2",
@@ -81,8 +81,8 @@ class Found:
 def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") -> Found:
     """The state_dict in a checkpoint: the top, what lies under one of `STATE_NAMES`, or the only dict of tensors.
 
-    Several dicts of tensors under other names (a generator and its discriminator) are taken together, each with its
-    name before its keys.
+    Of a whole model it is the tensors; its classes need not exist. Several dicts of tensors under other names (a
+    generator and its discriminator) are taken together, each with its name before its keys.
 
     Args:
         pickle: What was saved.
@@ -90,13 +90,13 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") 
 
     Raises:
         TrustError: The file wants something called that is no data, or an object of some class stands for a weight.
-        FormatError: A whole model, a tensor, or anything else that is no state.
+        FormatError: A tensor, or anything else that is no state.
     """
     value = pickle.value
     if isinstance(value, Made) and is_scripted(value):
         return _collect(scripted_state(value, code), Found("", []))
-    if is_model(value):
-        raise _whole_model("it", value)
+    if is_module(value):
+        return _collect(module_state(value), Found("", []))
     _refuse_calls(pickle.made)
     if not isinstance(value, dict):
         raise FormatError(
@@ -108,12 +108,9 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") 
         left += [".".join((*path, str(key))) for key in value if key != name]
         path.append(name)
         value = value[name]
+        if is_module(value):
+            return _collect(module_state(value), Found(".".join(path), left))
     return _collect(_joined(value), Found(".".join(path), left))
-
-
-def is_model(value: object) -> bool:
-    """Whether it is what is left of a pickled `nn.Module`."""
-    return isinstance(value, Made) and isinstance(value.state, dict) and "_modules" in value.state
 
 
 def rebuild(value: Any, key: str, read: Callable[[Any], object], depth: int = 0) -> Any:
@@ -145,8 +142,6 @@ def rebuild(value: Any, key: str, read: Callable[[Any], object], depth: int = 0)
 def _inner(value: Mapping[Any, Any]) -> str | None:
     """The key under which the state is, None if this is the state."""
     for name in STATE_NAMES:
-        if is_model(value.get(name)):
-            raise _whole_model(f"its {name!r}", value[name])
         if name in value and _leads(value[name]):
             return name
     if any(isinstance(item, Stored) for item in value.values()):
@@ -160,7 +155,9 @@ def _dicts(value: Mapping[Any, Any]) -> list[str]:
 
 
 def _leads(value: object, depth: int = 0) -> bool:
-    """Whether a state is in there."""
+    """Whether a state or a whole model is in there."""
+    if is_module(value):
+        return True
     if not isinstance(value, dict) or depth > 3:
         return False
     if any(isinstance(item, Stored) and isinstance(key, str) for key, item in value.items()):
@@ -172,7 +169,10 @@ def _joined(value: Ordered | dict[Any, Any]) -> Mapping[Any, Any]:
     if any(isinstance(item, Stored) for item in value.values()):
         return value
     several = _dicts(value)
-    return {f"{name}.{key}": item for name in several for key, item in value[name].items()} if several else value
+    if not several:
+        return value
+    states = {name: module_state(value[name]) if is_module(value[name]) else value[name] for name in several}
+    return {f"{name}.{key}": item for name, state in states.items() for key, item in state.items()}
 
 
 def _collect(value: Mapping[Any, Any], found: Found) -> Found:
@@ -227,17 +227,6 @@ def _untrusted(what: str, value: Made | Name) -> TrustError:
         f"{what} {name}, which is no data. Nothing of it ran. If you trust whoever made the file: "
         "save_state(torch.load(path, weights_only=False), 'state.safetensors')"
     )
-
-
-def _whole_model(what: str, value: Any) -> FormatError:
-    return FormatError(
-        f"{what} is a whole model of class {value.maker}, not a state_dict: "
-        f"load_model(path, trust=({_module(value).partition('.')[0]!r},))"
-    )
-
-
-def _module(value: Made) -> str:
-    return value.maker.module if isinstance(value.maker, Name) else ""
 
 
 def _kind(value: object) -> str:

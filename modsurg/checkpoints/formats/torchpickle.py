@@ -249,7 +249,6 @@ _CALLS: Final[dict[str, Callable[..., object]]] = {
     "collections.defaultdict": _default_mapping,
     "_codecs.encode": _encode,
     "builtins.set": lambda items=(): {checked_key(item) for item in items},
-    "__builtin__.set": lambda items=(): {checked_key(item) for item in items},
     "builtins.complex": lambda real, imag: complex(real, imag),
     "builtins.bytearray": lambda text="", encoding="latin1": bytearray(_encode(text, encoding) if text else b""),
 }

@@ -14,6 +14,7 @@ from typing import Any, Final
 from modsurg.errors import FormatError
 
 _STEPS: Final = 20_000_000
+_OLD_NAMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 keeps to those of Python 2
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
@@ -189,7 +190,8 @@ class _Machine:
         end = self.data.find(b"\n", middle + 1)
         if min(middle, end) < 0:
             raise FormatError("the pickle is cut off in a name")
-        self.stack.append(Name(self.data[at:middle].decode(), self.data[middle + 1 : end].decode()))
+        module = self.data[at:middle].decode()
+        self.stack.append(Name(_OLD_NAMES.get(module, module), self.data[middle + 1 : end].decode()))
         return end + 1
 
     def stacked_name(self, at: int) -> int:
@@ -230,11 +232,7 @@ class _Machine:
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dict or member of a set, if it can be hashed in bounded time: deeply nested tuples can't.
-
-    Raises:
-        FormatError: It can't.
-    """
+    """A key of a dict or member of a set, if it can be hashed in bounded time: deeply nested tuples can't."""
     kind = type(key)
     if kind in _PLAIN or kind is Made or kind is Name:
         return key
