@@ -18,8 +18,8 @@ from torch.serialization import get_safe_globals, get_unsafe_globals_in_checkpoi
 
 from modsurg.checkpoints.formats.archives import Archive
 from modsurg.checkpoints.formats.atomic import pending
-from modsurg.checkpoints.formats.contents import is_model
 from modsurg.checkpoints.formats.header import foreign
+from modsurg.checkpoints.formats.pickledmodels import is_module, module_tree
 from modsurg.checkpoints.formats.torchpickle import Storage, loading, stored_id
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, unpickle
@@ -53,6 +53,18 @@ def load_pickled(path: Path, trust: Trusted, rename: Renames | None) -> nn.Modul
     """Open what `torch.save(model)` wrote; see `load_model`."""
     with open(path, "rb") as file:
         return _load(file, _checked(file, path, Trust(trust, rename)))
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The tree in a file of `torch.save(model)`, for `outline`; no class is looked up, and none has to exist.
+
+    Raises:
+        FormatError: It is no file of torch.save, damaged, or holds something else.
+    """
+    with open(path, "rb") as file:
+        value = read_model(file, path).value
+        assert isinstance(value, Made)
+        return module_tree(value)
 
 
 def save_pickled(model: nn.Module, path: Path) -> None:
@@ -97,7 +109,7 @@ def read_model(file: BinaryIO, path: Path) -> Unpickled:
     calls = loading(persistent).calls
     own = {_TYPED: lambda *args: _typed(calls[_TYPED], *args), "builtins.bytearray": _bytearray}
     pickle = unpickle(archive.read("data.pkl"), Loading({**calls, **own}, persistent))
-    if not is_model(pickle.value):
+    if not is_module(pickle.value):
         raise FormatError("it holds no model; if it is a state_dict, build the model, then load_state(model, path)")
     return pickle
 
