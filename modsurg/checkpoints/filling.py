@@ -20,6 +20,7 @@ from modsurg.errors import LoadError
 
 JOURNAL_LIMIT = 32 << 20
 _STEP = 1 << 20
+_libc = ctypes.CDLL(None)
 
 
 def fill(source: Source, fills: Sequence[Fill]) -> None:
@@ -37,6 +38,8 @@ def fill(source: Source, fills: Sequence[Fill]) -> None:
             staged.append(each)
         else:
             direct.append((region, each.target.tensor))
+
+    direct.sort(key=lambda job: job[0])
 
     def attempt() -> None:
         read_all(direct)
@@ -113,12 +116,24 @@ def _probe(source: Source, direct: Sequence[tuple[Region, torch.Tensor]], staged
         else:
             regions.append(region)
     buffer = memoryview(bytearray(_STEP))
-    for region in regions:
-        if _in_page_cache(region):
+    for run in _runs(regions):
+        if _in_page_cache(run):
             continue
-        for start in range(0, region.nbytes, _STEP):
-            count = min(_STEP, region.nbytes - start)
-            read_into(Region(region.fd, region.offset + start, count), buffer[:count])
+        for start in range(0, run.nbytes, _STEP):
+            count = min(_STEP, run.nbytes - start)
+            read_into(Region(run.fd, run.offset + start, count), buffer[:count])
+
+
+def _runs(regions: Sequence[Region]) -> list[Region]:
+    """The same bytes in pieces as long as the file allows."""
+    runs: list[Region] = []
+    for region in sorted(regions):
+        last = runs[-1] if runs else None
+        if last and last.fd == region.fd and last.offset + last.nbytes == region.offset:
+            runs[-1] = Region(last.fd, last.offset, last.nbytes + region.nbytes)
+        elif region.nbytes:
+            runs.append(region)
+    return runs
 
 
 def _in_page_cache(region: Region) -> bool:
@@ -126,11 +141,12 @@ def _in_page_cache(region: Region) -> bool:
     start = region.offset // mmap.PAGESIZE * mmap.PAGESIZE
     length = region.offset + region.nbytes - start
     pages = -(-length // mmap.PAGESIZE)
-    resident = (ctypes.c_ubyte * pages)()
-    with mmap.mmap(region.fd, length, access=mmap.ACCESS_COPY, offset=start) as mapped:
-        address = ctypes.c_char.from_buffer(mapped)
-        failed = ctypes.CDLL(None).mincore(
-            ctypes.c_void_p(ctypes.addressof(address)), ctypes.c_size_t(length), resident
-        )
-        del address
-    return not failed and all(page & 1 for page in bytes(resident))
+    resident = ctypes.create_string_buffer(pages)
+    try:
+        with mmap.mmap(region.fd, length, access=mmap.ACCESS_COPY, offset=start) as mapped:
+            first = ctypes.c_char.from_buffer(mapped)
+            failed = _libc.mincore(ctypes.byref(first), ctypes.c_size_t(length), resident)
+            del first
+    except (OSError, ValueError):  # a filesystem without mappings, a file cut short: reading will tell
+        return False
+    return not failed and resident.raw.count(1) == pages

@@ -40,11 +40,9 @@ def check_sharing(source: Source, targets: Sequence[Target], keys: Mapping[str, 
         covered |= {
             target.name for target in group if target.name not in keys and any(_covers(each, target) for each in filled)
         }
-        alike = [target for target in filled[1:] if not _alike(source, filled[0], target, keys)]
-        if (alike or any(overlaps_itself(target.tensor) for target in filled)) and filled:
-            odd = _odd_one(source, filled, keys)
-            if odd is not None:
-                conflicts[odd.name] = filled[0].name
+        suspect = any(not _alike(source, filled[0], target, keys) for target in filled[1:])
+        if suspect or any(overlaps_itself(target.tensor) for target in filled):
+            conflicts |= _conflict(source, filled, keys)
     return Sharing(frozenset(covered), conflicts)
 
 
@@ -96,20 +94,21 @@ def _digest(source: Source, key: str) -> str:
     return xxhash.xxh3_64_hexdigest(memory(as_plain(source.read(key))))
 
 
-def _odd_one(source: Source, filled: Sequence[Target], keys: Mapping[str, str]) -> Target | None:
-    """Fill a copy of the memory and look which of them does not have its values afterwards."""
+def _conflict(source: Source, filled: Sequence[Target], keys: Mapping[str, str]) -> dict[str, str]:
+    """Fill a copy of the memory, one after the other, and look whether one of them spoils another or itself."""
+    if any(tuple(target.tensor.shape) != source[keys[target.name]].shape for target in filled):
+        return {filled[-1].name: filled[0].name}
     scratch = torch.zeros(filled[0].tensor.untyped_storage().nbytes(), dtype=torch.uint8).untyped_storage()
-    views = [_view(target.tensor, scratch) for target in filled]
-    pairs = list(zip(filled, views, strict=True))
-    for target, view in pairs:
-        if tuple(view.shape) != source[keys[target.name]].shape:
-            return target
+    views: dict[str, torch.Tensor] = {}
+    for target in filled:
+        view = _view(target.tensor, scratch)
         write_anywhere(view, source.read(keys[target.name]))
-    for target, view in reversed(pairs):
-        values = source.read(keys[target.name]).to(view.dtype)
-        if memory(as_plain(view)) != memory(as_plain(values)):
-            return target
-    return None
+        views[target.name] = view
+        for name, each in views.items():
+            expected = source.read(keys[name]).to(each.dtype)
+            if memory(as_plain(each)) != memory(as_plain(expected)):
+                return {target.name: name}
+    return {}
 
 
 def _view(tensor: torch.Tensor, scratch: torch.UntypedStorage) -> torch.Tensor:

@@ -203,7 +203,7 @@ def _understand(header: Header, path: Path) -> tuple[Mapping[str, Entry], Notes,
     entries = {}
     for key in notes.order:
         if key not in notes.extra:
-            entries[key] = replace(stored[notes.ties.get(key, key)], name=key)
+            entries[key] = stored[key] if key in stored else replace(stored[notes.ties[key]], name=key)
     return entries, notes, hashes
 
 

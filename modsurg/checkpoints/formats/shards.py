@@ -64,7 +64,8 @@ class ShardedSource(Source):
         for key in notes.order:
             if key not in notes.extra:
                 stored = notes.ties.get(key, key)
-                entries[key] = replace(self._shards[self._homes[stored]][stored], name=key)
+                entry = self._shards[self._homes[stored]][stored]
+                entries[key] = entry if stored == key else replace(entry, name=key)
         super().__init__(path, entries, notes)
 
     @property

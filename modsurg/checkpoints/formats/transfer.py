@@ -14,11 +14,6 @@ from modsurg.errors import FormatError
 PIECE = 16 << 20
 THREADS = 2
 
-_view_memory = ctypes.pythonapi.PyMemoryView_FromMemory
-_view_memory.restype = ctypes.py_object
-_view_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-_WRITABLE = 0x200
-
 
 class Region(NamedTuple):
     """Where a tensor's bytes lie: in order, without gaps, little-endian."""
@@ -29,7 +24,7 @@ class Region(NamedTuple):
 
 
 def memory(tensor: torch.Tensor) -> memoryview:
-    """The tensor's own bytes, writable, valid as long as the tensor lives.
+    """The tensor's own bytes, writable; the tensor lives as long as they are held.
 
     Args:
         tensor: On the CPU, contiguous, with nothing lazy about it; see `is_plain`.
@@ -37,8 +32,9 @@ def memory(tensor: torch.Tensor) -> memoryview:
     assert is_plain(tensor)
     if not tensor.numel():
         return memoryview(bytearray())
-    view: memoryview = _view_memory(tensor.data_ptr(), tensor.nbytes, _WRITABLE)
-    return view
+    array = (ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())
+    array.owner = tensor  # type: ignore[attr-defined]  # ctypes arrays take attributes, and this one keeps the memory
+    return memoryview(array).cast("B")
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
