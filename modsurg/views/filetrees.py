@@ -1,0 +1,216 @@
+"""A checkpoint file as rows: the tree from its keys, or from the description of a whole model. No tensor is read.
+
+Safetensors files, whole or in shards, are read without torch.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from modsurg.checkpoints.formats.header import BITS, read_header
+from modsurg.errors import FormatError
+from modsurg.tree.outline import Slot, outline, read_tree
+from modsurg.views.labels import detail
+from modsurg.views.rows import Content, Row, Totals, add_up, mark_frozen
+from modsurg.views.units import written
+
+_STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+_TIES = "modsurg.ties"
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file: what its header says."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def collect_file(path: str | os.PathLike[str]) -> Content:
+    """Read the headers of a checkpoint of any format.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        FormatError: The file is not what its name says.
+    """
+    path = Path(path)
+    stored, metadata = _contents(path)
+    try:
+        tree = read_tree(metadata)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+    if tree is not None:
+        return _from_tree(path, tree, stored)
+    try:
+        ties = {str(key): str(to) for _, key, to in json.loads(metadata.get(_TIES, "[]"))}
+    except (ValueError, TypeError):
+        raise FormatError(f"{path}: the ties that modsurg noted in the metadata are damaged") from None
+    return _from_keys(path, stored, ties)
+
+
+def _contents(path: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
+    index = path if path.name.endswith(".index.json") else path.with_name(path.name + ".index.json")
+    if index.exists() and index.name.endswith(".safetensors.index.json") and (index == path or not path.exists()):
+        return _shards(index)
+    if path.suffix == ".safetensors" and path.is_file():
+        header = read_header(path)
+        return {name: _stored(record) for name, record in header.records.items()}, header.metadata
+    from modsurg.checkpoints.opening import open_source  # needs torch, which the formats above do without
+
+    with open_source(path) as source:
+        entries = {
+            key: Stored(str(source[key].dtype)[6:], source[key].shape, source[key].nbytes)
+            for key in source
+            if key not in source.notes.ties
+        }
+        ties = json.dumps([[0, key, to] for key, to in source.notes.ties.items()])
+        return entries, {**source.notes.metadata, _TIES: ties}
+
+
+def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
+    try:
+        data = json.loads(index.read_bytes())
+        files = dict.fromkeys(data["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise FormatError(f"{index} is no index of a sharded checkpoint: it has no weight_map") from None
+    stored: dict[str, Stored] = {}
+    metadata: dict[str, str] = {}
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise FormatError(f"{index} names a file outside its directory: {name!r}")
+        header = read_header(index.with_name(name))
+        stored |= {key: _stored(record) for key, record in header.records.items()}
+        metadata |= header.metadata
+    return stored, metadata
+
+
+def _stored(record: Any) -> Stored:
+    return Stored(_DTYPES.get(record.dtype, record.dtype), record.shape, record.nbytes)
+
+
+def _from_keys(path: Path, stored: Mapping[str, Stored], ties: Mapping[str, str]) -> Content:
+    rows: dict[str, Row] = {"": Row("")}
+    totals = Totals()
+    places: dict[str, list[tuple[str, Stored]]] = {}
+    for key, tensor in stored.items():
+        prefix, _, name = key.rpartition(".")
+        row = _place(rows, prefix)
+        number = prod(tensor.shape)
+        if name in _STATISTICS:
+            row.buffers += number
+            totals.buffer_bytes += tensor.nbytes
+        else:
+            row.params += number
+            totals.param_bytes += tensor.nbytes
+        row.trainable = row.params
+        places.setdefault(prefix, []).append((name, tensor))
+    for key, to in ties.items():
+        prefix, _, name = key.rpartition(".")
+        _place(rows, prefix).notes.append(f"{name} = {to}")
+        totals.shared_params += prod(stored[to].shape) if to in stored else 0
+    usual = _usual((tensor.dtype, prod(tensor.shape)) for tensor in stored.values())
+    for prefix, held in places.items():
+        shown = [each for each in held if each[0] not in _STATISTICS] or held
+        rows[prefix].detail = ", ".join(f"{name} {written(tensor.shape)}" for name, tensor in shown)
+        rows[prefix].notes += dict.fromkeys(each.dtype for name, each in shown if each.dtype != usual)
+    return _finished(path, rows, totals, usual)
+
+
+def _place(rows: dict[str, Row], path: str) -> Row:
+    """The row of a path, made with all that lead to it where it is not there."""
+    missing = []
+    while path not in rows:
+        missing.append(path)
+        path = path.rpartition(".")[0]
+    for each in reversed(missing):
+        row = Row(each)
+        rows[path].children.append(row)
+        rows[each] = row
+        path = each
+    return rows[path]
+
+
+def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, Stored]) -> Content:
+    rows: dict[str, Row] = {}
+    totals = Totals()
+    modules: dict[int, str] = {}
+    tensors: dict[int, str] = {}
+    slots: dict[str, tuple[Slot, ...]] = {}
+    for place in outline(tree):
+        parent = place.path.rpartition(".")[0]
+        if place.path and (parent not in rows or rows[parent].notes[:1] == ["repeated"]):
+            continue
+        row = rows[place.path] = Row(place.path, place.name, detail(place.attributes))
+        if place.path:
+            rows[parent].children.append(row)
+        if place.number in modules:
+            row.notes = ["repeated", f"= {modules[place.number]}"]
+            continue
+        modules[place.number] = place.path
+        slots[place.path] = place.tensors
+        for slot in place.tensors:
+            _weigh(row, slot, tensors, totals, stored)
+    usual = _usual((slot.dtype, prod(slot.shape)) for held in slots.values() for slot in held if slot.parameter)
+    for at, held in slots.items():
+        rows[at].notes += dict.fromkeys(slot.dtype for slot in held if slot.parameter and slot.dtype != usual)
+    for row in rows.values():
+        row.notes = [note for note in row.notes if note != "repeated"]
+    return _finished(path, rows, totals, usual)
+
+
+def _weigh(row: Row, slot: Slot, met: dict[int, str], totals: Totals, stored: Mapping[str, Stored]) -> None:
+    number = prod(slot.shape)
+    held = stored.get(slot.key or "")
+    nbytes = held.nbytes if held else number * BITS.get(_CODES.get(slot.dtype, ""), 32) // 8
+    if slot.number in met:
+        row.notes.append(f"{slot.name} = {met[slot.number]}")
+        totals.shared_params += number if slot.parameter else 0
+    elif slot.parameter:
+        row.params += number
+        row.trainable += number if slot.trainable else 0
+        totals.param_bytes += nbytes
+    else:
+        row.buffers += number
+        totals.buffer_bytes += nbytes
+    met.setdefault(slot.number, f"{row.path}.{slot.name}" if row.path else slot.name)
+
+
+_CODES = {name: code for code, name in _DTYPES.items()}
+
+
+def _usual(dtypes: Iterable[tuple[str, int]]) -> str:
+    elements: Counter[str] = Counter()
+    for dtype, number in dtypes:
+        elements[dtype] += number
+    return elements.most_common(1)[0][0] if elements else ""
+
+
+def _finished(path: Path, rows: Mapping[str, Row], totals: Totals, usual: str) -> Content:
+    kept = list(rows.values())
+    add_up(kept)
+    mark_frozen(kept)
+    root = kept[0]
+    totals.params, totals.trainable_params, totals.buffers = root.params, root.trainable, root.buffers
+    totals.frozen_params = root.params - root.trainable
+    totals.modules = len(kept)
+    return Content(root, totals, [each for each in (path.name, usual) if each])

@@ -1,0 +1,178 @@
+"""Look at a model, or at a checkpoint without its code, as a tree."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from modsurg.errors import NoMatchError, SummaryError
+from modsurg.tree.patterns import matcher
+from modsurg.views.folding import Line, View
+from modsurg.views.rendering import Medium, coloured, picture, plain, styled
+from modsurg.views.rows import Content, Row
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from modsurg.tree.selection import Where
+
+
+def summary(
+    model_or_path: "nn.Module | str | os.PathLike[str]",
+    example: object = None,
+    *,
+    depth: int | None = None,
+    where: "Where | None" = None,
+) -> "Summary":
+    """Look at a model, or at a checkpoint file: layers, shapes, parameters and multiply-adds as a tree.
+
+    Args:
+        model_or_path: A module on any device, meta included, or a checkpoint of any format, which needs no code; of a
+            safetensors file only the header is read, without torch.
+        example: What forward takes: a tensor, a tuple of arguments, a dict of keyword arguments, or a tensor's shape
+            such as `(1, 3, 224, 224)`. A copy on meta runs, so that nothing is computed and the model stays as it is;
+            where that can't be done, a real copy runs, and a line says so.
+        depth: Levels to show, blocks that are alike opened. By default everything is shown, and a run of equal blocks
+            is one line.
+        where: Only what this selects, opened, with its parents: a path, glob, class or anything else that `select`
+            takes; of a file a path, glob or regular expression.
+
+    Returns:
+        The summary. `print` it, or use its `to_dict`, `to_markdown` and `to_svg`; a notebook shows it as a table that
+        folds. One multiply-add (MAC) is two FLOPs; biases, norms and activations do not count; memory is that of the
+        modules' outputs.
+
+    Raises:
+        SummaryError: Forward fails on the example; the message shows the tree up to the layer that failed.
+        NoMatchError: Nothing at `where`.
+        FileNotFoundError: No such file.
+        FormatError: The file is no checkpoint.
+
+    Example:
+        >>> from torch import nn
+        >>> print(summary(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (1, 4)))
+        Sequential   1x4 -> 1x2                  cpu, float32, train
+        name  layer        output  params     %  MACs     %  memory
+        0     Linear 4->8       8      40  69.0    32  66.7    32 B
+        1     ReLU              8       .     .     .     .    32 B
+        2     Linear 8->2       2      18  31.0    16  33.3     8 B
+        params 58 (0 frozen, 0 shared), 232 B; buffers 0; 48 MACs; outputs 72 B
+    """
+    _check_depth(depth)
+    if isinstance(model_or_path, (str, os.PathLike)):
+        return _of_file(model_or_path, example, depth, where)
+    from modsurg.views.collection import collect  # needs torch, which a file does without
+
+    paths = None
+    if where is not None:
+        from modsurg.tree.selection import select
+        from modsurg.tree.wrappers import unwrap
+
+        paths = frozenset(select(unwrap(model_or_path), where).paths)
+    content, trace = collect(model_or_path, example)
+    if trace is not None and trace.failure is not None:
+        raise SummaryError(_failed(content, trace.failure.path, str(trace.failure)))
+    return Summary(content, View(depth, paths))
+
+
+class Summary:
+    """What `summary` found. Printed, it is plain text as wide as the terminal; at a prompt it is in colour."""
+
+    def __init__(self, content: Content, view: View) -> None:
+        self._content = content
+        self._lines: list[Line] = list(view.lines(content.root))
+
+    def render(self, width: int | None = None, color: bool = False, bars: bool | None = None) -> str:
+        """The summary as text.
+
+        Args:
+            width: Terminal columns that no line exceeds; by default those of the terminal, 80 where there is none.
+            color: With escape sequences for a terminal.
+            bars: With bars for the shares; by default if in colour.
+        """
+        width = width or shutil.get_terminal_size((80, 24)).columns
+        lines = styled(self._content, self._lines, Medium(max(width, 20), color if bars is None else bars))
+        return coloured(lines) if color else plain(lines)
+
+    def __str__(self) -> str:
+        return self.render()
+
+    def __repr__(self) -> str:
+        return self.render(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+    def _repr_html_(self) -> str:
+        from modsurg.views.html import fragment  # only notebooks need it
+
+        return fragment(self._content, self._lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data.
+
+        Returns:
+            `{"class": str, "total": {...}, "rows": [...], "note": str}`. The total has `params`, `trainable_params`,
+            `frozen_params`, `shared_params`, `param_bytes`, `buffers`, `buffer_bytes`, `modules`, `macs` and
+            `activation_bytes`, the last two None without an example. Rows are the lines shown, runs opened, the root
+            first.
+        """
+        rows = [self._content.root, *(row for line in self._lines for row in line.rows)]
+        return {
+            "class": self._content.root.kind,
+            "about": list(self._content.about),
+            "total": self._content.totals.to_dict(),
+            "rows": [row.to_dict() for row in rows],
+            "note": self._content.note,
+        }
+
+    def to_markdown(self) -> str:
+        """A table for a README."""
+        from modsurg.views.markdown import table  # only asked for by name
+
+        return table(self._content, self._lines)
+
+    def to_svg(self, width: int = 100) -> str:
+        """A picture of the text, light or dark as the reader's theme."""
+        return picture(styled(self._content, self._lines, Medium(width, bars=True)))
+
+
+def _check_depth(depth: int | None) -> None:
+    if depth is not None and (not isinstance(depth, int) or depth < 1):
+        raise SummaryError(f"depth={depth!r}: it is a number of levels, from 1")
+
+
+def _of_file(path: "str | os.PathLike[str]", example: object, depth: int | None, where: object) -> Summary:
+    from modsurg.views.filetrees import collect_file  # only files need it
+
+    if example is not None:
+        raise SummaryError(f"{os.fspath(path)} has no code to run: summary(load_model(path), example)")
+    content = collect_file(path)
+    paths = None
+    if where is not None:
+        if not isinstance(where, str):
+            raise SummaryError(f"where={where!r}: in a file it is a path, a glob or a regular expression")
+        matches: Callable[[str], bool] = matcher(where)
+        paths = frozenset(row.path for row in content.rows() if matches(row.path))
+        if not paths:
+            raise NoMatchError(f"nothing at {where!r} in {os.fspath(path)}: summary(path) shows what is there")
+    return Summary(content, View(depth, paths))
+
+
+def _failed(content: Content, path: str, problem: str) -> str:
+    """The message of a failed forward: the problem, then the tree as far as it ran."""
+    ran = {row.path: row for row in content.rows() if row.calls}
+    if path in ran:
+        ran[path].notes.append("fails here")
+    for row in content.rows():
+        row.children = [child for child in row.children if child.calls or _ran_below(child)]
+    text = Summary(content, View()).render(80)
+    return f"forward fails at {problem}\nIt came as far as this:\n{text}"
+
+
+def _ran_below(row: Row) -> bool:
+    waiting = list(row.children)
+    while waiting:
+        each = waiting.pop()
+        if each.calls:
+            return True
+        waiting += each.children
+    return False
