@@ -23,6 +23,8 @@ def move(batch: Any, device: torch.device) -> Any:
         (tensor(..., device='meta', size=(2,)), {'y': 'cat'})
     """
     kind = type(batch)
+    if kind is torch.Tensor and batch.device == device:
+        return batch
     if isinstance(batch, torch.Tensor) or (hasattr(batch, "to") and callable(batch.to)):
         return batch.to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
     if kind is list or kind is tuple:
@@ -109,11 +111,10 @@ def count(batch: Any) -> int:
         >>> count({"x": torch.ones(5, 3), "name": "a"})
         5
     """
-    if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.ndim else 1
-    named = fields(batch)
-    items = batch if isinstance(batch, tuple | list) else named.values() if named is not None else ()
-    return next((count(item) for item in items if first_tensor(item) is not None), 1)
+    tensor = batch[0] if type(batch) in (list, tuple) and batch else batch
+    if not isinstance(tensor, torch.Tensor) or not tensor.ndim:
+        tensor = first_tensor(batch)
+    return 1 if tensor is None else len(tensor)
 
 
 def first_tensor(batch: Any) -> torch.Tensor | None:

@@ -34,24 +34,25 @@ class Epoch:
         self.row: dict[str, float] = {}
         self.seconds = 0.0
         self.complete = False
+        self.closed = False
         self._samples = 0
         self._before = meter.samples
-        self._batches: Iterator[Any] = iter(())
 
     def __iter__(self) -> Iterator[Any]:
         trainer, device = self.trainer, self.trainer.place
         start = time.perf_counter()
-        self._batches = trainer.run.open(self)
-        for taken in self._batches:
-            batch = move(taken, device)
-            self.batch += 1
-            self._samples = count(batch)
-            yield batch
-            if trainer.stopping and self.window.held == 0:
-                break
-        else:
-            self.complete = True
-        self.seconds = time.perf_counter() - start
+        try:
+            for taken in trainer.run.open(self):
+                batch = move(taken, device)
+                self.batch += 1
+                self._samples = count(batch)
+                yield batch
+                if trainer.stopping and self.window.held == 0:
+                    break
+            else:
+                self.complete = True
+        finally:
+            self.seconds = time.perf_counter() - start
         self.close()
 
     def forward(self, batch: Any) -> tuple[torch.Tensor, Any, Any]:
@@ -68,7 +69,7 @@ class Epoch:
         except trouble.EXPECTED as error:
             raise trouble.explain(error, self, batch) from error
         if not isinstance(loss, torch.Tensor) or loss.ndim:
-            raise BatchError(trouble.no_scalar(loss, self.where))
+            raise BatchError(trouble.no_scalar(loss, self))
         return loss, output, target
 
     def step(self, loss: torch.Tensor, output: Any = None, target: Any = None) -> bool:
@@ -86,12 +87,13 @@ class Epoch:
             NonFiniteError: The loss is NaN or infinite; the weights are those of the last good step.
         """
         trainer = self.trainer
-        trainer.watch.check(loss, trainer.step, self.where)
+        value = loss.detach()
+        trainer.watch.check(value, trainer.step, self)
         try:
             full = self.window.backward(loss, self._samples)
         except trouble.EXPECTED as error:
             raise trouble.explain(error, self, None) from error
-        self.meter.add(loss, self._samples, output, target)
+        self.meter.add(value, self._samples, output, target)
         if full:
             self.window.step()
             trainer.run.stepped(self)
@@ -110,27 +112,24 @@ class Epoch:
         """Samples per second."""
         return (self.meter.samples - self._before) / max(self.seconds, 1e-9)
 
-    @property
-    def where(self) -> "Where":
-        """The batch in words."""
-        return Where(self)
+    def __str__(self) -> str:
+        return f"epoch {self.number}, batch {self.batch} (step {self.trainer.step + 1})"
 
     def close(self) -> None:
         """End it: the last window, validation, schedule, files. Done by itself when the batches are through."""
-        if not self.row:
-            if self.complete and self.window.held:
-                self.window.step()
-                self.trainer.run.stepped(self)
-            if self.complete and self.meter.samples == 0:
-                raise BatchError(f"epoch {self.number}: the train loader gave no batch; it must give at least one.")
-            self.trainer.run.close(self)
+        if self.closed:
+            return
+        self.closed = True
+        if self.interrupted:
+            self.window.drop()
+        elif self.window.held:
+            self.window.step()
+            self.trainer.run.stepped(self)
+        if self.complete and self.batch == 0:
+            raise BatchError(f"epoch {self.number}: the train loader gave no batch; it must give at least one.")
+        self.trainer.run.close(self)
 
-
-class Where:
-    """`epoch 2, batch 7`, spelled only when somebody reads it."""
-
-    def __init__(self, epoch: Epoch) -> None:
-        self.epoch = epoch
-
-    def __str__(self) -> str:
-        return f"epoch {self.epoch.number}, batch {self.epoch.batch} (step {self.epoch.trainer.step + 1})"
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run was stopped before its last batch. A loop body that leaves early only shortens the epoch."""
+        return bool(self.trainer.stopping) and not self.complete

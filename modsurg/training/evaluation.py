@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
     """See `Trainer.evaluate`."""
     check_loader(loader, "the loader")
-    meter = Meter(trainer.named_metrics, trainer.place)
+    meter = Meter(trainer.named_metrics)
     with evaluating(model), trainer.autocast:
         for number, taken in enumerate(loader, 1):
             batch = move(taken, trainer.place)
@@ -32,7 +32,7 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
                 if type(error) not in trouble.EXPECTED:
                     raise
                 raise BatchError(f"evaluation, batch {number}: can't take {describe(batch)}: {error}") from error
-            meter.add(loss, count(batch), output, target)
+            meter.add(loss.detach(), count(batch), output, target)
     if meter.samples == 0:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
     return meter.means()

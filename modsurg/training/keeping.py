@@ -5,7 +5,7 @@ import copy
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class Interrupted:
     states: dict[str, Any]
     loader: Any
     samples: int
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: dict[str, float]
 
 
 def save(trainer: "Trainer", path: str | os.PathLike[str], left: Interrupted | None = None) -> None:

@@ -66,6 +66,10 @@ class Feed:
         set_random_states(now)
         return batches
 
+    def close(self) -> None:
+        """Let the workers go."""
+        self.source = ()
+
     def position(self) -> Any:
         """The loader's own state, if it has one."""
         return self.loader.state_dict() if hasattr(self.loader, "state_dict") else None

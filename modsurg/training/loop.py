@@ -12,6 +12,8 @@ from modsurg.errors import NonFiniteError, TrainingError
 
 Metric = Callable[[Any, Any], Any]
 
+_UNREAD = 4096
+
 
 class Window:
     """The batches that make one optimizer step, and that step.
@@ -76,28 +78,49 @@ class Window:
 
 
 class Meter:
-    """Sums of the loss and the metrics over samples. They stay on the device until somebody reads them."""
+    """Sums of the loss and the metrics over samples.
 
-    def __init__(self, metrics: Mapping[str, Metric], device: torch.device) -> None:
+    The values stay on the device, unread, until somebody asks for a mean or a few thousand have gathered. They are
+    added one by one in double precision, so that it does not matter to the sum when that was.
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
         self.metrics = metrics
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = {name: torch.zeros((), dtype=dtype, device=device) for name in ("loss", *metrics)}
+        self.sums = dict.fromkeys(("loss", *metrics), 0.0)
         self.samples = 0
+        self._unread: dict[str, list[torch.Tensor]] = {name: [] for name in self.sums}
+        self._weights: dict[str, list[int]] = {name: [] for name in self.sums}
 
     def add(self, loss: torch.Tensor, samples: int, output: Any = None, target: Any = None) -> None:
-        """Add a batch: its mean loss, and each metric of `(output, target)` unless there is no output."""
-        self.sums["loss"].add_(loss.detach(), alpha=samples)
+        """Add a batch: its mean loss, detached, and each metric of `(output, target)` unless there is no output."""
+        self._add("loss", loss, samples)
         self.samples += samples
-        if output is None or not self.metrics:
-            return
-        output = output.detach() if isinstance(output, torch.Tensor) else output
-        with torch.no_grad():
-            for name, metric in self.metrics.items():
-                self.sums[name].add_(_mean(name, metric(output, target), samples), alpha=samples)
+        if self.metrics and output is not None:
+            output = output.detach() if isinstance(output, torch.Tensor) else output
+            with torch.no_grad():
+                for name, metric in self.metrics.items():
+                    self._add(name, _mean(name, metric(output, target), samples), samples)
+
+    def read(self) -> dict[str, float]:
+        """Every sum. This waits for the device."""
+        for name, unread in self._unread.items():
+            if unread:
+                for value, weight in zip(torch.stack(unread).tolist(), self._weights[name], strict=True):
+                    self.sums[name] += value * weight
+                unread.clear()
+                self._weights[name].clear()
+        return self.sums
 
     def means(self) -> dict[str, float]:
         """Every mean. This waits for the device."""
-        return {name: value.item() / max(self.samples, 1) for name, value in self.sums.items()}
+        return {name: value / max(self.samples, 1) for name, value in self.read().items()}
+
+    def _add(self, name: str, value: torch.Tensor, samples: int) -> None:
+        unread = self._unread[name]
+        unread.append(value)
+        self._weights[name].append(samples)
+        if len(unread) == _UNREAD:
+            self.read()
 
 
 class Watch:
@@ -115,15 +138,15 @@ class Watch:
         self.spare: dict[str, torch.Tensor] = {}
 
     def check(self, loss: torch.Tensor, step: int, where: object) -> None:
-        """Look at one loss.
+        """Look at one loss, detached.
 
         Raises:
             NonFiniteError: On the CPU, at once.
         """
         if not self.near:
-            good = torch.isfinite(loss.detach()) | (self.first >= 0)
+            good = torch.isfinite(loss) | (self.first >= 0)
             self.first = torch.where(good, self.first, step)
-        elif not math.isfinite(loss.detach().float().numpy()):
+        elif not math.isfinite((loss if loss.dtype is torch.float32 else loss.double()).numpy()):
             raise NonFiniteError(self._message(f"{where}: the loss is {loss.item()}", step))
 
     def look(self) -> None:
@@ -203,9 +226,9 @@ def _chain(scheduler: Any) -> Iterator[Any]:
             yield from _chain(inner)
 
 
-def _mean(name: str, value: Any, samples: int) -> Any:
+def _mean(name: str, value: Any, samples: int) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        return torch.as_tensor(float(value))
+        return torch.tensor(float(value), dtype=torch.float64)
     if value.ndim == 0:
         return value.detach()
     if value.shape[0] != samples:

@@ -1,6 +1,7 @@
 """One call of `fit`: what happens before its first epoch, between the steps, between the epochs, and at its end."""
 
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -99,10 +100,7 @@ class Run:
         trainer = self.trainer
         trainer.screen.close()
         trainer.watch.look()
-        if not epoch.complete:
-            trainer.history.stopped = trainer.stopping or "the loop body left the epoch"
-            if epoch.window.held:
-                epoch.window.drop()
+        if epoch.interrupted:
             self._save(epoch)
             return
         row = epoch.row
@@ -172,12 +170,11 @@ class Run:
 
     def _epoch(self) -> Epoch:
         trainer = self.trainer
-        meter = Meter(trainer.named_metrics, trainer.place)
+        meter = Meter(trainer.named_metrics)
         left = self.pending
         if left is not None:
             meter.samples = left.samples
-            for name, value in left.sums.items():
-                meter.sums[name].copy_(value)
+            meter.sums |= left.sums
         position = trainer.position
         trainer.watch.look()
         trainer.screen.begin(position.epoch + 1, position.start + self.total, position.batch, len(self.feed))
@@ -201,7 +198,7 @@ class Run:
 
     def _scalars(self, board: Board, epoch: Epoch) -> None:
         samples, total = self._logged
-        self._logged = (epoch.meter.samples, epoch.meter.sums["loss"].item())
+        self._logged = (epoch.meter.samples, epoch.meter.read()["loss"])
         rates = {f"lr/{i}": group["lr"] for i, group in enumerate(self.trainer.optimizer.param_groups)}
         recent = (self._logged[1] - total) / max(self._logged[0] - samples, 1)
         board.scalars({"loss": recent, **rates}, self.trainer.step)
@@ -219,7 +216,7 @@ class Run:
         left = None
         if epoch is not None:
             trainer.position.batch = epoch.batch
-            left = keeping.Interrupted(self.feed.states, self.feed.position(), epoch.meter.samples, epoch.meter.sums)
+            left = keeping.Interrupted(self.feed.states, self.feed.position(), epoch.meter.samples, epoch.meter.read())
         keeping.rotate(trainer, left, improved)
 
     def _end(self) -> None:
@@ -230,6 +227,7 @@ class Run:
                 trainer.board.settings(keeping.settings(trainer), trainer.history[-1])
             trainer.board.close()
             trainer.board = None
+        self.feed.close()
 
 
 @contextlib.contextmanager
@@ -239,7 +237,11 @@ def _signals(trainer: "Trainer") -> Iterator[None]:
         yield
         return
 
+    process = os.getpid()
+
     def handle(number: int, frame: object) -> None:
+        if os.getpid() != process:  # a worker that was forked from here: only its parent says when it ends
+            return
         if trainer.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.stop(signal.Signals(number).name)

@@ -21,12 +21,12 @@ def explain(error: Exception, epoch: "Epoch", batch: Any) -> Exception:
     if isinstance(error, TrainingError) or type(error) not in EXPECTED:
         return error
     if batch is None:
-        return TrainingError(f"{epoch.where}: backward failed: {error}{_no_gradient(error, epoch)}")
+        return TrainingError(f"{epoch}: backward failed: {error}{_no_gradient(error, epoch)}")
     labels = _labels(error, epoch, batch)
     if labels:
-        return BatchError(f"{epoch.where}: {labels}")
+        return BatchError(f"{epoch}: {labels}")
     model = type(epoch.trainer.model).__name__
-    return BatchError(f"{epoch.where}: {model} and the loss can't take {describe(batch)}: {error}")
+    return BatchError(f"{epoch}: {model} and the loss can't take {describe(batch)}: {error}")
 
 
 def no_scalar(loss: Any, where: object) -> str:
@@ -51,14 +51,12 @@ def out_of_memory(error: BaseException) -> bool:
 def _memory(error: Exception, epoch: "Epoch", batch: Any) -> str:
     trainer = epoch.trainer
     if batch is None:
-        return (
-            f"{epoch.where}: out of memory in backward: a smaller batch, with accumulate=2 for the same step. {error}"
-        )
+        return f"{epoch}: out of memory in backward: a smaller batch, with accumulate=2 for the same step. {error}"
     size, fits = count(batch), _largest(epoch, batch)
     if not fits:
-        return f"{epoch.where}: out of memory, and one sample is already too much: a smaller model or input. {error}"
+        return f"{epoch}: out of memory, and one sample is already too much: a smaller model or input. {error}"
     more = -(-size // fits) * trainer.accumulate
-    return f"{epoch.where}: {size} samples are out of memory, {fits} fit: batch_size={fits}, accumulate={more}. {error}"
+    return f"{epoch}: {size} samples are out of memory, {fits} fit: batch_size={fits}, accumulate={more}. {error}"
 
 
 def _largest(epoch: "Epoch", batch: Any) -> int:
