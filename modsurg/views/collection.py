@@ -13,6 +13,7 @@ from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 from modsurg.views.labels import detail
 from modsurg.views.rows import Content, Row, Totals, add_up, mark_frozen
+from modsurg.views.units import written
 
 
 def collect(model: nn.Module, example: object = None) -> tuple[Content, Trace | None]:
@@ -77,7 +78,9 @@ class _Reader:
         if first != path:
             row.notes.append(f"= {first or 'the whole'}")
         self._weigh(row, module, first == path)
-        row.detail = detail(vars(self._shadows.get(path, module)))
+        row.detail = detail(vars(self._shadows.get(path, module))) or (
+            "" if path == "" and module._modules else _held(module)
+        )
         if "parametrizations" in module._modules and is_parametrized(module):
             row.kind = kind.removeprefix("Parametrized")
         self._trace_row(row, first)
@@ -145,3 +148,9 @@ class _Reader:
                 others |= dict.fromkeys(str(each) for _, each in sorts if each != device)
                 rows[path].notes.extend(others)
         return [str(device), str(dtype)[6:], mode]
+
+
+def _held(module: nn.Module) -> str:
+    """The parameters of a layer of unknown habits: `pos_embedding 1x197x768`."""
+    own = [(name, each) for name, each in module._parameters.items() if each is not None and not is_lazy(each)]
+    return ", ".join(f"{name} {written(each.shape)}" for name, each in own[:2]) + (", ..." if len(own) > 2 else "")

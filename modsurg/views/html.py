@@ -24,7 +24,7 @@ def fragment(content: Content, lines: Sequence[Line]) -> str:
     notes = f'<div class="ms-note">{escape(content.note)}</div>' if content.note else ""
     rest = f'<div class="ms-note">{len(lines) - LIMIT:,} more lines</div>' if len(lines) > LIMIT else ""
     return (
-        f'<div class="modsurg"><style>{_STYLE}\n.modsurg .ms-row {{ grid-template-columns: {drawn.template} }}</style>'
+        f'<div class="modsurg" style="--columns: {drawn.template}"><style>{_STYLE}</style>'
         f'{head}<div class="ms-table">{drawn.heading}{drawn.tree(lines[:LIMIT])}</div>'
         f'{rest}<div class="ms-total">{escape(totals)}</div>{notes}</div>'
     )
@@ -40,7 +40,7 @@ class _Table:
         shown = columns(content, every)
         self._names = [column.name for column in shown if column.name != "bar"]
         deepest = max((row.path.count(".") for row in content.rows()), default=0)
-        widths = {column.name: column.width + 1 for column in shown}
+        widths = {column.name: column.width + (4 if column.title == "%" else 1) for column in shown}
         widths["name"] += INDENT * min(deepest, 12) + 3
         self.template = " ".join(f"{min(widths[name], 60)}ch" for name in self._names)
         titles = {column.name: column for column in shown}
@@ -95,8 +95,10 @@ class _Table:
 _STYLE = """
 .modsurg { font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   color: inherit; overflow-x: auto; padding: .25em 0 }
-.modsurg .ms-table { width: max-content; border-block: 1px solid rgba(128,128,128,.35); margin: .4em 0; padding: .2em 0 }
-.modsurg .ms-row { display: grid; column-gap: 1ch; padding: 0 1ch; white-space: pre; border-radius: 3px }
+.modsurg .ms-table { width: max-content; border-block: 1px solid rgba(128,128,128,.35); margin: .4em 0;
+  padding: .2em 0 }
+.modsurg .ms-row { display: grid; grid-template-columns: var(--columns);
+  column-gap: 1ch; padding: 0 1ch; white-space: pre; border-radius: 3px }
 .modsurg .ms-row > span { overflow: hidden; text-overflow: ellipsis }
 .modsurg .ms-row:hover { background: rgba(128,128,128,.14) }
 .modsurg summary { display: block; cursor: pointer; list-style: none }
@@ -108,8 +110,8 @@ _STYLE = """
 .modsurg .ms-head i { font-style: normal; margin-left: 3ch }
 .modsurg .ms-head span { margin-left: 2ch }
 .modsurg .ms-right { text-align: right }
-.modsurg .ms-share { opacity: .85; background: linear-gradient(to right, rgba(76,132,222,.38) var(--share), transparent 0)
-  no-repeat; border-radius: 2px }
+.modsurg .ms-share { opacity: .85; border-radius: 2px;
+  background: linear-gradient(to right, rgba(76,132,222,.38) var(--share), transparent 0) }
 .modsurg .ms-note { color: #b07d10 }
 .modsurg .ms-total { font-weight: 600 }
 """
