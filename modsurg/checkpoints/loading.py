@@ -23,7 +23,7 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
     exact = not (problems or plan.missing or plan.leftover)
     custom = bool(targets.custom or (targets.migrating and not exact))
     if custom:
-        problems.misfits = {name: text for name, text in problems.misfits.items() if name not in plan.reshaped}
+        problems.hold_back(plan.reshaped)
     elif options.strict:
         judge_keys(source, targets, plan, problems)
     if problems:
@@ -49,6 +49,8 @@ def _load_custom(
     try:
         load_through_torch(model, source, plan)
     except Exception as error:
+        if problems.held_back:
+            raise problems.error() from error
         text = str(error).replace("\n\t", "\n  ")
         raise LoadError(f"loading code of the model's own refused; nothing was loaded.\n  {text}") from error
     if options.strict:

@@ -1,7 +1,7 @@
 """What a load did, or why it did nothing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modsurg.errors import LoadError
@@ -49,6 +49,7 @@ class Problems:
         missing: Name -> a hint.
         unexpected: Key -> a hint.
         fixes: Lines of code that mend it.
+        held_back: Misfits that count only if loading code of the model's own can't mend them.
     """
 
     total: int = 0
@@ -56,12 +57,18 @@ class Problems:
     missing: dict[str, str] = field(default_factory=dict)
     unexpected: dict[str, str] = field(default_factory=dict)
     fixes: list[str] = field(default_factory=list)
+    held_back: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.misfits or self.missing or self.unexpected)
 
+    def hold_back(self, names: Iterable[str]) -> None:
+        """Set the misfits of these names aside."""
+        self.held_back = {name: self.misfits.pop(name) for name in names if name in self.misfits}
+
     def error(self) -> LoadError:
         """The error that lists them."""
+        self.misfits |= self.held_back
         count = len(self.misfits) + len(self.missing) + len(self.unexpected)
         verb = "does" if count == 1 else "do"
         lines = [f"{count} of {self.total} keys {verb} not fit; nothing was loaded."]

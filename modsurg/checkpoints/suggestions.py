@@ -36,6 +36,11 @@ def suggest_rules(unexpected: Shapes, missing: Shapes, fitting: Sequence[str] = 
         rules[old] = new
         for key, name in hits.items():
             del left[key], wanted[name]
+    for name in list(wanted)[:_RULES] if not rules else ():
+        near = nearest_key(name, [key for key in left if left[key] == wanted[name]])
+        if near is not None:
+            rules[near] = name
+            del left[near]
     return rules, len(unexpected) - len(left)
 
 

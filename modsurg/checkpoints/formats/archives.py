@@ -81,7 +81,8 @@ class Archive:
 
     def _extent(self, info: zipfile.ZipInfo) -> Region:
         start = self.part.offset + info.header_offset
-        header = os.pread(self.part.fd, _LOCAL.size, start)
+        inside = self.part.offset <= start < self.part.offset + self.part.nbytes
+        header = os.pread(self.part.fd, _LOCAL.size, start) if inside else b""
         if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
             raise FormatError(f"record {info.filename!r} is not where the archive says: the file is damaged")
         *_, name_length, extra_length = _LOCAL.unpack(header)

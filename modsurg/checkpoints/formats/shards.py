@@ -254,6 +254,8 @@ def _read_index(path: Path) -> tuple[dict[str, Any], bytes]:
     for key, name in homes.items():
         if not isinstance(name, str) or not _inside(name):
             raise FormatError(f"{path} points outside its directory: {key!r} is in {str(name)[:80]!r}")
+        if name.endswith(".json"):
+            raise FormatError(f"{path} points at another index: {key!r} is in {name!r}")
     return index, raw
 
 
