@@ -60,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--epochs", type=positive, default=8, help="before the edit, and as many after it (default: 8)")
     parser.add_argument("--batch-size", type=positive, default=64, help="pictures in a batch (default: 64)")
-    parser.add_argument("--lr", type=rate, default=0.03, help="the highest learning rate of each cycle (default: 0.03)")
+    parser.add_argument("--lr", type=rate, default=0.05, help="the highest learning rate of each cycle (default: 0.05)")
     parser.add_argument("--batch-norm", action="store_true", help="also put a BatchNorm2d behind every convolution")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: what is there)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")

@@ -45,7 +45,7 @@ class Pictures:
 
     def first(self, count: int | None) -> "Pictures":
         """`count` pictures drawn evenly over the whole, or all of them; always the same, in the same mixed order."""
-        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]
+        chosen = mixed(len(self), count)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
 
@@ -56,6 +56,11 @@ class Data:
     train: Pictures
     test: Pictures
     source: str
+
+
+def mixed(count: int, limit: int | None = None) -> Tensor:
+    """The numbers below `count` in an order that is always the same, at most `limit` of them."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit]
 
 
 class Batches:
@@ -141,11 +146,11 @@ def load_pictures(data: str | None, limit: int | None = None) -> Data:
     elif data == "digits":
         found = _digits("Data: the 1,797 handwritten digits that scikit-learn ships, as 32x32 RGB.")
     else:
-        found = _folder(Path(data).expanduser())
+        found = _folder(Path(data).expanduser(), limit)
     return replace(found, train=found.train.first(limit), test=found.test.first(limit))
 
 
-def _folder(folder: Path) -> Data:
+def _folder(folder: Path, limit: int | None) -> Data:
     if not folder.is_dir():
         raise PicturesError(f"--data {folder}: there is no such folder")
     for batches in (folder, folder / "cifar-10-batches-py"):
@@ -157,15 +162,15 @@ def _folder(folder: Path) -> Data:
             f"--data {folder}: no pictures there; it needs CIFAR-10's data_batch_1 ... test_batch, "
             "or train/<class>/* and test/<class>/*"
         )
-    train, held = _decode_split(folder / "train"), _decode_split(test)
+    train, held = _decode_split(folder / "train", limit), _decode_split(test, limit)
     if train.classes != held.classes:
         odd = sorted(set(train.classes) ^ set(held.classes))
         raise PicturesError(f"--data {folder}: train and {test.name} have different classes: {', '.join(odd)}")
     return Data(train, held, f"Data: {len(train):,} + {len(held):,} pictures in {folder}.")
 
 
-def _decode_split(split: Path) -> Pictures:
-    """Decode split/<class>/* in sorted order."""
+def _decode_split(split: Path, limit: int | None) -> Pictures:
+    """Decode at most `limit` of split/<class>/*, of all classes alike."""
     folders = sorted(path for path in split.iterdir() if path.is_dir())
     files = [
         (path, label)
@@ -175,6 +180,7 @@ def _decode_split(split: Path) -> Pictures:
     ]
     if not files:
         raise PicturesError(f"--data {split.parent}: no pictures in {split}/<class>/")
+    files = [files[number] for number in mixed(len(files), limit).tolist()]
     images = np.empty((len(files), SIDE, SIDE, 3), np.uint8)
     for row, (path, _) in enumerate(files):
         images[row] = _decode(path)
@@ -287,7 +293,7 @@ def _digits(source: str) -> Data:
     large = functional.interpolate(small, (SIDE, SIDE), mode="bilinear").round().to(torch.uint8)
     images = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
     labels = torch.from_numpy(digits.target).long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = mixed(len(labels))
     held, kept = order[: len(order) // 5], order[len(order) // 5 :]
     classes = tuple(str(name) for name in digits.target_names)
     return Data(Pictures(images[kept], labels[kept], classes), Pictures(images[held], labels[held], classes), source)
