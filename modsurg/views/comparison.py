@@ -1,0 +1,115 @@
+"""What differs between two models, states or files: `diff`."""
+
+import os
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from pathlib import Path
+
+from modsurg.checkpoints.opening import open_source
+from modsurg.views.changes import Changes
+from modsurg.views.differences import Diff
+from modsurg.views.matching_trees import Matching
+from modsurg.views.nodes import Leaf, Node
+from modsurg.views.sides import Side, two_sides
+from modsurg.views.swaps import repair
+from modsurg.views.values import Values, compare_values
+
+Progress = Callable[[int, int], object]
+
+
+def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
+    """Compare two models, states or files, in any mix: structure, shapes, dtypes, requires_grad, ties and values.
+
+    Modules and tensors are matched by what they are and hold, not only by name: what was renamed, moved, wrapped or
+    renumbered is one line, and is compared with what it was. Values are compared bit for bit (NaN equals NaN), all of
+    them, one pair of tensors at a time: files are never read whole. Two dtypes are compared by value.
+
+    Classes and their arguments are compared where both sides have them: models, and whole-model files, whose code is
+    not needed. Otherwise the comparison is that of the two state_dicts. The mode (train or eval) does not count.
+
+    Args:
+        old: A model, a state_dict or any nested dictionary of tensors and numbers, what `read_state` gives, or a path.
+        new: The same.
+        progress: Called with the bytes compared so far and in all, after each tensor.
+
+    Returns:
+        Empty and false if nothing differs. Prints as a tree: + added, - removed, ~ changed.
+
+    Raises:
+        FileNotFoundError: No file there.
+        FormatError: A file that is not what its name says.
+
+    Example:
+        >>> import copy, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> before = copy.deepcopy(model)
+        >>> bool(diff(before, model))
+        False
+        >>> model[1] = nn.GELU()
+        >>> with torch.no_grad():
+        ...     _ = before[0].bias.fill_(0.0), model[0].bias.copy_(torch.tensor([0.0, 0.5]))
+        >>> print(diff(before, model))
+        ~ 0.bias  1 of 2 values at [1]: 0 -> 0.5, by 0.5, relative 1
+        ~ 1       ReLU -> GELU(approximate='none')
+          1 with other values, 1 replaced
+    """
+    with ExitStack() as stack:
+        opened = [_opened(thing, stack) for thing in (old, new)]
+        return _Comparison(*two_sides(*opened), progress).result()
+
+
+def _opened(thing: object, stack: ExitStack) -> object:
+    return stack.enter_context(open_source(Path(thing))) if isinstance(thing, (str, os.PathLike)) else thing
+
+
+class _Comparison:
+    """Two sides being compared."""
+
+    def __init__(self, old: Side, new: Side, progress: Progress | None) -> None:
+        self._old, self._new = old, new
+        self._progress = progress or (lambda done, total: None)
+        self._matching = Matching(old.root, new.root)
+        self._values: dict[tuple[Hashable, Hashable], Values | None] = {}
+        self._done = self._tensors = self._absent = 0
+
+    def result(self) -> Diff:
+        """All that differs."""
+        changed = self._compare(self._pairs())
+        if changed and repair(self._matching, changed):
+            self._compare(self._pairs())
+        changes = Changes(self._old, self._new, self._matching, self._values)
+        notes = [f"the values of {self._absent:,} tensors are not there (meta), and were not compared"] * bool(
+            self._absent
+        )
+        return Diff(self._old.label, self._new.label, tuple(changes), tuple(notes), self._tensors, self._done)
+
+    def _pairs(self) -> list[tuple[Leaf, Leaf, Node]]:
+        """The pairs of tensors of one shape that were not yet compared, each once."""
+        pairs = {}
+        for old, new in self._matching.new_of.items():
+            if old.leaf is None or new.leaf is None or old.leaf.shape != new.leaf.shape:
+                continue
+            key = (old.leaf.identity, new.leaf.identity)
+            if key not in self._values:
+                pairs[key] = (old.leaf, new.leaf, old)
+        return list(pairs.values())
+
+    def _compare(self, pairs: list[tuple[Leaf, Leaf, Node]]) -> list[Node]:
+        """Compare values; returns the old nodes of those that differ."""
+        total = self._done + sum(old.nbytes for old, _, _ in pairs)
+        changed = []
+        for old, new, node in pairs:
+            before, after = old.read(), new.read()
+            found = None
+            if before is not None and after is not None:
+                found = compare_values(before, after)
+                self._tensors += 1
+            elif before is not after:
+                self._absent += 1
+            self._values[old.identity, new.identity] = found
+            if found is not None:
+                changed.append(node)
+            self._done += old.nbytes
+            self._progress(self._done, total)
+        return changed
