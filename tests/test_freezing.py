@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import modsurg
 from modsurg.surgery.freezing import freeze_modules, has_statistics, unfreeze_modules
 from modsurg.surgery.journal import Journal
 from modsurg.tree.walk import walk
@@ -104,6 +105,32 @@ def test_copies_stay_frozen_and_are_their_own(duplicate):
     assert not other.train()[0][1].training
     unfreeze(other, "0")
     assert other[0][1].training
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_saved_model_stays_frozen(tmp_path, suffix):
+    model = net().eval()
+    freeze(model, "0")
+    modsurg.save_model(model, tmp_path / f"model{suffix}")
+    loaded = modsurg.load_model(tmp_path / f"model{suffix}").train()
+    assert not loaded[0][1].training
+    assert loaded[0][3].training
+    assert not any(p.requires_grad for p in loaded[0].parameters())
+    unfreeze(loaded, "0")
+    assert loaded[0][1].training
+
+
+def test_a_new_norm_in_a_frozen_body_trains():
+    model = net()
+    freeze(model, "0")
+    modsurg.replace(model, "0.1", nn.BatchNorm2d(4))
+    assert model[0][1].training
+    assert model.eval().train()[0][1].training
+    modsurg.replace(model, "0.1", copy.deepcopy)
+    unfreeze(model, "0")
+    freeze(model, "0")
+    modsurg.replace(model, "0.1", copy.deepcopy)
+    assert not model.train()[0][1].training
 
 
 @given(st.lists(st.sampled_from(["train", "eval", "freeze", "unfreeze"]), max_size=8), st.booleans())

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from modsurg.errors import EditError
 from modsurg.surgery.guards import above
 from modsurg.surgery.steps import Step
+from modsurg.tree.frozen import held, mode
 
 _HOOKS = {
     "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
@@ -33,10 +34,10 @@ def take_place(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
 
     Where `new` holds `old` (a wrapper), what belongs to `old` stays with it, hooks included.
     """
-    held = new._modules and any(module is old for module in new.modules())
-    skip = {id(module) for module in old.modules()} if held else set()
-    settle(step, new, old, path, old.training, skip)
-    if not held:
+    wraps = new._modules and any(module is old for module in new.modules())
+    skip = {id(module) for module in old.modules()} if wraps else set()
+    settle(step, new, old, path, mode(old), skip)
+    if not wraps:
         _carry_hooks(step, old, new, path)
         _report_left_behind(step, old, new, path)
 
@@ -52,7 +53,7 @@ def settle(
     """Give `new` a mode, and the device and dtype of `near`, or of the nearest parent of `path` that has weights."""
     own = [module for module in new.modules() if id(module) not in skip] if new._modules else [new]
     for module in own:
-        if module.training != training:
+        if module.training != training and held(module) is None:
             step.journal.keep_attr(module, "training")
             module.training = training
     if any(module._parameters or module._buffers for module in own):

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from modsurg.errors import FormatError, SaveError, TrustError
+from modsurg.tree.frozen import Held
 from modsurg.tree.outline import VERSION, checked
 from modsurg.tree.slots import fresh_slots, is_attribute, methods, pack_hooks, reparametrize, unpack_hooks
 from modsurg.tree.tensors import TensorTable, make_tensors
@@ -254,6 +255,8 @@ def _children_first(root: nn.Module) -> list[nn.Module]:
 
 
 def _is_own_method(value: object, module: nn.Module) -> bool:
+    if isinstance(value, Held):
+        return value.module is module
     return isinstance(value, types.MethodType) and value.__self__ is module
 
 

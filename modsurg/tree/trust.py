@@ -43,6 +43,7 @@ _PLAIN = {
         "collections": "OrderedDict defaultdict Counter deque",
         "argparse": "Namespace",
         "functools": "partial",
+        "modsurg.tree.frozen": "Held",
         "types": "SimpleNamespace",
         "torch": "Tensor Size device dtype Generator",
         "torch.autograd.function": "Function",
