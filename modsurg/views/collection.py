@@ -87,6 +87,8 @@ class _Reader:
         return row
 
     def _weigh(self, row: Row, module: nn.Module, fresh: bool) -> None:
+        if not (module._parameters or module._buffers):
+            return
         for name, tensor, parameter in self._tensors(row.path, module):
             key = f"{row.path}.{name}" if row.path else name
             if is_lazy(tensor):

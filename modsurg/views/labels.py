@@ -17,7 +17,7 @@ def detail(attributes: Mapping[str, Any]) -> str:
         ('512->10', '0.5')
     """
     for needed, describe in _FORMS:
-        if all(_plain(attributes.get(name)) for name in needed):
+        if needed[0] in attributes and all(_plain(attributes.get(name)) for name in needed):
             return describe(attributes)
     return ""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from modsurg.errors import NoMatchError, SummaryError
+from modsurg.tree.garbage import uncollected
 from modsurg.tree.patterns import matcher
 from modsurg.views.folding import Line, View
 from modsurg.views.rendering import Medium, coloured, picture, plain, styled
@@ -70,7 +71,8 @@ def summary(
         from modsurg.tree.wrappers import unwrap
 
         paths = frozenset(select(unwrap(model_or_path), where).paths)
-    content, trace = collect(model_or_path, example)
+    with uncollected():
+        content, trace = collect(model_or_path, example)
     if trace is not None and trace.failure is not None:
         raise SummaryError(_failed(content, trace.failure.path, str(trace.failure)))
     return Summary(content, View(depth, paths))
@@ -81,7 +83,8 @@ class Summary:
 
     def __init__(self, content: Content, view: View) -> None:
         self._content = content
-        self._lines: list[Line] = list(view.lines(content.root))
+        with uncollected():
+            self._lines: list[Line] = list(view.lines(content.root))
 
     def render(self, width: int | None = None, color: bool = False, bars: bool | None = None) -> str:
         """The summary as text.
