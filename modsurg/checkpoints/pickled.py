@@ -7,7 +7,7 @@ allocates and every function that it refers to has to be trusted. Then torch's r
 import enum
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from pickle import PicklingError, UnpicklingError
 from typing import Any, BinaryIO, Final
@@ -25,6 +25,7 @@ from modsurg.checkpoints.formats.transfer import Region
 from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, unpickle
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.tree.blueprint import describe
+from modsurg.tree.frozen import Held, held
 from modsurg.tree.slots import COMPILED, methods
 from modsurg.tree.trust import Renames, Trust, Trusted
 from modsurg.tree.wrappers import unwrap, wrapper_kind
@@ -37,6 +38,7 @@ _CALLED: Final = frozenset(
         "functools.partial",
         "builtins.slice",
         "builtins.range",
+        "builtins.xrange",  # Python 2's name of it, which protocol 2 writes
         "builtins.frozenset",
         "torch.serialization._get_layout",
         "torch._utils._rebuild_sparse_tensor",
@@ -44,14 +46,14 @@ _CALLED: Final = frozenset(
     }
 )
 _TYPED: Final = "torch._tensor._rebuild_from_type_v2"
-# torch keeps what its unpickler may name in one list for the whole process.
+# torch keeps what its unpickler may name in one list for the whole process: only one file at a time may put names in.
 _LOCK = threading.RLock()
 _DAMAGED = (UnpicklingError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError, OverflowError)
 
 
 def load_pickled(path: Path, trust: Trusted, rename: Renames | None) -> nn.Module:
     """Open what `torch.save(model)` wrote; see `load_model`."""
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, _LOCK:
         return _load(file, _checked(file, path, Trust(trust, rename)))
 
 
@@ -120,10 +122,12 @@ def _typed(rebuild: Callable[..., object], function: object, *args: object) -> o
     return rebuild(function, *args)
 
 
-def _bytearray(text: object = "", encoding: str = "latin1") -> bytearray:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise TrustError(f"it wants to call builtins.bytearray({text!r:.40}), which is no data; nothing of it ran")
-    return bytearray(text.encode(encoding))
+def _bytearray(content: object = b"", encoding: str = "latin1") -> bytearray:
+    if isinstance(content, str) and encoding == "latin1":
+        content = content.encode(encoding)
+    if not isinstance(content, bytes):
+        raise TrustError(f"it wants to call builtins.bytearray({content!r:.40}), which is no data; nothing of it ran")
+    return bytearray(content)
 
 
 def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
@@ -140,7 +144,7 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
         raise TrustError(f"it wants to call {', '.join(refused)}, which is no data; nothing of it ran")
     for made in pickle.made:
         if isinstance(made.state, dict):
-            _refuse_methods(named.get(str(made.maker)), made.state)
+            _refuse_methods(named.get(str(made.maker)), made.state.keys(), _is_held(named, made))
     return named
 
 
@@ -148,40 +152,51 @@ def _may_be_called(made: Made, named: Mapping[str, object]) -> bool:
     return str(made.maker) in _CALLED or isinstance(named.get(str(made.maker)), enum.EnumMeta)
 
 
-def _refuse_methods(kind: object, state: Mapping[str, Any]) -> None:
+def _is_held(named: Mapping[str, object], made: Made) -> bool:
+    """Whether the `train` of a module is what `modsurg.freeze` puts there."""
+    train = made.state.get("train")
+    if not isinstance(train, Made) or named.get(str(train.maker)) is not Held:
+        return False
+    return isinstance(train.state, dict) and train.state.get("module") is made
+
+
+def _refuse_methods(kind: object, attributes: Set[str], held: bool) -> None:
     """Refuse a module whose `forward` (or another method) the file puts something else before."""
     if isinstance(kind, type) and issubclass(kind, nn.Module):
-        replaced = sorted((methods(kind) | {COMPILED}) & state.keys())
+        replaced = sorted((methods(kind) | {COMPILED}) & attributes - ({"train"} if held else set()))
         if replaced:
             raise TrustError(f"the file replaces {', '.join(replaced)} of a {kind.__name__}; nothing of it ran")
 
 
-def _load(file: BinaryIO | str, named: Mapping[str, object], device: str = "cpu") -> nn.Module:
+def _load(file: BinaryIO | str, named: Mapping[str, object]) -> nn.Module:
     if not isinstance(file, str):
         file.seek(0)
-    with _LOCK:
-        known = get_safe_globals()
-        allowed = [(value, name) for name, value in named.items() if (value, name) not in known]
-        try:
-            with safe_globals(allowed):  # type: ignore[arg-type]  # the stub knows callables only
-                model = torch.load(file, map_location=device, weights_only=True, mmap=isinstance(file, str))
-        except _DAMAGED as error:
-            raise FormatError(f"torch can't open it: {error}") from error
+    known = get_safe_globals()
+    allowed = [(value, name) for name, value in named.items() if (value, name) not in known]
+    try:
+        with safe_globals(allowed):  # type: ignore[arg-type]  # the stub knows callables only
+            model = torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, str))
+    except _DAMAGED as error:
+        raise FormatError(f"torch can't open it: {error}") from error
     if not isinstance(model, nn.Module):
         raise FormatError(f"it holds a {type(model).__name__}, not a model")
     for module in model.modules():
-        _refuse_methods(type(module), module.__dict__)
+        holder = held(module)
+        _refuse_methods(type(module), module.__dict__.keys(), holder is not None and holder.module is module)
     return model
 
 
 def _try_to_open(written: Path, path: Path) -> None:
     """See that the model that was written can be opened by someone who trusts it all; the weights are not read."""
     try:
-        with open(written, "rb") as file:
+        with open(written, "rb") as file, _LOCK:
             packages = {name.partition(".")[0] for name in get_unsafe_globals_in_checkpoint(file)}
             named = _checked(file, written, Trust(packages - {"builtins", "torch"}))
-        _load(str(written), named, "meta")
+            _load(str(written), named)
     except (FormatError, TrustError) as error:
+        names = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
+        what = f"it asks for {', '.join(names)}" if names else str(error)
         raise SaveError(
-            f"it could not be opened again without running a pickle: {error}\nSave it as {path.stem}.safetensors"
+            f"as a pickle it could not be opened again without trusting it blindly: {what}. "
+            f"Save it as {path.stem}.safetensors"
         ) from error

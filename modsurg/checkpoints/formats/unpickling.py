@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from modsurg.errors import FormatError
+from modsurg.errors import FormatError, ModsurgError
 
 _STEPS: Final = 20_000_000
 _OLD_NAMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 keeps to those of Python 2
@@ -94,7 +94,7 @@ def unpickle(data: bytes | mmap.mmap, loading: Loading, start: int = 0) -> Unpic
     try:
         end = machine.run(start)
         return Unpickled(machine.stack.pop(), end, machine.made)
-    except FormatError:
+    except ModsurgError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, struct.error) as error:
         raise FormatError(f"the pickle is damaged or cut off ({type(error).__name__}: {error})") from None

@@ -1,0 +1,237 @@
+import functools
+import os
+import threading
+import zipfile
+
+import pytest
+import torch
+import torchvision
+from blueprints import Net
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from modsurg import load_model, save_model
+from modsurg.checkpoints.pickled import read_tree
+from modsurg.errors import FormatError, SaveError, TrustError
+from modsurg.tree.blueprint import describe
+from modsurg.tree.outline import outline
+
+RAN = []
+
+
+class Evil:
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def record(*args):
+    RAN.append(args)
+
+
+def hostile(path, function, *args):
+    model = nn.Linear(2, 2)
+    model.extra = Evil(function, *args)
+    torch.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "function, args, name",
+    [
+        (os.system, ("touch ran",), r"posix\.system"),
+        (eval, ("1",), r"builtins\.eval"),
+        (exec, ("import os",), r"builtins\.exec"),
+        (getattr, (nn.ReLU(), "forward"), r"builtins\.getattr"),
+        (__import__, ("os",), r"builtins\.__import__"),
+        (open, ("ran", "w"), r"io\.open"),
+        (bytearray, (10**12,), r"bytearray"),
+        (torch.hub.load, ("a/b", "c"), r"torch\.hub\.load"),
+        (torch.load, ("x",), r"torch\.serialization\.load"),
+        (torch.Tensor, (10**12,), r"torch\.Tensor"),
+        (torchvision.models.resnet18, (), r"torchvision\.models\.resnet\.resnet18"),
+        (nn.Linear, (10**6, 10**6), r"torch\.nn\.modules\.linear\.Linear"),
+        (nn.functional.relu, (torch.ones(2),), r"torch\.nn\.functional\.relu"),
+        (functools.partial, (os.system, "touch ran"), r"posix\.system"),
+        (functools.reduce, (max, [1]), r"functools\.reduce"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_hostile_pickle_never_runs(tmp_path, monkeypatch, function, args, name):
+    monkeypatch.chdir(tmp_path)
+    hostile("m.pt", function, *args)
+    with pytest.raises(TrustError, match=name):
+        load_model("m.pt")
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+def test_a_trusted_package_is_not_called_either(tmp_path):
+    path = hostile(tmp_path / "m.pt", record, 1)
+    with pytest.raises(TrustError, match=r"test_pickled\.record is not trusted|test_pickled\.record\n"):
+        load_model(path)
+    with pytest.raises(TrustError, match=r"it wants to call test_pickled\.record"):
+        load_model(path, trust=__name__)
+    assert RAN == []
+
+
+def test_what_makes_a_tensor_is_torchs_own(tmp_path):
+    args = (record, torch.Tensor, (1,), {})
+    path = hostile(tmp_path / "m.pt", torch._tensor._rebuild_from_type_v2, *args)
+    with pytest.raises(TrustError, match=r"test_pickled\.record to make a tensor"):
+        load_model(path, trust=__name__)
+    assert RAN == []
+
+
+def test_a_replaced_forward_is_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].__dict__["forward"] = nn.functional.relu
+    torch.save(model, tmp_path / "m.pt")
+    with pytest.raises(TrustError, match="replaces forward of a Linear; nothing of it ran"):
+        load_model(tmp_path / "m.pt")
+    with pytest.raises(SaveError, match="replaces forward of a Linear"):
+        save_model(model, tmp_path / "n.pt")
+
+
+def test_a_forward_that_is_replaced_and_covered_up_is_refused(tmp_path):
+    """The pickle fills the module twice; what counts is what it holds in the end."""
+    torch.save(nn.Linear(2, 2), tmp_path / "m.pt")
+
+    def fill_twice(name, data):
+        at = data.find(b"\x81") + 1
+        extra = b"}X\x07\x00\x00\x00forwardctorch.nn.functional\nrelu\nsb"
+        return data[:at] + extra + data[at:] if name.endswith("data.pkl") else data
+
+    rewrite(tmp_path / "m.pt", tmp_path / "n.pt", fill_twice)
+    with pytest.raises(TrustError, match="replaces forward of a Linear"):
+        load_model(tmp_path / "n.pt")
+
+
+def rewrite(source, target, change):
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+
+
+def test_everything_that_is_missing_is_listed(tmp_path):
+    model = nn.Sequential(Net(), nn.Linear(2, 2))
+    model.extra = record
+    torch.save(model, tmp_path / "m.pt")
+    with pytest.raises(TrustError) as caught:
+        load_model(tmp_path / "m.pt")
+    assert "2 names are not trusted" in str(caught.value)
+    assert 'trust=("blueprints", "test_pickled",)' in str(caught.value)
+    assert load_model(tmp_path / "m.pt", trust=("blueprints", "test_pickled")).extra is record
+
+
+def test_the_list_of_the_process_is_as_it_was(tmp_path):
+    torch.save(Net(), tmp_path / "m.pt")
+    before = set(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals([(Net, "blueprints.Net")])
+    try:
+        load_model(tmp_path / "m.pt", trust=Net)
+        assert (Net, "blueprints.Net") in torch.serialization.get_safe_globals()
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(list(before))
+    load_model(tmp_path / "m.pt", trust=Net)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_threads_do_not_share_their_trust(tmp_path):
+    for at in range(2):
+        torch.save(nn.Sequential(Net(), *[nn.Linear(4, 4) for _ in range(50)]), tmp_path / f"{at}.pt")
+    refused = []
+
+    def trusting():
+        for _ in range(10):
+            load_model(tmp_path / "0.pt", trust=Net)
+
+    def wary():
+        for _ in range(10):
+            try:
+                load_model(tmp_path / "1.pt")
+            except TrustError:
+                refused.append(1)
+
+    threads = [threading.Thread(target=work) for work in (trusting, wary)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 10
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda m: setattr(m, "act", m[0].extra_repr), r"it asks for builtins\.getattr\. Save it as m\.safetensors"),
+        (lambda m: parametrizations.weight_norm(m[0]), r"torch can't pickle it[\s\S]*save it as m\.safetensors"),
+        (lambda m: setattr(m, "act", lambda x: x), r"act  a lambda"),
+        (lambda m: setattr(m, "extra", Evil(record)), r"it wants to call test_pickled\.record"),
+    ],
+)
+def test_what_could_not_be_opened_again_is_not_written(tmp_path, spoil, words):
+    model = nn.Sequential(nn.Linear(2, 2))
+    spoil(model)
+    with pytest.raises(SaveError, match=words):
+        save_model(model, tmp_path / "m.pt")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_pickles_hold_as_a_rule(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))
+    model.values = (slice(1, 2), range(3), frozenset("ab"), {1, 2}, 1 + 2j, b"x", bytearray(b"y"), torch.float16)
+    model.act = functools.partial(nn.functional.gelu, approximate="tanh")
+    model.gelu = nn.functional.gelu
+    model.device = torch.device("cpu")
+    model.index = torch.eye(2).to_sparse()
+    save_model(model, tmp_path / "m.pt")
+    back = load_model(tmp_path / "m.pt")
+    assert back.values == model.values
+    assert back.act.keywords == {"approximate": "tanh"}
+    assert back.gelu is nn.functional.gelu
+    assert torch.equal(back.index.to_dense(), torch.eye(2))
+    assert type(torch.load(tmp_path / "m.pt", weights_only=False)) is nn.Sequential
+
+
+def test_files_of_other_kinds(tmp_path):
+    path = tmp_path / "m.pt"
+    path.write_text("<html>")
+    with pytest.raises(FormatError, match="HTML page"):
+        load_model(path)
+    torch.save(nn.Linear(2, 2), path, _use_new_zipfile_serialization=False)
+    with pytest.raises(FormatError, match=r"older than 1\.6 has to be saved again"):
+        load_model(path)
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(FormatError, match="it holds no model"):
+        load_model(path)
+
+
+def test_a_storage_shorter_than_the_pickle_says(tmp_path):
+    torch.save(nn.Linear(4, 4), tmp_path / "m.pt")
+    rewrite(tmp_path / "m.pt", tmp_path / "n.pt", lambda name, data: data[:8] if "/data/0" in name else data)
+    with pytest.raises(FormatError, match="storage 0 is shorter"):
+        load_model(tmp_path / "n.pt")
+
+
+def test_the_tree_of_a_model_whose_classes_are_gone(tmp_path, monkeypatch):
+    model = nn.Sequential(Net(a=nn.Linear(2, 3)), nn.BatchNorm1d(3), nn.ReLU())
+    model[0].b = model[0].a
+    torch.save(model, tmp_path / "m.pt")
+    monkeypatch.delattr("blueprints.Net")
+    places = list(outline(read_tree(tmp_path / "m.pt")))
+    assert [(place.path, place.kind) for place in places][:3] == [
+        ("", "torch.nn.modules.container.Sequential"),
+        ("0", "blueprints.Net"),
+        ("0.a", "torch.nn.modules.linear.Linear"),
+    ]
+    monkeypatch.undo()
+    expected = list(outline(describe(model)))
+    for place, other in zip(places, expected, strict=True):
+        assert (place.path, place.kind) == (other.path, other.kind)
+        assert [(t.name, t.key, t.shape, t.dtype) for t in place.tensors] == [
+            (t.name, t.key, t.shape, t.dtype) for t in other.tensors
+        ]
+    assert places[2].attributes["in_features"] == 2
