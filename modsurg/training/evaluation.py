@@ -13,6 +13,7 @@ from modsurg.training.batches import count, describe, forward, move, part
 from modsurg.training.loaders import check_loader
 from modsurg.training.logs import Board
 from modsurg.training.loop import Meter
+from modsurg.training.processes import share_of
 
 if TYPE_CHECKING:
     from modsurg.training.trainer import Trainer
@@ -22,8 +23,9 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
     """See `Trainer.evaluate`."""
     check_loader(loader, "the loader")
     meter = Meter(trainer.named_metrics)
+    dealt = trainer.world > 1 and not trainer.sharded
     with evaluating(model), trainer.autocast:
-        for number, taken in enumerate(loader, 1):
+        for number, taken in enumerate(share_of(loader) if dealt else loader, 1):
             batch = move(taken, trainer.place)
             try:
                 output, target = forward(_runner(trainer, model), trainer.accepted, batch)
@@ -33,9 +35,9 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
                     raise
                 raise BatchError(f"evaluation, batch {number}: can't take {describe(batch)}: {error}") from error
             meter.add(loss.detach(), count(batch), output, target)
-    if meter.samples == 0:
+    if meter.samples == 0 and not dealt:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
-    return meter.means()
+    return meter.means(trainer.place if dealt else None)
 
 
 def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
@@ -81,4 +83,4 @@ def draw(trainer: "Trainer", board: Board, loader: Iterable[Any]) -> None:
 
 
 def _runner(trainer: "Trainer", model: nn.Module) -> Callable[..., Any]:
-    return trainer.runner if model is trainer.model else model
+    return trainer.runner if model is trainer.model and trainer.world == 1 else model

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from modsurg.checkpoints.randomness import random_states, set_random_states
 from modsurg.checkpoints.runs import Run, read_run, restore, save_checkpoint
-from modsurg.errors import TrainingError
+from modsurg.errors import ModsurgWarning, TrainingError
+from modsurg.training import processes, sharding
 from modsurg.tree.frozen import held, hold, release
 
 if TYPE_CHECKING:
@@ -74,15 +77,19 @@ class Interrupted:
 
 def save(trainer: "Trainer", path: str | os.PathLike[str], left: Interrupted | None = None) -> None:
     """Write everything that `resume` needs."""
+    ranks = processes.gathered({"random": random_states(), "left": vars(left) if left else None})
     own = {
         "position": vars(trainer.position),
         "history": trainer.history.rows,
         "recipes": trainer.recipes,
         "frozen": [name for name, p in trainer.model.named_parameters() if not p.requires_grad],
         "held": [path for path, module in trainer.model.named_modules() if held(module)],
-        "left": vars(left) if left else None,
+        "ranks": ranks,
     }
-    save_checkpoint(path, step=trainer.step, trainer=own, **_stateful(trainer))
+    if trainer.sharded:
+        sharding.save(trainer, path, own)
+    elif processes.rank() == 0:
+        save_checkpoint(path, step=trainer.step, trainer=own, **stateful(trainer))
 
 
 def rotate(trainer: "Trainer", left: Interrupted | None, improved: bool) -> None:
@@ -90,8 +97,13 @@ def rotate(trainer: "Trainer", left: Interrupted | None, improved: bool) -> None
     assert trainer.checkpoint_dir is not None
     directory = Path(trainer.checkpoint_dir)
     directory.mkdir(parents=True, exist_ok=True)
+    if trainer.sharded:
+        sharding.rotate(trainer, directory, left, improved)
+        return
     last = directory / "last.safetensors"
     save(trainer, last, left)
+    if processes.rank():
+        return
     if improved:
         _link(last, directory / "best.safetensors")
     if trainer.keep:
@@ -111,8 +123,8 @@ def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | No
     if resume is True:
         if trainer.checkpoint_dir is None:
             raise TrainingError('resume=True needs Trainer(..., checkpoint_dir=...), or name the file: resume="...".')
-        file = Path(trainer.checkpoint_dir) / "last.safetensors"
-        return file if file.exists() else None
+        files = [Path(trainer.checkpoint_dir) / name for name in ("last.safetensors", "last")]
+        return next((file for file in files if file.exists()), None)
     file = Path(resume)
     if not file.exists():
         raise TrainingError(
@@ -128,14 +140,17 @@ def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
         LoadError: The file does not fit.
         TrainingError: An edit that was not recorded, or of which the file knows nothing.
     """
-    run = read_run(file)
+    run = read_run(file / sharding.OWN if file.is_dir() else file)
     if "trainer" not in run.states:
         raise TrainingError(f"{file} was not written by a Trainer: load_checkpoint({str(file)!r}, model=...) reads it.")
     own = run.states["trainer"]
     _replay(trainer, own["recipes"])
     for report in trainer.reports[len(own["recipes"]) :]:
         _carry(trainer, run, report)
-    restore(run, _stateful(trainer))
+    if file.is_dir():
+        sharding.load(trainer, file, run)
+    else:
+        restore(run, stateful(trainer))
     trainer.position.__dict__.update(own["position"])
     trainer.history.rows[:] = own["history"]
     frozen, holding = set(own["frozen"]), set(own["held"])
@@ -143,7 +158,15 @@ def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
         parameter.requires_grad = name not in frozen
     for path, module in trainer.model.named_modules():
         (hold if path in holding else release)(module)
-    return Interrupted(**own["left"]) if own["left"] else None
+    if len(own["ranks"]) != trainer.world:
+        if trainer.position.batch:
+            text = f"{len(own['ranks'])} processes wrote {file}, {trainer.world} read it: the epoch begins again."
+            warnings.warn(text, ModsurgWarning, stacklevel=6)
+        trainer.position.batch = 0
+        return None
+    mine = own["ranks"][processes.rank()]
+    set_random_states(mine["random"])
+    return Interrupted(**mine["left"]) if mine["left"] else None
 
 
 def follow(average: AveragedModel, model: nn.Module, report: "Report", before: Mapping[str, Any]) -> None:
@@ -170,7 +193,8 @@ def settings(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def _stateful(trainer: "Trainer") -> dict[str, Any]:
+def stateful(trainer: "Trainer") -> dict[str, Any]:
+    """What of a trainer has a state, by the name that it has in a file."""
     found = {
         "model": trainer.model,
         "optimizer": trainer.optimizer,

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from modsurg.errors import NonFiniteError, TrainingError
+from modsurg.training.processes import summed
 
 Metric = Callable[[Any, Any], Any]
 
@@ -111,9 +112,13 @@ class Meter:
                 self._weights[name].clear()
         return self.sums
 
-    def means(self) -> dict[str, float]:
-        """Every mean. This waits for the device."""
-        return {name: value / max(self.samples, 1) for name, value in self.read().items()}
+    def means(self, everywhere: torch.device | None = None) -> dict[str, float]:
+        """Every mean, over all processes if their device is given. This waits for the device."""
+        sums = self.read() | {"": float(self.samples)}
+        if everywhere is not None:
+            sums = summed(sums, everywhere)
+        samples = max(sums.pop(""), 1.0)
+        return {name: value / samples for name, value in sums.items()}
 
     def _add(self, name: str, value: torch.Tensor, samples: int) -> None:
         unread = self._unread[name]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from modsurg.errors import ModsurgWarning, TrainingError
-from modsurg.training import evaluation, keeping
+from modsurg.training import evaluation, keeping, processes
 from modsurg.training.devices import kept_memory
 from modsurg.training.epochs import Epoch
 from modsurg.training.loaders import Feed, check_loader, length
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from modsurg.training.trainer import Trainer
 
 _SCALARS_EVERY = 50
+_AGREE_EVERY = 16
 
 
 class Run:
@@ -48,7 +49,7 @@ class Run:
             check_loader(val_loader, "val_loader")
         self.trainer = trainer
         self.val_loader = val_loader
-        self.feed = Feed(train_loader)
+        self.feed = Feed(processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader)
         self.total = epochs
         self.patience = patience
         self.thaw = thaw
@@ -65,7 +66,7 @@ class Run:
             stack.callback(self._end)
             stack.enter_context(kept_memory(trainer.place, on=trainer.keep_memory))
             stack.enter_context(_signals(trainer))
-            if trainer.log_dir is not None:
+            if trainer.log_dir is not None and processes.rank() == 0:
                 trainer.board = Board(trainer.log_dir)
             position = trainer.position
             while position.epoch < position.start + self.total and not self._over():
@@ -90,6 +91,8 @@ class Run:
         if "step" in trainer.schedulers:
             trainer.schedulers["step"].step()
         step = trainer.step
+        if trainer.world > 1 and step % _AGREE_EVERY == 0:
+            trainer.agree()
         if trainer.board is not None and step % _SCALARS_EVERY == 0:
             self._scalars(trainer.board, epoch)
         if trainer.save_every and step % trainer.save_every == 0 and not trainer.stopping:
@@ -100,11 +103,12 @@ class Run:
         trainer = self.trainer
         trainer.screen.close()
         trainer.watch.look()
+        trainer.agree()
         if epoch.interrupted:
             self._save(epoch)
             return
         row = epoch.row
-        row |= {"epoch": epoch.number, "step": trainer.step} | epoch.meter.means()
+        row |= {"epoch": epoch.number, "step": trainer.step} | epoch.meter.means(trainer.place)
         if self.val_loader is not None:
             model = trainer.model if trainer.average is None else trainer.average
             row |= {
@@ -123,13 +127,13 @@ class Run:
 
     def _begin(self, resume: Any) -> None:
         trainer = self.trainer
-        trainer.stopping = trainer.history.stopped = ""
+        trainer.stopping = trainer.wanted = trainer.history.stopped = ""
         check_parameters(trainer.model, trainer.place)
         file = keeping.find(trainer, resume)
         if file is None:
             trainer.position.restart()
             if trainer.seed is not None and trainer.step == 0:
-                _seed(trainer.seed)
+                _seed(trainer.seed + processes.rank())
         else:
             self.pending = keeping.resume(trainer, file)
             trainer.screen.line(f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}")
@@ -188,6 +192,8 @@ class Run:
                 from modsurg.surgery.verbs import unfreeze
 
                 unfreeze(self.trainer.model, where)
+        if self.trainer.world > 1 and done in self.thaw:
+            self.trainer.prepare()
 
     def _schedule(self, row: Mapping[str, float]) -> None:
         scheduler = self.trainer.schedulers.get("epoch")

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from modsurg.errors import ModsurgWarning, RecipeError, TrainingError
-from modsurg.training import evaluation, keeping
+from modsurg.training import evaluation, keeping, processes
 from modsurg.training.batches import parameters_of
 from modsurg.training.devices import Precision, autocast, pick_device, place
 from modsurg.training.epochs import Epoch
@@ -21,6 +21,7 @@ from modsurg.training.history import History
 from modsurg.training.keeping import Position
 from modsurg.training.logs import Board, Screen
 from modsurg.training.loop import Metric, Watch, split_schedulers
+from modsurg.training.processes import Strategy
 from modsurg.training.run import Run
 from modsurg.tree.selection import Where
 
@@ -57,6 +58,7 @@ class Trainer:
         keep: Besides `last` and `best`, this many of the latest checkpoints, as `step-00001200.safetensors`.
         save_every: Also write `last` every so many steps.
         average: An `AveragedModel` of the model (EMA or SWA): updated after every step, and validated in its place.
+        strategy: Under torchrun, `"ddp"` gives every process the model, `"fsdp"` a part of it (FSDP2).
         channels_last: Lay out the weights of 2-d convolutions so that they compute faster.
         keep_memory: Let the CPU's allocator keep freed memory during a run.
         progress: Show a progress bar, or lines where there is no terminal.
@@ -92,6 +94,7 @@ class Trainer:
     keep: int = 0
     save_every: int | None = None
     average: AveragedModel | None = None
+    strategy: Strategy = "ddp"
     channels_last: bool = True
     keep_memory: bool = True
     progress: bool = True
@@ -100,7 +103,8 @@ class Trainer:
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise TrainingError(f"accumulate={self.accumulate}: a step takes at least one batch, accumulate=1.")
-        self.place = pick_device(self.device)
+        self.place = processes.local_device(pick_device(self.device))
+        self.world = processes.join(self.place)
         self.autocast = autocast(self.place, self.precision)
         self.scaler = torch.GradScaler(self.place.type) if self.precision == "fp16" else None
         self.named_metrics = _named(self.metrics)
@@ -109,15 +113,24 @@ class Trainer:
         self.history = History()
         self.recipes: list[str | None] = []
         self.reports: list[Report] = []
-        self.stopping = ""
-        self.screen = Screen(self.progress)
+        self.stopping = self.wanted = ""
+        self.screen = Screen(self.progress and processes.rank() == 0)
         self.board: Board | None = None
         self.run: Run
+        self.runner: Any = None
         place(self.model, self.place, channels_last=self.channels_last)
         for module in (self.loss, self.average):
             if isinstance(module, nn.Module):
                 module.to(self.place)
-        self._prepare()
+        if self.sharded:
+            processes.check_sharding(self.precision, self.average)
+            processes.shard(self.model, self.optimizer, self.place)
+        self.prepare()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the model only."""
+        return self.world > 1 and self.strategy == "fsdp"
 
     @property
     def step(self) -> int:
@@ -259,13 +272,23 @@ class Trainer:
             text = f"a run resumed from here on has to make this edit itself before fit: {error}"
             warnings.warn(text, ModsurgWarning, stacklevel=4)
         place(self.model, self.place, channels_last=self.channels_last)
+        self.prepare()
         if self.average is not None:
             keeping.follow(self.average, self.model, report, averaged)
-        self._prepare()
 
     def stop(self, reason: str = "trainer.stop()") -> None:
-        """End the run after the present step, as Ctrl-C does; `history.stopped` is the reason."""
-        self.stopping = reason
+        """End the run after the present step, as Ctrl-C does; `history.stopped` is the reason.
+
+        Several processes agree on it every 16 steps and after each epoch.
+        """
+        self.wanted = reason
+        if self.world == 1:
+            self.stopping = reason
+
+    def agree(self) -> None:
+        """Stop if any process wants to."""
+        if self.world > 1 and processes.any_of(bool(self.wanted), self.place):
+            self.stopping = self.wanted or "another process was stopped"
 
     def histograms(self) -> None:
         """Write the spread of weights and gradients to TensorBoard now; from `on_epoch`, for one."""
@@ -277,9 +300,13 @@ class Trainer:
         """Write the whole run to a file from which `fit(resume=path)` goes on."""
         keeping.save(self, path)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """What has to be made anew when the model is another."""
-        self.runner: Callable[..., Any] = torch.compile(self.model) if self.compile else self.model
+        runner: nn.Module = self.model
+        if self.world > 1 and not self.sharded:
+            self.runner = None  # lets go of the wrapper before, and of its hooks
+            runner = processes.parallel(self.model, self.place)
+        self.runner = torch.compile(runner) if self.compile else runner
         self.accepted = parameters_of(self.model)
         self.watch = Watch(self.model, self.place)
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from modsurg.errors import BatchError, TrainingError
 from modsurg.training.batches import count, describe, first_tensor, forward, part
+from modsurg.training.processes import farewell, lost
 
 if TYPE_CHECKING:
     from modsurg.training.epochs import Epoch
@@ -16,6 +17,8 @@ EXPECTED = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 
 def explain(error: Exception, epoch: "Epoch", batch: Any) -> Exception:
     """Give the error to raise in place of one that model, loss or backward raised."""
+    if lost(error):
+        return farewell(error)
     if out_of_memory(error):
         return TrainingError(_memory(error, epoch, batch))
     if isinstance(error, TrainingError) or type(error) not in EXPECTED:

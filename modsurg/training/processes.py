@@ -1,0 +1,190 @@
+"""Several processes under torchrun: who is who, who has which part of the data, what they agree on."""
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
+
+from modsurg.errors import BatchError, TrainingError
+
+Strategy = Literal["ddp", "fsdp"]
+
+
+def join(device: torch.device) -> int:
+    """Join the process group that torchrun describes; returns how many processes there are, 1 without torchrun."""
+    if not dist.is_available() or (int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized()):
+        return 1
+    if not dist.is_initialized():
+        dist.init_process_group(backend=dist.get_default_backend_for_device(device))
+    return dist.get_world_size()
+
+
+def rank() -> int:
+    """This process's number; 0 is the one that writes."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Of several accelerators in a machine, the one for this process."""
+    local = os.environ.get("LOCAL_RANK")
+    if device.type == "cpu" or device.index is not None or local is None:
+        return device
+    device = torch.device(device.type, int(local))
+    torch.accelerator.set_device_index(device.index)
+    return device
+
+
+def share_of(loader: Iterable[Any]) -> Iterable[Any]:
+    """This process's part of a validation loader: no sample twice and none left out, so not always as many for each."""
+    world = dist.get_world_size()
+    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        return islice(loader, rank(), None, world)
+    if isinstance(loader.sampler, DistributedSampler):
+        return loader
+    return with_sampler(loader, range(rank(), len(loader.dataset), world))  # type: ignore[arg-type]  # a map has a length
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a model for data-parallel training."""
+    ids = None if device.type == "cpu" else [device.index]
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def check_sharding(precision: str, average: object) -> None:
+    """Refuse what does not go with sharding.
+
+    Raises:
+        TrainingError: With what to do instead.
+    """
+    if precision == "fp16":
+        raise TrainingError('strategy="fsdp" has no gradient scaler: precision="bf16".')
+    if average is not None:
+        raise TrainingError('strategy="fsdp" can\'t average a sharded model: average=None, or strategy="ddp".')
+
+
+def shard(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
+    """Spread the model over the processes (FSDP2), each block of its lists by itself, and point the optimizer there.
+
+    Raises:
+        TrainingError: The optimizer has a state already, which can't be spread.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if optimizer.state:
+        raise TrainingError('strategy="fsdp" needs an optimizer that has made no step: make a new one.')
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    sharded = dict(model.named_parameters())
+    for group, members in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = [
+            p if name is None else sharded[name] for p, name in zip(group["params"], members, strict=True)
+        ]
+
+
+def divided(loader: Iterable[Any], seed: int) -> Iterable[Any]:
+    """This process's part of a training loader.
+
+    The samples of a DataLoader are dealt out by a DistributedSampler, so that its batch size is that of one process; a
+    sampler that is distributed already stays. Of anything else each process takes every n-th batch.
+    """
+    if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset) and loader.batch_size is not None:
+        if isinstance(loader.sampler, DistributedSampler):
+            return loader
+        shuffle = isinstance(loader.sampler, RandomSampler)
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            loader.dataset, shuffle=shuffle, seed=seed, drop_last=loader.drop_last
+        )
+        return with_sampler(loader, sampler)
+    return Turns(loader)
+
+
+def with_sampler(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
+    """The same loader over other samples."""
+    names = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
+    options = {name: getattr(loader, name) for name in (*names, "drop_last", "persistent_workers")}
+    if loader.num_workers:
+        options |= {
+            "prefetch_factor": loader.prefetch_factor,
+            "multiprocessing_context": loader.multiprocessing_context,
+        }
+    return DataLoader(loader.dataset, sampler=sampler, **options)
+
+
+class Turns:
+    """Every n-th batch of a loader, as many for each process; those that do not go round are left out."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.world = dist.get_world_size()
+        if hasattr(loader, "__len__") and len(loader) < self.world:
+            raise BatchError(f"{len(loader)} batches for {self.world} processes: each needs one at least.")
+
+    def __len__(self) -> int:
+        return len(self.loader) // self.world
+
+    def __iter__(self) -> Iterator[Any]:
+        mine = None
+        for number, batch in enumerate(self.loader):
+            if number % self.world == rank():
+                mine = batch
+            if number % self.world == self.world - 1:
+                yield mine
+
+
+def summed(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Add up numbers over all processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    numbers = torch.tensor(list(values.values()), dtype=dtype, device=device)
+    try:
+        dist.all_reduce(numbers)
+    except RuntimeError as error:
+        raise farewell(error) from error
+    return dict(zip(values, numbers.tolist(), strict=True))
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up in any process."""
+    return summed({"flag": float(flag)}, device)["flag"] > 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another process is gone.
+
+    Example:
+        >>> lost(RuntimeError("Connection closed by peer [127.0.0.1]:4711"))
+        True
+    """
+    words = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out", "timeout")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def farewell(error: BaseException) -> TrainingError:
+    """What a process says that can't go on because another one is gone."""
+    return TrainingError(
+        f"process {rank()}: another process of this run has ended, so this one ends too. Start all of them again with "
+        f"fit(..., resume=True) to go on from the last checkpoint. ({str(error).splitlines()[0][:160]})"
+    )
