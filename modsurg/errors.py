@@ -22,9 +22,9 @@ ModsurgError (a ValueError)
 │   └── IntegrityError       a stored hash that does not hold
 ├── SummaryError             a model or file that can't be looked at
 └── TrainingError            the trainer
-├── DeviceError          a device or precision that is not there
-├── BatchError           a batch or a loader that can't be trained on
-└── NonFiniteError       a loss that is NaN or infinite
+    ├── DeviceError          a device or precision that is not there
+    ├── BatchError           a batch or a loader that can't be trained on
+    └── NonFiniteError       a loss that is NaN or infinite
 
 ModsurgWarning (a UserWarning)
 """

@@ -22,7 +22,7 @@ def drawn():
     path: list[str] = []
     pairs = []
     for line in errors.__doc__.splitlines():
-        if match := re.match(r"    ((?:[│ ]   )*(?:[├└]── )?)(Modsurg\w+|\w+Error)\b", line):
+        if match := re.match(r"((?:[│ ]   )*(?:[├└]── )?)(Modsurg\w+|\w+Error)\b", line):
             depth = len(match[1]) // 4
             path[depth:] = [match[2]]
             pairs.append((match[2], path[-2] if depth else None))
