@@ -1,7 +1,7 @@
 """Whether a file still holds what was written to it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from modsurg.checkpoints.formats.base import Source
@@ -42,7 +42,10 @@ class Verification:
         return f"{self.path}: {'; '.join(parts) or 'no tensors'}"
 
 
-def verify(path: str | os.PathLike[str]) -> Verification:
+Progress = Callable[[int, int], None]
+
+
+def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Verification:
     """Check a checkpoint file: sizes, header, and the stored hash of every tensor.
 
     Every byte is read once, through a small buffer. Files of other programs mostly have no hashes; what can be checked
@@ -50,6 +53,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
 
     Args:
         path: A file of any format that `load_state` reads.
+        progress: Called with the bytes checked and all the bytes, after each tensor.
 
     Returns:
         True or false in an `if`; names the damaged tensors, and prints as one line.
@@ -70,14 +74,20 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     """
     try:
         with open_source(path) as source:
-            return examine(source, source)
+            return examine(source, source, progress)
     except FormatError as error:
         return Verification(str(path), problem=str(error))
 
 
-def examine(source: Source, keys: Iterable[str]) -> Verification:
+def examine(source: Source, keys: Iterable[str], progress: Progress | None = None) -> Verification:
     """Check the header and these tensors of an opened source."""
-    results = {key: source.check(key) for key in keys}
+    results: dict[str, bool | None] = {}
+    done, total = 0, sum(entry.nbytes for entry in source.values())
+    for key in keys:
+        results[key] = source.check(key)
+        if progress is not None:
+            done += source[key].nbytes
+            progress(done, total)
     problem = "" if source.sealed is not False else f"{source.path}: the header is not the one that was written"
     return Verification(
         str(source.path),

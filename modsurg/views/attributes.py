@@ -59,7 +59,7 @@ def text_of(value: object) -> str | None:
 
     Example:
         >>> text_of((1, torch.float16)), text_of({"act": torch.relu}), text_of(object())
-        ('(1, torch.float16)', '{act: torch.relu}', None)
+        ('(1, torch.float16)', "{'act': torch.relu}", None)
     """
     if isinstance(value, enum.Enum):
         return str(value)
@@ -73,7 +73,7 @@ def text_of(value: object) -> str | None:
     if isinstance(value, (set, frozenset)):
         return _joined(sorted(value, key=repr), "{}")
     if isinstance(value, Mapping):
-        return _joined([part for item in value.items() for part in item], "{}")
+        return _pairs([(text_of(key), text_of(item)) for key, item in value.items()])
     if isinstance(value, functools.partial):
         return _joined([value.func, value.args, value.keywords], "()")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -94,12 +94,16 @@ def _unpacked(value: Any, names: Sequence[str]) -> str | None:
     if tag in ("list", "set", "frozenset"):
         return _brackets([_unpacked(item, names) for item in content], "[]" if tag == "list" else "{}")
     if tag == "dict":
-        return _brackets([_unpacked(part, names) for item in content.items() for part in item], "{}")
+        return _pairs([(_unpacked(key, names), _unpacked(item, names)) for key, item in content.items()])
     return str(content) if tag in ("size", "float", "device", "complex", "range", "enum") else None
 
 
 def _joined(values: list[object], brackets: str) -> str | None:
     return _brackets([text_of(value) for value in values], brackets)
+
+
+def _pairs(items: list[tuple[str | None, str | None]]) -> str | None:
+    return _brackets([None if None in item else f"{item[0]}: {item[1]}" for item in items], "{}")
 
 
 def _brackets(parts: list[str | None], brackets: str) -> str | None:

@@ -50,7 +50,7 @@ def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
         >>> with torch.no_grad():
         ...     _ = before[0].bias.fill_(0.0), model[0].bias.copy_(torch.tensor([0.0, 0.5]))
         >>> print(diff(before, model))
-        ~ 0.bias  1 of 2 values at [1]: 0 -> 0.5, by 0.5, relative 1
+        ~ 0.bias  1 of 2 differs at [1]: 0 -> 0.5, by 0.5 (relative 1)
         ~ 1       ReLU -> GELU(approximate='none')
           1 with other values, 1 replaced
     """

@@ -1,12 +1,13 @@
 """What a comparison found: changes, and how they print."""
 
 import html
+import os
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
-
-from rich.text import Text
 
 from modsurg.views.layout import Line, folded, laid_out
 from modsurg.views.values import Values
@@ -29,7 +30,7 @@ Kind = Literal[
 ]
 ROOT = "(root)"
 _MARKS = {"added": "+", "removed": "-"}
-_COLOURS = {"+": "green", "-": "red", "~": "yellow", "!": "magenta", " ": "dim"}
+_COLOURS = {"+": "32", "-": "31", "~": "33", "!": "35", " ": "2"}
 _NAMES = {
     "shape": "of another shape",
     "dtype": "of another dtype",
@@ -110,14 +111,23 @@ class Diff:
         return iter(self.changes)
 
     def __str__(self) -> str:
-        return self.to_text()
+        return self.render()
 
     def __repr__(self) -> str:
-        return self.to_text() or "no differences"
+        return self.render(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ) or "no differences"
 
-    def to_text(self, width: int = 80) -> str:
-        """The print, without colours; empty if nothing differs. A path is never cut."""
-        return "\n".join(mark + text for mark, text in self._rows(width))
+    def render(self, width: int | None = None, color: bool = False) -> str:
+        """The differences as text, empty if there are none.
+
+        Args:
+            width: Terminal columns; by default those of the terminal, 80 where there is none. A path is never cut.
+            color: With escape sequences for a terminal.
+        """
+        width = width or shutil.get_terminal_size((80, 24)).columns
+        rows = self._rows(max(width, 40))
+        if color:
+            return "\n".join(f"\x1b[{_COLOURS[mark]}m{mark}{text}\x1b[0m" for mark, text in rows)
+        return "\n".join(mark + text for mark, text in rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the same keys always."""
@@ -150,10 +160,6 @@ class Diff:
             for mark, text in self._rows(100)
         ]
         return f'<pre style="line-height:1.35">{"<br>".join(rows) or "no differences"}</pre>'
-
-    def __rich__(self) -> Text:
-        rows = [(mark + text, _COLOURS[mark]) for mark, text in self._rows(80)]
-        return Text("\n").join(Text(row, style) for row, style in rows)
 
     def _rows(self, width: int) -> list[tuple[str, str]]:
         """Mark and text of each row."""

@@ -1,0 +1,238 @@
+"""The command line: `modsurg summary`, `diff`, `convert`, `verify` and `env`.
+
+The one place that prints. Exit status: 0 when all is well or both sides are the same, 1 when something differs or a
+file is damaged, 2 when the question could not be answered. Nothing heavy is imported before a command needs it, so that
+`modsurg summary FILE.safetensors` starts without torch.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modsurg.errors import ModsurgError
+
+if TYPE_CHECKING:
+    import torch
+
+SAME, DIFFERENT, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+
+_EPILOG = "exit status: 0 same or well, 1 different or damaged, 2 error. Each command has its own --help."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Without the program's name; by default those of the process.
+
+    Returns:
+        The exit status.
+    """
+    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            status: int = options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        return FAILED
+    except ModsurgError as error:
+        _complain("; ".join(line.strip() for line in str(error).splitlines()))
+        return FAILED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="modsurg", description="Look at, compare, convert and check PyTorch checkpoints.", epilog=_EPILOG
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.add_argument("--json", action="store_true", help="print JSON")
+        added.set_defaults(command=function)
+        return added
+
+    added = command("summary", _summary, "print a checkpoint as a tree, without its code")
+    added.add_argument("file", metavar="FILE", help="a checkpoint of any format")
+    added.add_argument("--depth", type=int, metavar="N", help="levels to show")
+    added.add_argument("--where", metavar="PATTERN", help="only these: a path, a glob such as 'layer4.**', or re:...")
+
+    added = command("diff", _diff, "compare two checkpoints: structure, shapes, dtypes and every value")
+    added.add_argument("old", metavar="A", help="a checkpoint of any format")
+    added.add_argument("new", metavar="B", help="another, of the same format or not")
+
+    added = command("convert", _convert, "write a checkpoint in another format, tensor by tensor")
+    added.add_argument("source", metavar="SOURCE", help="a checkpoint of any format")
+    added.add_argument("target", metavar="TARGET", help="the suffix chooses the format: .safetensors, .pt, .pth, .bin")
+    added.add_argument("--dtype", help="for floating tensors, such as bfloat16")
+    added.add_argument("--shard-size", metavar="SIZE", help="split into files of at most this size, such as 5GB")
+    added.add_argument("--only", action="append", metavar="PATTERN", help="only these keys; may be given again")
+    added.add_argument(
+        "--rename", action="append", metavar="OLD=NEW", help="new names for keys, as in backbone.=; may be given again"
+    )
+
+    added = command("verify", _verify, "check sizes, header, and the stored hash of every tensor")
+    added.add_argument("file", metavar="FILE", help="a checkpoint of any format")
+
+    command("env", _env, "print versions, devices and memory, for a bug report")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from modsurg.views.environment import version
+
+        print(f"modsurg {version('modsurg') or 'of a checkout'}")
+        parser.exit()
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from modsurg.views.summary import summary
+
+    found = summary(options.file, depth=options.depth, where=options.where)
+    _print(options, found.to_dict, lambda: found.render(color=_in_colour()))
+    return SAME
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from modsurg.views.comparison import diff
+    from modsurg.views.units import size
+
+    with _Bar("comparing") as progress:
+        found = diff(options.old, options.new, progress=progress)
+    same = f"same: {found.tensors:,} tensors, {size(found.nbytes)}"
+    _print(options, found.to_dict, lambda: found.render(color=_in_colour()) or same)
+    return DIFFERENT if found else SAME
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from modsurg.checkpoints.conversion import convert
+    from modsurg.views.units import size
+
+    rename = {old: new for old, _, new in (text.rpartition("=") for text in options.rename or ())}
+    with _Bar("converting") as progress:
+        done = convert(
+            options.source,
+            options.target,
+            dtype=_dtype(options.dtype),
+            shard_size=options.shard_size,
+            only=options.only,
+            rename=rename or None,
+            progress=progress,
+        )
+    data = {
+        "source": str(done.source),
+        "target": str(done.target),
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
+        "taken": done.taken,
+        "left": list(done.left),
+    }
+    _print(options, lambda: data, lambda: str(done).replace(f"{done.nbytes:,} bytes", size(done.nbytes)))
+    return SAME
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from modsurg.checkpoints.verification import verify
+
+    with _Bar("checking") as progress:
+        found = verify(options.file, progress=progress)
+    data = {
+        "path": found.path,
+        "good": bool(found),
+        "checked": list(found.checked),
+        "unhashed": list(found.unhashed),
+        "damaged": list(found.damaged),
+        "problem": found.problem,
+    }
+    _print(options, lambda: data, lambda: str(found))
+    return SAME if found else DIFFERENT
+
+
+def _env(options: argparse.Namespace) -> int:
+    from modsurg.views.environment import environment, table
+
+    found = environment()
+    _print(options, lambda: found, lambda: table(found))
+    return SAME
+
+
+def _print(options: argparse.Namespace, data: Callable[[], Any], text: Callable[[], str]) -> None:
+    print(json.dumps(data(), indent=2, ensure_ascii=False, allow_nan=False) if options.json else text())
+
+
+def _dtype(name: str | None) -> "torch.dtype | None":
+    import torch
+
+    dtype = getattr(torch, name, None) if name else None
+    if name and not isinstance(dtype, torch.dtype):
+        raise ModsurgError(f"--dtype {name}: torch has no such dtype; take float32, float16, bfloat16 or float64")
+    return dtype
+
+
+def _in_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def _complain(text: str) -> None:
+    print(f"modsurg: {text}", file=sys.stderr)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    _complain(f"warning: {message}")
+
+
+class _Bar:
+    """A progress bar for what takes over a second, at a terminal; nothing otherwise."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None] | None:
+        from time import monotonic
+
+        self._start = monotonic()
+        return self._show if sys.stderr.isatty() else None
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self, done: int, total: int) -> None:
+        from time import monotonic
+
+        if self._bar is None and monotonic() - self._start > 1:
+            self._bar = _started(self._verb)
+        if self._bar is not None:
+            self._bar.update(0, completed=done, total=total)
+
+
+def _started(verb: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(verb), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    bar.add_task(verb)
+    bar.start()
+    return bar
