@@ -63,10 +63,12 @@ class Journal:
         """Call `function` when it is this moment's turn in a rollback."""
         self._undo.append(function)
 
+    def open(self, later: "Journal") -> None:
+        """Let a rollback of this journal roll back `later` too, which has no snapshots yet."""
+        self._undo.append(later.rollback)
+
     def absorb(self, later: "Journal") -> None:
-        """Take over the snapshots of a journal that was opened after this one."""
-        self._undo.extend(later._undo)
-        self._alive.append(later)
+        """Know of the dicts that a journal opened within this one has kept."""
         for key, kept in later.dicts.items():
             self.dicts.setdefault(key, kept)
 

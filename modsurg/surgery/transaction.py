@@ -163,6 +163,7 @@ class Edit:
         with _no_collection():
             step = Step(walk(self._root))
             self._before = self._before or step.tree
+            self._journal.open(step.journal)  # before the first change, so that no interrupt can come between
             try:
                 yield step
             except BaseException:
