@@ -1,5 +1,6 @@
 """Sets of files with an index, as Hugging Face's tools read and write them."""
 
+import errno
 import json
 import os
 
@@ -117,11 +118,11 @@ def test_the_old_set_is_whole_while_the_new_one_fails(tmp_path, monkeypatch):
 
     def rename(old, new):
         if str(new).endswith(".index.json"):
-            raise OSError(5, "Input/output error")
+            raise OSError(errno.EIO, "Input/output error")
         real(old, new)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(SaveError, match=r"can't be written \(Input/output error\); it is as it was"):
         save(tmp_path / "net.safetensors", net(1))
     monkeypatch.undo()
     assert verify(index)

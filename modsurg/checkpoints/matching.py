@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.base import Entry, Source
 from modsurg.checkpoints.renaming import Only, Rename, chooser, pair, renamer
-from modsurg.checkpoints.reports import LoadReport, Problems, as_code
+from modsurg.checkpoints.reports import SHOWN, LoadReport, Problems, as_code
 from modsurg.checkpoints.sharing import check_sharing
 from modsurg.checkpoints.suggestions import nearest_key, suggest_rules
 from modsurg.checkpoints.targets import Target, Targets
@@ -105,11 +105,12 @@ def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan,
         if name in homes:
             planner.place(name, homes[name])
     plan, problems = planner.plan, planner.problems
-    plan.leftover = {new: key for new, key in renamed.items() if key not in homes.values() and chosen(new)}
+    used = set(homes.values())
+    plan.leftover = {new: key for new, key in renamed.items() if key not in used and chosen(new)}
     planner.check_sharing()
     absent = [name for name in names if name not in homes and name not in plan.covered]
-    plan.dispensable = [name for name in absent if planner.is_dispensable(name)]
-    plan.missing = [name for name in absent if name not in plan.dispensable]
+    for name in absent:
+        (plan.dispensable if planner.is_dispensable(name) else plan.missing).append(name)
     problems.total = len(names) + len(plan.leftover)
     return plan, problems
 
@@ -190,8 +191,8 @@ def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems)
     left = {key: source[key].shape if key in source else None for key in plan.leftover.values()}
     wanted = {name: _shape(targets, name) for name in (*plan.missing, *plan.dispensable)}
     rules, served = suggest_rules(left, wanted, [fill.key for fill in plan.fills])
-    for name in plan.missing:
-        near = None if rules else nearest_key(name, list(left))
+    for place, name in enumerate(plan.missing):
+        near = nearest_key(name, list(left)) if place < SHOWN and not rules else None
         problems.missing[name] = f'; nearest: "{near}"' if near else ""
     for name, key in plan.leftover.items():
         problems.unexpected[key] = f', as "{name}"' if name != key else ""

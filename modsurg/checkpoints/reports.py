@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from modsurg.errors import LoadError
 
-_SHOWN = 10
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Problems:
 
 def table(rows: Mapping[str, str], start: str) -> list[str]:
     """Names and texts under each other, the first few of them."""
-    shown = list(rows.items())[:_SHOWN]
+    shown = list(rows.items())[:SHOWN]
     width = max((len(name) for name, _ in shown), default=0)
     lines = [f"  {start}{name:{width}}  {text}" for name, text in shown]
-    if len(rows) > _SHOWN:
-        lines.append(f"  {start}... and {len(rows) - _SHOWN} more")
+    if len(rows) > SHOWN:
+        lines.append(f"  {start}... and {len(rows) - SHOWN} more")
     return lines
 
 

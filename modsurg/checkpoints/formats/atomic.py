@@ -56,8 +56,9 @@ class PendingFile:
     def patch(self, data: bytes, offset: int) -> None:
         """Overwrite what is already written at `offset`."""
         done = 0
-        while done < len(data):
-            done += os.pwrite(self.fd, data[done:], offset + done)
+        with self.explained(0):
+            while done < len(data):
+                done += os.pwrite(self.fd, data[done:], offset + done)
 
     def flush(self) -> None:
         """Nothing is buffered; here so that it serves where a file object is expected."""
@@ -67,7 +68,7 @@ class PendingFile:
         target = target or self.target
         with self.explained(0):
             os.fsync(self.fd)
-        os.rename(self.temporary, target)
+            os.rename(self.temporary, target)
         self._close()
         sync_directory(target.parent)
 
@@ -84,13 +85,13 @@ class PendingFile:
 
     @contextlib.contextmanager
     def explained(self, coming: int) -> Iterator[None]:
-        """Turn a full disk into a SaveError that says how much was missing; `coming` bytes are being written."""
+        """Turn a failing disk into a SaveError; a full one says how much was missing of the `coming` bytes."""
         before = self.written
         try:
             yield
         except OSError as error:
             if error.errno not in _FULL:
-                raise
+                raise SaveError(f"{self.target}: can't be written ({error.strerror}); it is as it was") from error
             missing = max(self.size or 0, before + coming) - self.written
             amount = f"at least {missing:,} more bytes are needed" if missing > 0 else "more room is needed"
             raise SaveError(
