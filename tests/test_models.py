@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import subprocess
@@ -11,16 +12,13 @@ import torchvision
 from blueprints import Net, assert_same
 from torch import nn
 
-from modsurg import load_model, load_state, read_state, save_model, save_state
+from modsurg import convert, diff, load_model, load_state, read_state, save_model, save_state, summary
 from modsurg.checkpoints.formats.header import read_header
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.tree.outline import KEY
 
-# Builds a model whose module is gone afterwards, saves it, and leaves input and output beside it.
-SCRIPT = """
-import sys, torch
+SOURCE = """
 from torch import nn
-from modsurg import save_model
 
 class Net(nn.Module):
     def __init__(self):
@@ -34,27 +32,34 @@ class Net(nn.Module):
 """
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A module of the user's own, with a class in it."""
+    (tmp_path / "elsewhere.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("elsewhere")
+    sys.modules.pop("elsewhere", None)
+
+
 def tied():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5, bias=False))
     model[2].weight = model[0].weight
     return model
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_model_comes_back_in_another_process(tmp_path, suffix):
-    path, outputs = tmp_path / f"net{suffix}", tmp_path / "outputs.pt"
-    make = SCRIPT + (
-        f"model = Net().eval()\nx = torch.randn(2, 1, 8, 8)\nsave_model(model, {str(path)!r})\n"
-        f"torch.save([x, model(x).detach()], {str(outputs)!r})"
+def test_a_model_comes_back_in_another_process(tmp_path, elsewhere):
+    model, x = elsewhere.Net().eval(), torch.randn(2, 1, 8, 8)
+    for suffix in (".safetensors", ".pt"):
+        save_model(model, tmp_path / f"net{suffix}")
+    torch.save([x, model(x).detach()], tmp_path / "outputs.pt")
+    code = (
+        "import torch\nfrom modsurg import load_model\nx, y = torch.load('outputs.pt')\n"
+        "for suffix in ('safetensors', 'pt'):\n"
+        "    model = load_model(f'net.{suffix}', trust='elsewhere')\n"
+        "    print(torch.equal(model(x), y), model.training)"
     )
-    use = SCRIPT + (
-        "from modsurg import load_model\n"
-        f"model = load_model({str(path)!r}, trust=(Net,))\nx, y = torch.load({str(outputs)!r})\n"
-        "print(torch.equal(model(x), y), model.training)"
-    )
-    subprocess.run([sys.executable, "-c", make], check=True)
-    done = subprocess.run([sys.executable, "-c", use], capture_output=True, text=True, check=True)
-    assert done.stdout == "True False\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n" * 2
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin"])
@@ -230,15 +235,23 @@ def test_the_error_names_the_file_and_what_to_trust(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_class_that_moved(tmp_path, suffix):
+def test_a_class_that_moved(tmp_path, elsewhere, suffix):
     path = tmp_path / f"m{suffix}"
-    make = SCRIPT.replace("class Net", "class Old") + f"save_model(nn.Sequential(Old()), {str(path)!r})"
-    subprocess.run([sys.executable, "-c", make], check=True)
-    with pytest.raises(TrustError, match=r"__main__\.Old[\s\S]*trust=\(Old,\)"):
+    model = nn.Sequential(elsewhere.Net())
+    save_model(model, path)
+    del sys.modules["elsewhere"]
+    (tmp_path / "elsewhere.py").unlink()
+    with pytest.raises(TrustError, match=r"not trusted[\s\S]*elsewhere\.Net"):
         load_model(path)
-    assert type(load_model(path, rename={"__main__.Old": Net})[0]) is Net
-    assert type(load_model(path, rename={"__main__.Old": "blueprints.Net"}, trust="blueprints")[0]) is Net
-    assert next(iter(read_state(path))) == "0.body.0.weight"
+    with pytest.raises(TrustError, match=r'No module named .elsewhere.[\s\S]*rename=\{"elsewhere\.Net": Net\}'):
+        load_model(path, trust="elsewhere")
+    assert type(load_model(path, rename={"elsewhere.Net": Net})[0]) is Net
+    assert type(load_model(path, rename={"elsewhere.Net": "blueprints.Net"}, trust="blueprints")[0]) is Net
+    assert type(load_model(path, rename={"elsewhere": "blueprints"}, trust="blueprints")[0]) is Net
+    assert list(read_state(path)) == list(model.state_dict())
+    assert "Net" in str(summary(path))
+    other = nn.Sequential(nn.Linear(1, 1))
+    assert str(diff(path, other))
 
 
 @pytest.mark.parametrize("change", [lambda raw: raw[: len(raw) // 2], lambda raw: raw[:20], lambda raw: b""])
@@ -266,3 +279,20 @@ def test_a_tree_that_does_not_fit_the_tensors(tmp_path):
         safetensors.torch.save_file(state, path, {KEY: text})
         with pytest.raises(FormatError, match=words):
             load_model(path)
+
+
+def test_a_converted_model_keeps_its_new_dtype(tmp_path):
+    model = tied()
+    save_model(model, tmp_path / "m.safetensors")
+    convert(tmp_path / "m.safetensors", tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    half = load_model(tmp_path / "half.safetensors")
+    assert {value.dtype for value in half.state_dict().values()} == {torch.bfloat16}
+    assert half[2].weight is half[0].weight
+
+
+def test_a_converted_pickle_is_only_looked_at(tmp_path):
+    save_model(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), tmp_path / "m.pt")
+    convert(tmp_path / "m.pt", tmp_path / "m.safetensors")
+    assert "ReLU" in str(summary(tmp_path / "m.safetensors"))
+    with pytest.raises(FormatError, match=r"open the \.pt itself"):
+        load_model(tmp_path / "m.safetensors")

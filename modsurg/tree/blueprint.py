@@ -109,6 +109,8 @@ def build(
         Linear(in_features=2, out_features=3, bias=True)
     """
     checked(data)
+    if "partial" in data:
+        raise FormatError("its tree was taken from a pickle to be looked at: open the .pt itself with load_model")
     names = Trust(trust, rename).resolve(data["names"])
     try:
         return _Building(data, names, make_tensors(data["tensors"], names, values)).module()

@@ -115,7 +115,8 @@ def make_tensors(
         values: The stored tensors by name, used as they are; None makes empty ones on the meta device.
 
     Raises:
-        FormatError: A tensor is missing or of another shape or dtype than the tree says.
+        FormatError: A tensor is missing or of another shape than the tree says, or its dtype is of another kind; a file
+            that was converted to another floating dtype is taken as it is.
     """
     inline = [entry for entry in entries if "data" in entry]
     if sum(_nbytes(entry) for entry in inline) > _INLINE_TOTAL:
@@ -169,13 +170,14 @@ def _stored(entry: Mapping[str, Any], values: Mapping[str, torch.Tensor] | None)
         raise FormatError(f"the file has no tensor {entry['name']!r:.80}, which the tree names")
     else:
         value = values[entry["name"]]
-    if value.dtype is not dtype or list(value.shape) != shape:
+    converted = value.dtype is not dtype and value.is_floating_point() and dtype.is_floating_point
+    if not (value.dtype is dtype or converted) or list(value.shape) != shape:
         raise FormatError(
             f"{entry['name']!r:.80} is {value.dtype} {list(value.shape)} in the file, {dtype} {shape} in the tree"
         )
     if stride is None:
         return value
-    strided = torch.empty_strided(shape, stride, dtype=dtype, device=value.device)
+    strided = torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
     if not _is_dense(strided):
         raise FormatError(f"strides {stride} of a tensor {shape}")
     return strided if strided.is_meta else strided.copy_(value)

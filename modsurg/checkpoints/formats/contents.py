@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 
-from modsurg.checkpoints.formats.pickledmodels import is_module, module_state
+from modsurg.checkpoints.formats.pickledmodels import is_module, module_state, module_tree
 from modsurg.checkpoints.formats.torchpickle import Stored
 from modsurg.checkpoints.formats.torchscript import is_scripted, scripted_state
 from modsurg.checkpoints.formats.unpickling import Made, Name, Ordered, Unpickled
@@ -68,6 +68,7 @@ class Found:
         extra: Values of `get_extra_state`, by key, tensors in them still `Stored`.
         order: All the keys.
         versions: Module path -> its `_version`, where it is not 1.
+        tree: Of a whole model, what `outline` reads.
     """
 
     taken: str
@@ -76,6 +77,7 @@ class Found:
     extra: dict[str, object] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     versions: Mapping[str, int] = field(default_factory=dict)
+    tree: Mapping[str, Any] | None = None
 
 
 def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") -> Found:
@@ -96,7 +98,7 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") 
     if isinstance(value, Made) and is_scripted(value):
         return _collect(scripted_state(value, code), Found("", []))
     if is_module(value):
-        return _collect(module_state(value), Found("", []))
+        return _collect(module_state(value), Found("", [], tree=module_tree(value)))
     _refuse_calls(pickle.made)
     if not isinstance(value, dict):
         raise FormatError(
@@ -109,7 +111,7 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") 
         path.append(name)
         value = value[name]
         if is_module(value):
-            return _collect(module_state(value), Found(".".join(path), left))
+            return _collect(module_state(value), Found(".".join(path), left, tree=module_tree(value)))
     return _collect(_joined(value), Found(".".join(path), left))
 
 

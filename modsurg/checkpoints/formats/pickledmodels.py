@@ -68,7 +68,7 @@ def module_tree(root: Made) -> dict[str, Any]:
         node["attributes"] = {name: _plain(value) for name, value in module.state.items() if _is_plain(value)}
         numbers[id(module)] = len(nodes)
         nodes.append(node)
-    tree = {"version": VERSION, "names": list(names), "attributes": [], "shared": []}
+    tree = {"version": VERSION, "partial": True, "names": list(names), "attributes": [], "shared": []}
     return checked({**tree, "tensors": entries, "modules": nodes})
 
 

@@ -19,6 +19,7 @@ from modsurg.checkpoints.formats.torchwriting import METADATA
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.checkpoints.formats.unpickling import unpickle
 from modsurg.errors import FormatError, TrustError
+from modsurg.tree.outline import KEY as TREE
 
 
 def read_zip(part: Region) -> TorchFile:
@@ -102,7 +103,8 @@ class TorchSource(Source):
             if owner != key:
                 ties[key] = owner
         extra = {key: rebuild(value, key, self._file.read) for key, value in found.extra.items()}
-        return Notes(_metadata(self._file), ties, extra, found.versions, found.order)
+        tree = {} if found.tree is None else {TREE: json.dumps(found.tree)}
+        return Notes({**_metadata(self._file), **tree}, ties, extra, found.versions, found.order)
 
     def region(self, key: str) -> Region | None:
         """Where the values lie, None if they are not in order or of the other byte order."""
