@@ -57,14 +57,18 @@ clean: ## remove what the targets made, the environments too
 
 .venv/demo: EXTRAS = vision,tensorboard
 .venv/models: EXTRAS = dev,models
-.venv/legacy: EXTRAS = dev,legacy
 .venv/bench: EXTRAS = vision,bench
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo .venv/dev .venv/models .venv/legacy .venv/bench: pyproject.toml | .venv/bin/python
+.venv/demo .venv/dev .venv/models .venv/bench: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --disable-pip-version-check --quiet -e ".[$(EXTRAS)]"
+	@touch $@
+
+.venv/legacy: .venv/dev # only the files in these packages are wanted, not their code and what it needs
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps \
+		chgnet facenet-pytorch lpips resemblyzer silero-vad
 	@touch $@
 
 .venv-oldest/dev: pyproject.toml
