@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from modsurg.errors import EditError, WrapperError
+from modsurg.surgery.reading import reads
+from modsurg.surgery.steps import Step, last
 from modsurg.tree.walk import Tree
 from modsurg.tree.wrappers import wrapper_kind
 
@@ -84,16 +86,40 @@ def refuse_offloaded(path: str, old: nn.Module) -> None:
         )
 
 
-def bypassed(parent: nn.Module, name: str) -> str | None:
-    """Why a child is not called by its parent, where torch reads its tensors instead."""
-    if isinstance(parent, nn.MultiheadAttention) and name == "out_proj":
-        return (
-            "nn.MultiheadAttention never calls out_proj: it reads out_proj.weight and out_proj.bias, "
-            "so that the new module's forward does not run"
-        )
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        return (
-            "nn.TransformerEncoderLayer does not call its children on the fast path (eval mode, no gradients); "
-            "turn it off: torch.backends.mha.set_fastpath_enabled(False)"
-        )
-    return None
+def unreadable(tree: Tree, path: str, old: nn.Module, new: nn.Module) -> str | None:
+    """Why a module can't stand at `path`: its parent reads what the old module has and the new one has not."""
+    parent = tree.parent(path)
+    if isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.TransformerEncoderLayer):
+        return None
+    attributes, _ = reads(parent, last(path))
+    missing = sorted(name for name in attributes if hasattr(old, name) and not hasattr(new, name))
+    if not missing:
+        return None
+    return (
+        f'"{path}": {type(parent).__name__} reads {", ".join(missing)} of it, which {type(new).__name__} does not have'
+    )
+
+
+def tell_if_bypassed(step: Step, paths: Iterable[str]) -> None:
+    """Warn of a parent that reads the new module's weights instead of calling it.
+
+    The fast path of nn.TransformerEncoderLayer does so in eval mode without gradients; it is turned off.
+    """
+    for path in paths:
+        parent = step.tree.parent(path)
+        if not isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            attributes, called = reads(parent, last(path))
+            if attributes and not called:
+                step.warnings.append(
+                    f'"{path}" is never called: {type(parent).__name__} reads its {", ".join(sorted(attributes))}, '
+                    "so that the new module's own forward does not run."
+                )
+        for owner in above(path):
+            layer = step.tree.modules[owner]
+            if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
+                step.journal.keep_attr(layer, "activation_relu_or_gelu")
+                layer.activation_relu_or_gelu = 0
+                step.warnings.append(
+                    f'"{owner}": the fast path of this nn.TransformerEncoderLayer (eval mode, no gradients) would read '
+                    "the weights and not call the new module; it is turned off."
+                )

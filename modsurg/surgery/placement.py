@@ -7,7 +7,7 @@ from torch import nn
 from modsurg.errors import EditError
 from modsurg.surgery.aliases import rewire
 from modsurg.surgery.containers import is_container, neighbours, without
-from modsurg.surgery.guards import above, bypassed, refuse_cycle, refuse_offloaded, refuse_wrapped
+from modsurg.surgery.guards import above, refuse_cycle, refuse_offloaded, refuse_wrapped, tell_if_bypassed, unreadable
 from modsurg.surgery.inheritance import settle, take_place
 from modsurg.surgery.making import Maker
 from modsurg.surgery.naming import called_by_name, free_name, parent_of, sibling
@@ -70,9 +70,30 @@ def outermost(
     return made
 
 
+def callable_ones(
+    step: Step, made: list[tuple[Site, tuple[str, ...], nn.Module]]
+) -> list[tuple[Site, tuple[str, ...], nn.Module]]:
+    """Leave out the sites of several where torch could not use the new module.
+
+    Raises:
+        EditError: It is the only site.
+    """
+    kept, left = [], []
+    for each in made:
+        why = next(filter(None, (unreadable(step.tree, path, each[0].module, each[2]) for path in each[1])), None)
+        if why:
+            left.append(why)
+        else:
+            kept.append(each)
+    if left and not kept:
+        raise EditError(f"{left[0]}. Replace the parent, or give the new module these attributes.")
+    step.warnings += [f"{why}: left as it was." for why in left]
+    return kept
+
+
 def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, kind: str = "replace") -> None:
     """Put what `make(old, path)` returns into the place of each site."""
-    made = outermost(step, targets(step, selection, untie), make)
+    made = callable_ones(step, outermost(step, targets(step, selection, untie), make))
     for site, paths, new in made:
         _refuse(step, site, paths, new, kind)
     for site, paths, new in made:
@@ -80,9 +101,7 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
         for path in paths:
             parent = step.tree.parent(path)
             step.child(parent, last(path), new)
-        reason = bypassed(parent, last(path))
-        if reason:
-            step.warnings.append(f'"{path}": {reason}.')
+        tell_if_bypassed(step, paths)
         step.changes.append(Change(kind, paths, site.module, new))
         step.replaced.append((site.module, new, paths[0]))
         step.made.append((paths, site.module, new))
@@ -156,7 +175,7 @@ def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, unt
 def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) -> None:
     """Take sites out of their containers; elsewhere put an Identity, or delete."""
     chosen = targets(step, selection, untie)
-    made = outermost(step, chosen, lambda old, path: nn.Identity())
+    made = callable_ones(step, outermost(step, chosen, lambda old, path: nn.Identity()))
     cut: list[str] = []
     for site, paths, identity in made:
         refuse_offloaded(paths[0], site.module)
