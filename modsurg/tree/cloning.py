@@ -75,6 +75,7 @@ class ScriptedModule(nn.Module):
     """Stands for TorchScript on meta, where it can't run."""
 
     def forward(self, *args: object, **kwargs: object) -> object:
+        """Never runs."""
         raise NotImplementedError("TorchScript does not run on meta tensors")
 
 

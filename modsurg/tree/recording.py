@@ -46,6 +46,11 @@ class Failure:
     error: Exception
 
     @property
+    def place(self) -> str:
+        """Path and class."""
+        return f"{self.path} ({self.kind})" if self.path else self.kind
+
+    @property
     def message(self) -> str:
         """What it raised, in one line."""
         text = " ".join(str(self.error).split("\n\n")[0].split()) or type(self.error).__name__

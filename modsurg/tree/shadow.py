@@ -1,6 +1,7 @@
 """A model on meta, where running it costs nothing: what is called, with which shapes, and how much it computes."""
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -202,8 +203,14 @@ def _with_note(trace: Trace, way: _Way, before: Trace | None) -> Trace:
 
 
 def _without_meta(model: nn.Module, example: object, way: _Way, trace: Trace, fallback: bool) -> Trace:
-    why = f"can't run on meta tensors, without data: {trace.failure}"
+    assert trace.failure is not None
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    if scripted:
+        why = "TorchScript runs as a whole, and what it calls and computes inside is not seen"
+    else:
+        reason = textwrap.shorten(trace.failure.message, 100, placeholder=" ...")
+        why = f"{trace.failure.place} can't run on meta tensors: {reason}"
     if fallback and not any(each.is_meta for each in model.parameters()):
         real = _attempt(model, example, replace(way, meta=False))
-        return replace(real, note=f"ran a real copy; it {why}")
-    return replace(trace, failure=None, uncalled=(), note=f"not run; it {why}")
+        return replace(real, note=f"ran a real copy; {why}", uncalled=() if scripted else real.uncalled)
+    return replace(trace, failure=None, uncalled=(), note=f"not run; {why}")

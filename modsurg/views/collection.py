@@ -1,7 +1,8 @@
 """A model's tree, and what its shadow did, as rows."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -29,6 +30,21 @@ def collect(model: nn.Module, example: object = None) -> tuple[Content, Trace | 
     return content, trace
 
 
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """A tensor and where it was first; it is held so that its id stays its own."""
+
+    tensor: torch.Tensor
+    path: str
+    name: str
+    params: int
+
+    def tie(self, name: str) -> str:
+        """How another place says that it has the same tensor."""
+        full = f"{self.path}.{self.name}" if self.path else self.name
+        return f"= {full}" if name == self.name else f"{name} = {full}"
+
+
 class _Reader:
     """One pass over a tree; what was met before is known by the object itself, which `_met` keeps alive."""
 
@@ -36,9 +52,9 @@ class _Reader:
         self._tree = tree
         self._trace = trace
         self._shadows = walk(trace.model).modules if trace and trace.model else {}
-        self._met: dict[int, tuple[torch.Tensor, str]] = {}
+        self._met: dict[int, _Met] = {}
         self._shared: dict[int, int] = {}
-        self._sorts: dict[str, list[tuple[torch.dtype, torch.device]]] = {}
+        self._sorts: list[tuple[Row, tuple[torch.dtype, torch.device]]] = []
         self._elements: Counter[tuple[torch.dtype, torch.device]] = Counter()
         self._totals = Totals(modules=len(tree.paths))
 
@@ -58,7 +74,7 @@ class _Reader:
         kept = list(rows.values())
         add_up(kept)
         mark_frozen(kept)
-        about = self._about(rows)
+        about = self._about()
         return Content(kept[0], self._summed(kept[0]), about, self._trace.note if self._trace else "")
 
     def _summed(self, root: Row) -> Totals:
@@ -87,41 +103,37 @@ class _Reader:
         return row
 
     def _weigh(self, row: Row, module: nn.Module, fresh: bool) -> None:
-        if not (module._parameters or module._buffers):
-            return
-        for name, tensor, parameter in self._tensors(row.path, module):
-            key = f"{row.path}.{name}" if row.path else name
+        for name, held, parameter in _tensors(module):
+            met = self._met.get(id(held))
+            if met is not None:
+                self._shared[id(held)] = met.params
+                if fresh:
+                    row.notes.append(met.tie(name))
+                continue
+            tensor = self._settled(row.path, name, held) if is_lazy(held) else held
             if is_lazy(tensor):
                 row.notes.append(f"{name} lazy")
+                self._met[id(held)] = _Met(held, row.path, name, 0)
                 continue
-            number = tensor.numel()
-            if parameter or tensor.is_floating_point():
-                self._sorts.setdefault(row.path, []).append((tensor.dtype, tensor.device))
-            if id(tensor) in self._met:
-                if parameter:
-                    self._shared[id(tensor)] = number
-                if fresh:
-                    row.notes.append(f"{name} = {self._met[id(tensor)][1]}")
-                continue
-            self._met[id(tensor)] = (tensor, key)
-            self._elements[tensor.dtype, tensor.device] += number if parameter else 0
+            number, nbytes = tensor.numel(), tensor.nbytes
+            self._met[id(held)] = _Met(held, row.path, name, number if parameter else 0)
             if parameter:
                 row.params += number
                 row.trainable += number if tensor.requires_grad else 0
-                self._totals.param_bytes += number * tensor.element_size()
+                self._totals.param_bytes += nbytes
             else:
                 row.buffers += number
-                self._totals.buffer_bytes += number * tensor.element_size()
+                self._totals.buffer_bytes += nbytes
+            if parameter or tensor.is_floating_point():
+                sort = (tensor.dtype, held.device)
+                self._sorts.append((row, sort))
+                self._elements[sort] += number if parameter else 0
 
-    def _tensors(self, path: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
-        for held, parameter in ((module._parameters, True), (module._buffers, False)):
-            for name, tensor in held.items():
-                if tensor is None:
-                    continue
-                if is_lazy(tensor) and path in self._shadows:
-                    shadow = self._shadows[path]
-                    tensor = (shadow._parameters if parameter else shadow._buffers)[name] or tensor
-                yield name, tensor, parameter
+    def _settled(self, path: str, name: str, lazy: torch.Tensor) -> torch.Tensor:
+        """What a lazy parameter became in the shadow, where that ran."""
+        shadow = self._shadows.get(path)
+        found = None if shadow is None else shadow._parameters.get(name, shadow._buffers.get(name))
+        return lazy if found is None else found
 
     def _trace_row(self, row: Row, first: str) -> None:
         trace = self._trace
@@ -137,19 +149,34 @@ class _Reader:
         if row.path in trace.uncalled:
             row.notes.append("not called, weights read" if row.path in trace.bypassed else "not called")
 
-    def _about(self, rows: Mapping[str, Row]) -> list[str]:
+    def _about(self) -> list[str]:
         """Device, dtype and mode of most of the model; rows that differ are given a note."""
         modes = {module.training for module in self._tree.modules.values()}
         mode = "train and eval" if len(modes) > 1 else "train" if True in modes else "eval"
         if not self._elements:
             return [mode]
         dtype, device = self._elements.most_common(1)[0][0]
-        for path, sorts in self._sorts.items():
-            if path in rows:
-                others = dict.fromkeys(str(each)[6:] for each, _ in sorts if each != dtype)
-                others |= dict.fromkeys(str(each) for _, each in sorts if each != device)
-                rows[path].notes.extend(others)
+        for row, sort in self._sorts:
+            if sort != (dtype, device):
+                others = (str(sort[0])[6:] if sort[0] != dtype else "", str(sort[1]) if sort[1] != device else "")
+                row.notes += [each for each in others if each and each not in row.notes]
         return [str(device), str(dtype)[6:], mode]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """Name, tensor, and whether it is a parameter. The packed weights of a quantised layer are buffers."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, parameter, True
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            yield name, buffer, False
+    if type(module).__module__.startswith("torch.ao.nn."):
+        for name in ("weight", "bias"):
+            unpack = getattr(type(module), name, None)
+            tensor = unpack(module) if callable(unpack) else None
+            if isinstance(tensor, torch.Tensor):
+                yield name, tensor, False
 
 
 def _held(module: nn.Module) -> str:

@@ -11,8 +11,10 @@ from modsurg.views.units import cells, cut, percent, scaled, size, written
 Style = Literal["plain", "title", "dim", "kind", "number", "bar", "note"]
 GAP = 2
 BAR = 12
-_SHRINK = (("notes", 9), ("layer", 20), ("name", 20), ("layer", 14), ("output", 9), ("name", 10))
-_SHRINK += (("notes", 0), ("output", 0), ("macs", 0), ("layer", 4), ("name", 4))
+_SHRINK = (
+    *(("notes", 18), ("layer", 20), ("name", 20), ("notes", 10), ("layer", 14), ("output", 9), ("name", 10)),
+    *(("notes", 0), ("output", 0), ("macs", 0), ("layer", 4), ("name", 4)),
+)
 
 
 @dataclass(slots=True)
@@ -75,7 +77,7 @@ def fit(found: list[Column], width: int, bars: bool) -> list[Column]:
         over = taken(kept) - width
         column = next((each for each in kept if each.name == name), None)
         if over > 0 and column is not None:
-            column.width = max(least, column.width - over)
+            column.width = min(column.width, max(least, column.width - over))
             kept = [each for each in kept if each.width > 0]
     for column in kept:
         column.texts = [cut(text, column.width) for text in column.texts]
