@@ -23,8 +23,9 @@ def load_through_torch(model: nn.Module, source: Source, plan: Plan) -> None:
         RuntimeError: Something did not fit. Whatever is raised, the caller has to undo.
     """
     found = model.load_state_dict(_state(model, source, plan), strict=False)
-    missing, unexpected = set(found.missing_keys), set(found.unexpected_keys)
-    plan.missing = [name for name in plan.missing if name in missing]
+    unexpected = set(found.unexpected_keys)
+    asked = {fill.target.name for fill in plan.fills} | plan.reshaped.keys() | plan.covered | set(plan.missing)
+    plan.missing = [name for name in found.missing_keys if name in asked]
     plan.leftover = {name: key for name, key in plan.leftover.items() if name in unexpected}
 
 

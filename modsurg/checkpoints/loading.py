@@ -32,11 +32,14 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
     if verify:
         insist(source, plan.keys(source))
     with ExitStack() as way_back:
-        way_back.callback(fill_meta(plan.places(targets)))
         if custom:
+            back_to_meta = fill_meta(targets.tensors.values())
+            way_back.callback(back_to_meta, None)
             way_back.callback(snapshot(model))
             _load_custom(model, source, plan, targets, problems, options)
+            back_to_meta(plan.missing)
         else:
+            way_back.callback(fill_meta(plan.places(targets)), None)
             way_back.callback(_load_extra(source, plan))
             fill(source, plan.fills)
         way_back.pop_all()

@@ -1,6 +1,6 @@
 """The places of a model that a state fills: every parameter, persistent buffer and extra state, by its key."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +81,12 @@ def find_targets(model: nn.Module) -> Targets:
     return Targets(tensors, extra, found.custom, found.migrating, found.unfilled)
 
 
-def fill_meta(targets: Iterable[Target]) -> Callable[[], None]:
-    """Give memory to those targets that are on meta; what was tied or a view stays so. Returns what undoes it."""
+def fill_meta(targets: Iterable[Target]) -> Callable[[Container[str] | None], None]:
+    """Give memory to those targets that are on meta; what was tied or a view stays so.
+
+    Returns:
+        What puts the old ones back: those of some names, or all (None).
+    """
     storages: dict[int, torch.UntypedStorage] = {}
     made: dict[int, torch.Tensor] = {}
     before: list[tuple[Target, torch.Tensor]] = []
@@ -98,9 +102,10 @@ def fill_meta(targets: Iterable[Target]) -> Callable[[], None]:
             made[id(old)] = _on_storage(old, storages[storage._cdata])
         _put(target, made[id(old)])
 
-    def undo() -> None:
+    def undo(names: Container[str] | None) -> None:
         for target, old in before:
-            _put(target, old)
+            if names is None or target.name in names:
+                _put(target, old)
 
     return undo
 
@@ -161,7 +166,7 @@ def _loading_code(module: nn.Module) -> Iterator[str]:
     """The homes of all code that takes part in loading this module, torch's base class apart."""
     for method in _METHODS:
         function: Any = getattr(type(module), method)
-        if function is not getattr(nn.Module, method) and not isinstance(module, nn.modules.batchnorm._NormBase):
+        if function not in (getattr(nn.Module, method), nn.modules.batchnorm._NormBase._load_from_state_dict):
             yield function.__module__
     for table in _HOOKS:
         for hook in vars(module).get(table, {}).values():

@@ -1,0 +1,148 @@
+"""What `load_state` can be told: options, and what they refuse."""
+
+import copy
+
+import pytest
+import torch
+from loads import net, refused
+from torch import nn
+
+from modsurg import load_state, save_state
+from modsurg.errors import LoadError, PatternError
+
+
+def test_strict_off_reports():
+    state = net().state_dict()
+    del state["0.bias"]
+    state["more"] = torch.ones(1)
+    report = load_state(net(), state, strict=False)
+    assert not report
+    assert report.missing == ["0.bias"]
+    assert report.unexpected == ["more"]
+    assert str(report) == (
+        "loaded 8 of 9 keys\n  missing  0.bias  not in the file, as it was\n  unexpected  more  not in the model"
+    )
+
+
+def test_strict_off_still_refuses_a_wrong_shape():
+    state = net().state_dict() | {"2.bias": torch.ones(5)}
+    refused(net(), state, r"1 of 9 keys does not fit.*\n  2\.bias  file \(5,\), model \(2,\)", strict=False)
+
+
+def test_skip():
+    model = net()
+    own = model[2].bias.clone()
+    report = load_state(model, net().state_dict() | {"2.bias": torch.ones(5)}, on_mismatch="skip")
+    assert dict(report.skipped) == {"2.bias": "file (5,), model (2,)"}
+    assert torch.equal(model[2].bias, own)
+
+
+@pytest.mark.parametrize("theirs, mine", [((5, 3), (2, 4)), ((2, 2), (3, 3)), ((4,), (2,)), ((2, 3, 1), (2, 3, 4))])
+def test_slice(theirs, mine, tmp_path):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(mine))
+    values = torch.randn(theirs)
+    for state in ({"weight": values}, save_state({"weight": values}, tmp_path / "a.safetensors")):
+        report = load_state(model, state, on_mismatch="slice")
+        common = tuple(slice(0, min(sizes)) for sizes in zip(theirs, mine, strict=True))
+        assert torch.equal(model.weight[common], values[common])
+        assert model.weight.count_nonzero() == values[common].numel()
+        assert dict(report.sliced) == {"weight": f"file {theirs}, model {mine}"}
+
+
+def test_slice_needs_as_many_dimensions():
+    refused(nn.Linear(2, 2), {"weight": torch.ones(4), "bias": torch.ones(2)}, "weight  file", on_mismatch="slice")
+
+
+def test_slice_does_not_leave_meta_half_filled():
+    with torch.device("meta"):
+        model = nn.Linear(2, 2)
+    with pytest.raises(LoadError, match=r"weight  file \(1, 2\), model \(2, 2\)"):
+        load_state(model, nn.Linear(2, 1).state_dict(), on_mismatch="slice")
+    assert model.weight.is_meta
+
+
+@pytest.mark.parametrize("only", ["0", "0.*", ["0.weight", "0.bias"], "re:0\\..*", lambda key: key[0] == "0"])
+def test_only(only):
+    model, other = net(), net()
+    before = model[2].weight.clone()
+    report = load_state(model, other.state_dict() | {"9.more": torch.ones(1)}, only=only)
+    assert report
+    assert list(report.loaded) == ["0.weight", "0.bias"]
+    assert torch.equal(model[0].weight, other[0].weight)
+    assert torch.equal(model[2].weight, before)
+
+
+def test_only_is_strict_about_what_it_chose():
+    refused(net(), {"2.weight": torch.ones(2, 4)}, r"0\.weight  not in the file", only="0")
+
+
+def test_arguments_that_fit_nothing():
+    refused(net(), net().state_dict(), r"only='encoder' fits no key of the model", only="encoder")
+    refused(net(), net().state_dict(), r"rename: 'fc' fits no key.*The keys are like 0\.weight", rename={"fc": "a"})
+    refused(net(), net().state_dict(), r"on_mismatch='crop' has to be", on_mismatch="crop")
+    refused(net(), net().state_dict(), r"rename: 're:\(' does not parse", PatternError, rename={"re:(": "a"})
+
+
+def test_rename():
+    model, other = net(), net()
+    state = {f"old.{key}": value for key, value in other.state_dict().items()} | {"junk.a": torch.ones(1)}
+    for rename in (
+        {"old": "", "junk": None},
+        {"old.": "", "junk.": None},
+        {r"re:old\.(.*)": r"\1", r"re:junk\..*": None},
+        lambda key: None if key.startswith("junk") else key.removeprefix("old."),
+    ):
+        assert load_state(copy.deepcopy(model), state, rename=rename)
+
+
+def test_two_keys_for_one_name():
+    state = net().state_dict()
+    refused(
+        net(),
+        state,
+        r"'0\.weight' and '1\.weight' both become 'x'",
+        rename=lambda key: "x" if "weight" in key else key,
+    )
+    refused(
+        net(),
+        state | {"module.0.weight": torch.ones(4, 3)},
+        r"'0\.weight' and 'module\.0\.weight' both mean '0\.weight'.*rename={'module\.0\.weight': None}",
+    )
+
+
+@pytest.mark.parametrize(
+    "file, model, fits",
+    [
+        (torch.complex64, torch.float32, False),
+        (torch.float32, torch.int64, False),
+        (torch.int64, torch.bool, False),
+        (torch.float32, torch.bool, False),
+        (torch.float32, torch.float16, True),
+        (torch.float64, torch.bfloat16, True),
+        (torch.float32, torch.float8_e4m3fn, True),
+        (torch.int64, torch.float32, True),
+        (torch.bool, torch.uint8, True),
+        (torch.int32, torch.int64, True),
+        (torch.float32, torch.complex64, True),
+    ],
+)
+def test_dtypes(file, model, fits):
+    place = nn.Module()
+    place.register_buffer("x", torch.zeros(3).to(model))
+    state = {"x": torch.ones(3).to(file)}
+    if fits:
+        assert load_state(place, state)
+        assert torch.equal(place.x, torch.ones(3).to(model)) or model is torch.float8_e4m3fn
+    else:
+        names = [str(each).removeprefix("torch.") for each in (file, model)]
+        refused(place, state, f"x  file {names[0]}, model {names[1]}, which loses values")
+        report = load_state(place, state, on_mismatch="skip")
+        assert list(report.skipped) == ["x"]
+
+
+def test_whole_numbers_that_do_not_fit():
+    place = nn.Module()
+    place.register_buffer("x", torch.zeros(2, dtype=torch.int32))
+    assert load_state(place, {"x": torch.tensor([1, -1])})
+    refused(place, {"x": torch.tensor([1, 2**40])}, "x  file int64, model int32, which loses values")

@@ -1,0 +1,25 @@
+"""What a load prints."""
+
+from modsurg.checkpoints.reports import LoadReport, Problems
+
+
+def test_a_long_list_is_cut():
+    report = LoadReport(["a"], [f"layer{i}" for i in range(25)])
+    lines = str(report).splitlines()
+    assert lines[0] == "loaded 1 of 26 keys"
+    assert lines[-1] == "  missing  ... and 15 more"
+    assert len(lines) == 12
+
+
+def test_problems_stand_under_each_other():
+    problems = Problems(total=3, misfits={"a": "too wide"}, missing={"long.name": ""}, fixes=["Mend it"])
+    assert str(problems.error()) == (
+        "2 of 3 keys do not fit; nothing was loaded.\n  a  too wide\n  long.name  not in the file\nMend it"
+    )
+
+
+def test_truth():
+    assert LoadReport(["a"])
+    assert not LoadReport(["a"], missing=["b"])
+    assert not LoadReport(["a"], sliced={"b": "shapes"})
+    assert not Problems(total=3)
