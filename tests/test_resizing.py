@@ -1,4 +1,5 @@
 import copy
+import types
 
 import pytest
 import torch
@@ -337,6 +338,14 @@ def test_a_module_of_the_users_own_sees_the_new_shape():
     (report,), _ = resize(model, "decoder", out_features=6)
     assert model["head"].bias.shape == (6,)
     assert report.notes == ("head.bias is the same tensor as decoder.bias",)
+
+
+def test_a_config_that_says_otherwise_is_pointed_out():
+    model = gpt()
+    model.config = types.SimpleNamespace(vocab_size=5)
+    first, second = resize(model, "lm_head", out_features=8)[0]
+    assert second.notes == ("the model's loss goes by its config, which still says 5: model.config.vocab_size = 8",)
+    assert first.notes == resize(model, "wte", num_embeddings=9)[0][0].notes == ()
 
 
 def test_ties_that_cannot_follow_are_refused():

@@ -125,6 +125,8 @@ def _plans(tree: Tree, sites: Sequence[tuple[str, nn.Module]], sizes: Mapping[st
         path, module, asked = waiting.popleft()
         if id(module) not in plans:
             plan = plans[id(module)] = _plan(path, module, asked)
+            stale = _stale(plan, getattr(tree.root, "config", None))
+            plan.notes += [note for note in stale if all(note not in other.notes for other in plans.values())]
             for holder, name, mine in _holding(plan, holders):
                 where = tree.paths[id(holder)][0]
                 following = _following(plan, holder, name, mine, asked, where)
@@ -182,6 +184,14 @@ def _plan(path: str, module: nn.Module, asked: Mapping[str, object]) -> _Plan:
     refuse_unknown(path, module, axes)
     note = layer.note(module, old, new)
     return _Plan(path, module, layer, old, new, axes, [note] if note else [])
+
+
+def _stale(plan: _Plan, config: object) -> list[str]:
+    """What a model of transformers computes its loss by."""
+    old, new = (sizes.get("num_embeddings") for sizes in (plan.old, plan.new))
+    if old is None or old == new or getattr(config, "vocab_size", None) != old:
+        return []
+    return [f"the model's loss goes by its config, which still says {old}: model.config.vocab_size = {new}"]
 
 
 def _holders(tree: Tree) -> dict[int, list[tuple[nn.Module, str]]]:
