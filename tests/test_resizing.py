@@ -5,28 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resizes import arrange, overlap, resize
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations
 
 from modsurg.errors import ResizeError
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.resizing import resize_modules
 from modsurg.tree.walk import walk
-
-
-def resize(model, *paths, fill="init", **sizes):
-    journal = Journal()
-    sites = [(path, model.get_submodule(path)) for path in paths or [""]]
-    return resize_modules(walk(model), sites, sizes, journal, fill=fill), journal
-
-
-def arrange(layer):
-    torch.manual_seed(0)
-    for tensor in (*layer.parameters(), *layer.buffers()):
-        if tensor.is_floating_point():
-            tensor.data.uniform_(0.5, 1.5)
-    return layer.eval()
-
 
 LAYERS = {  # layer, new sizes, input shape before, input shape after, shape of the shared output
     "linear": (lambda: nn.Linear(3, 4), {"in_features": 5, "out_features": 6}, (2, 3), (2, 5), (2, 4)),
@@ -92,10 +78,6 @@ LAYERS = {  # layer, new sizes, input shape before, input shape after, shape of 
 }
 
 
-def overlap(tensor, shape):
-    return tensor[tuple(slice(size) for size in shape)]
-
-
 @pytest.mark.parametrize("fill", ["init", "zeros"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_old_part_computes_what_it_did(name, fill):
@@ -127,136 +109,6 @@ def test_overlap_and_identity_are_kept(name):
         assert torch.equal(overlap(value, common), overlap(values[key], common))
 
 
-@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
-def test_layer_norms(norm):
-    layer = arrange(norm(3))
-    (report,), _ = resize(layer, normalized_shape=5)
-    assert layer.normalized_shape == (5,)
-    assert layer.weight[3:].tolist() == [1, 1]
-    assert report.difference > 0
-    assert "so the output of the old ones changes" in report.notes[0]
-    layer = norm((3, 4), elementwise_affine=False)
-    resize(layer, normalized_shape=[2, 4])
-    assert layer(torch.randn(5, 2, 4)).shape == (5, 2, 4)
-    with pytest.raises(ResizeError, match=r"normalized_shape=3 has 1 dimensions, the layer has 2: \(2, 4\)"):
-        resize(layer, normalized_shape=3)
-
-
-@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
-def test_embeddings(kind):
-    layer = arrange(kind(4, 3, padding_idx=1))
-    old = layer.weight.detach().clone()
-    resize(layer, num_embeddings=6, embedding_dim=5)
-    assert torch.equal(layer.weight[:4, :3], old)
-    assert layer.weight[4:].abs().min() > 0
-    assert layer(torch.tensor([[5, 0]])).shape[-1] == 5
-    with pytest.raises(ResizeError, match="padding_idx is 1, so num_embeddings must be at least 2"):
-        resize(layer, num_embeddings=1)
-
-
-def test_one_slope_goes_to_every_channel():
-    layer = nn.PReLU(init=0.7)
-    resize(layer, num_parameters=3)
-    assert layer.weight.tolist() == pytest.approx([0.7] * 3)
-
-
-def test_bilinear():
-    layer = arrange(nn.Bilinear(2, 3, 4))
-    old = copy.deepcopy(layer)
-    (report,), _ = resize(layer, in1_features=3, in2_features=5, out_features=6)
-    a, b = torch.randn(2, 3), torch.randn(2, 5)
-    torch.testing.assert_close(layer(a, b)[:, :4], old(a[:, :2], b[:, :3]))
-    assert report.difference < 1e-5
-
-
-def test_channels_keep_their_group():
-    layer = arrange(nn.Conv1d(4, 4, 1, groups=2, bias=True))
-    old = copy.deepcopy(layer)
-    (report,), _ = resize(layer, out_channels=6)
-    x = torch.randn(2, 4, 5)
-    torch.testing.assert_close(layer(x)[:, [0, 1, 3, 4]], old(x))
-    assert report.notes == (
-        "an output channel keeps its group and its place in it: the second group began at 2 and begins at 3",
-    )
-    assert report.difference < 1e-6
-    resize(layer, in_channels=8)
-    y = torch.zeros(2, 8, 5)
-    y[:, [0, 1, 4, 5]] = x
-    torch.testing.assert_close(layer(y)[:, [0, 1, 3, 4]], old(x))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_gray_picture_keeps_its_response(bias):
-    layer = arrange(nn.Conv2d(3, 4, 3, bias=bias))
-    old = copy.deepcopy(layer)
-    (report,), _ = resize(layer, in_channels=1)
-    picture = torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(layer(picture), old(picture.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)
-    assert 0 < report.difference < 1e-5
-    assert report.notes == ("the three input channels were summed: a gray picture keeps its response",)
-    resize(layer, in_channels=3)
-    colours = torch.cat([picture, torch.randn(2, 2, 8, 8)], 1)
-    torch.testing.assert_close(layer(colours), old(picture.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("options", [{}, {"bias": False}, {"add_bias_kv": True}, {"batch_first": True}])
-def test_attention_grows_by_heads(options):
-    layer = arrange(nn.MultiheadAttention(4, 2, **options))
-    old = copy.deepcopy(layer)
-    (report,), _ = resize(layer, embed_dim=6)
-    assert (layer.embed_dim, layer.num_heads, layer.head_dim, layer.kdim, layer.vdim) == (6, 3, 2, 6, 6)
-    x = torch.randn(3, 2, 6)
-    torch.testing.assert_close(layer(x, x, x)[0][..., :4], old(*[x[..., :4]] * 3)[0], rtol=1e-5, atol=1e-5)
-    assert report.difference < 1e-5
-    resize(layer, num_heads=2)
-    torch.testing.assert_close(layer(*[x[..., :4]] * 3)[0], old(*[x[..., :4]] * 3)[0], rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        layer(*[x[..., :4]] * 3, need_weights=False)
-
-
-def test_attention_over_other_keys():
-    layer = arrange(nn.MultiheadAttention(4, 2, kdim=3, vdim=5))
-    old = copy.deepcopy(layer)
-    (report,), _ = resize(layer, kdim=4, vdim=7, num_heads=3)
-    q, k, v = torch.randn(3, 1, 6), torch.randn(3, 1, 4), torch.randn(3, 1, 7)
-    expected = old(q[..., :4], k[..., :3], v[..., :5])[0]
-    torch.testing.assert_close(layer(q, k, v)[0][..., :4], expected, rtol=1e-5, atol=1e-5)
-    assert report.difference < 1e-5
-    fused = nn.MultiheadAttention(4, 2)
-    with pytest.raises(ResizeError, match="share one weight here, so kdim and vdim follow embed_dim"):
-        resize(fused, kdim=3)
-    with pytest.raises(ResizeError, match="a head keeps its size of 2, so embed_dim=5 can't be; nearest: embed_dim=4"):
-        resize(fused, embed_dim=5)
-
-
-def test_the_output_of_attention():
-    layer = arrange(nn.MultiheadAttention(4, 2, batch_first=True))
-    x = torch.randn(2, 3, 4)
-    old = layer(x, x, x)[0]
-    resize(layer, "out_proj", out_features=6)
-    torch.testing.assert_close(layer(x, x, x)[0][..., :4], old)
-    with torch.no_grad():  # the fast path
-        torch.testing.assert_close(layer(x, x, x, need_weights=False)[0][..., :4], old, rtol=1e-5, atol=1e-5)
-    resize(layer, embed_dim=6)
-    assert layer.out_proj.weight.shape == (6, 6)
-
-
-def test_new_outputs_begin_as_the_layer_begins():
-    layer = nn.Linear(100, 2)
-    torch.manual_seed(7)
-    resize(layer, out_features=50)
-    new = layer.weight[2:]
-    assert 0.09 < new.abs().max() <= 0.1
-    assert 0 < layer.bias[2:].abs().max() <= 0.1
-    other = nn.Linear(100, 2)
-    torch.manual_seed(7)
-    resize(other, out_features=50)
-    assert torch.equal(other.weight[2:], new)
-    resize(layer, out_features=60, fill="zeros")
-    assert not layer.weight[50:].any()
-    assert not layer.bias[50:].any()
-
-
 def test_random_numbers_are_used_only_for_new_outputs():
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -267,18 +119,6 @@ def test_random_numbers_are_used_only_for_new_outputs():
     resize(layer, "1", num_features=7)
     resize(layer, "0", out_features=9, fill="zeros")
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_subclass_begins_its_own_way():
-    class Ones(nn.Linear):
-        def reset_parameters(self):
-            nn.init.ones_(self.weight)
-            nn.init.zeros_(self.bias)
-
-    layer = Ones(2, 2)
-    resize(layer, out_features=3, in_features=3)
-    assert layer.weight.tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
-    assert type(layer) is Ones
 
 
 def test_dtype_layout_gradient_and_requires_grad_are_kept():
@@ -387,53 +227,6 @@ def test_sizes_that_cannot_be(sizes, message):
     with pytest.raises(ResizeError, match=message):
         resize(model, "0", **sizes)
     assert model[0].weight.shape == (3, 2)
-
-
-@pytest.mark.parametrize(
-    "layer, sizes, message",
-    [
-        (nn.Conv2d(4, 4, 3, groups=2), {"out_channels": 5}, r"groups=2 does not divide out_channels=5\."),
-        (nn.Conv2d(4, 4, 3, groups=4), {"out_channels": 5}, "it is depthwise: give in_channels, and groups and out"),
-        (
-            nn.Conv2d(4, 8, 3, groups=2),
-            {"groups": 4},
-            "its 2 groups have 2 inputs and 4 outputs each, .*: in_channels=8, out_channels=16, groups=4",
-        ),
-        (nn.GroupNorm(2, 4), {"num_channels": 5}, "num_channels=5 is no multiple of num_groups=2; .* num_groups=2"),
-        (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), {"out_features": 4}, "which can't be resized"),
-        (nn.LSTM(2, 3), {"hidden_size": 4}, "is a LSTM, which can't be resized"),
-        (nn.Sequential(nn.Linear(2, 2)), {"out_features": 4}, "is a Sequential, which can't be resized"),
-        (nn.LazyLinear(3), {"out_features": 4}, r"is lazy and has no sizes yet; .* model\(batch\)"),
-        (
-            parametrizations.weight_norm(nn.Linear(2, 2)),
-            {"out_features": 4},
-            r'remove_parametrizations\(model.get_submodule\("0"\), "weight"\)',
-        ),
-        (nn.utils.weight_norm(nn.Linear(2, 2)), {"out_features": 4}, r'torch.nn.utils.remove_weight_norm\(.*"weight"'),
-        (nn.utils.spectral_norm(nn.Linear(2, 2)), {"out_features": 4}, r"torch.nn.utils.remove_spectral_norm\("),
-        (prune.l1_unstructured(nn.Linear(2, 2), "bias", 1), {"out_features": 4}, r'prune.remove\(.*"bias"\)'),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_layers_that_cannot_be_resized(layer, sizes, message):
-    with pytest.raises(ResizeError, match=message):
-        resize(nn.Sequential(layer), "0", **sizes)
-
-
-def test_layers_with_tensors_of_their_own_are_refused():
-    class Lora(nn.Linear):
-        def __init__(self):
-            super().__init__(2, 2)
-            self.lora_a = nn.Parameter(torch.zeros(1, 2))
-
-    with pytest.raises(ResizeError, match="has a lora_a of its own, of which nothing is known here"):
-        resize(Lora(), out_features=3)
-    quantised = nn.Linear(2, 2)
-    quantised.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ResizeError, match=r"its weight is a torch\.int8, not a plain floating-point tensor"):
-        resize(quantised, out_features=3)
-    with pytest.raises(ResizeError, match="fill='ones' is neither"):
-        resize(nn.Linear(2, 2), out_features=3, fill="ones")
 
 
 def test_nothing_changes_when_the_last_site_is_refused():

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from resizes import resize
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from modsurg.errors import ResizeError
+
+
+@pytest.mark.parametrize(
+    "layer, sizes, message",
+    [
+        (nn.Conv2d(4, 4, 3, groups=2), {"out_channels": 5}, r"groups=2 does not divide out_channels=5\."),
+        (nn.Conv2d(4, 4, 3, groups=4), {"out_channels": 5}, "it is depthwise: give in_channels, and groups and out"),
+        (
+            nn.Conv2d(4, 8, 3, groups=2),
+            {"groups": 4},
+            "its 2 groups have 2 inputs and 4 outputs each, .*: in_channels=8, out_channels=16, groups=4",
+        ),
+        (nn.GroupNorm(2, 4), {"num_channels": 5}, "num_channels=5 is no multiple of num_groups=2; .* num_groups=2"),
+        (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), {"out_features": 4}, "which can't be resized"),
+        (nn.LSTM(2, 3), {"hidden_size": 4}, "is a LSTM, which can't be resized"),
+        (nn.Sequential(nn.Linear(2, 2)), {"out_features": 4}, "is a Sequential, which can't be resized"),
+        (nn.LazyLinear(3), {"out_features": 4}, r"is lazy and has no sizes yet; .* model\(batch\)"),
+        (
+            parametrizations.weight_norm(nn.Linear(2, 2)),
+            {"out_features": 4},
+            r'remove_parametrizations\(model.get_submodule\("0"\), "weight"\)',
+        ),
+        (nn.utils.weight_norm(nn.Linear(2, 2)), {"out_features": 4}, r'torch.nn.utils.remove_weight_norm\(.*"weight"'),
+        (nn.utils.spectral_norm(nn.Linear(2, 2)), {"out_features": 4}, r"torch.nn.utils.remove_spectral_norm\("),
+        (prune.l1_unstructured(nn.Linear(2, 2), "bias", 1), {"out_features": 4}, r'prune.remove\(.*"bias"\)'),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_layers_that_cannot_be_resized(layer, sizes, message):
+    with pytest.raises(ResizeError, match=message):
+        resize(nn.Sequential(layer), "0", **sizes)
+
+
+def test_layers_with_tensors_of_their_own_are_refused():
+    class Lora(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.lora_a = nn.Parameter(torch.zeros(1, 2))
+
+    with pytest.raises(ResizeError, match="has a lora_a of its own, of which nothing is known here"):
+        resize(Lora(), out_features=3)
+    quantised = nn.Linear(2, 2)
+    quantised.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ResizeError, match=r"its weight is a torch\.int8, not a plain floating-point tensor"):
+        resize(quantised, out_features=3)
+    with pytest.raises(ResizeError, match="fill='ones' is neither"):
+        resize(nn.Linear(2, 2), out_features=3, fill="ones")
