@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.tree.frozen import Held
 from modsurg.tree.outline import VERSION, checked
-from modsurg.tree.slots import fresh_slots, is_attribute, methods, pack_hooks, reparametrize, unpack_hooks
+from modsurg.tree.slots import attributes, fresh_slots, is_attribute, methods, pack_hooks, reparametrize, unpack_hooks
 from modsurg.tree.tensors import TensorTable, make_tensors
 from modsurg.tree.trust import Renames, Trust, Trusted, qualified_name
 from modsurg.tree.unpacking import Unpacker, set_attributes
@@ -195,12 +195,12 @@ class _Drawing:
 
     def _attributes(self, module: nn.Module, kind: type, path: str) -> int | dict[str, Any]:
         before = self._packer.marks
-        attributes = {name: value for name, value in module.__dict__.items() if is_attribute(name)}
-        for name in self._methods.setdefault(kind, methods(kind)) & attributes.keys():
-            if not _is_own_method(attributes[name], module):
+        held = attributes(module)
+        for name in self._methods.setdefault(kind, methods(kind)) & held.keys():
+            if not _is_own_method(held[name], module):
                 self._packer.refuse(f"{path}.{name}".strip("."), "a method replaced on this object", "use a subclass")
-                del attributes[name]
-        packed = {name: self._packer.pack(value, f"{path}.{name}".strip(".")) for name, value in attributes.items()}
+                del held[name]
+        packed = {name: self._packer.pack(value, f"{path}.{name}".strip(".")) for name, value in held.items()}
         if self._packer.marks > before:
             return packed
         return self._alike.setdefault(json.dumps(packed), len(self._alike))

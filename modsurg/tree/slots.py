@@ -26,6 +26,15 @@ def is_attribute(name: str) -> bool:
     return (name not in SLOTS or name in _VALUES) and name != COMPILED
 
 
+def attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module holds as plain values, but for what every module holds alike."""
+    return {
+        name: value
+        for name, value in module.__dict__.items()
+        if is_attribute(name) and (value is not None or name not in SLOTS)
+    }
+
+
 def fresh_slots() -> dict[str, Any]:
     """The `__dict__` of a module without parameters, buffers, children and hooks."""
     return {name: value.copy() if hasattr(value, "copy") else value for name, value in _EMPTY.items()}
