@@ -12,6 +12,7 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).parents[2]
+PROMPTS = re.compile(r"^( *)```python\n(?= *>>>)", re.MULTILINE)
 ASKED = re.compile(r"^<!-- output: (.+) -->$", re.MULTILINE)
 
 
@@ -27,7 +28,7 @@ def output(command: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        env={**os.environ, "COLUMNS": "90", "NO_COLOR": "1"},
+        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
     )
     if done.returncode:
         raise PluginError(f"{command} ended with exit status {done.returncode}:\n{done.stdout}")
@@ -35,5 +36,6 @@ def output(command: str) -> str:
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Replace each request by the command and what it printed."""
+    """Replace each request by the command and what it printed; colour prompts as prompts."""
+    markdown = PROMPTS.sub(r"\1```pycon\n", markdown)
     return ASKED.sub(lambda asked: f"```console\n$ {asked[1]}\n{output(asked[1])}\n```", markdown)
