@@ -172,3 +172,46 @@ def test_an_object_for_a_weight(tmp_path):
     path = saved(tmp_path, {"w": torch.ones(1), "x._extra_state": Config()})
     with pytest.raises(TrustError, match=r"x._extra_state holds .*Config"):
         TorchSource(path)
+
+
+# Bombs: small files that would take for ever, or all the memory
+
+
+def doubled(leaf, times=200):
+    """Each tuple holds the one before it twice: a few bytes, and 2**200 leaves when written out."""
+    for _ in range(times):
+        leaf = (leaf, leaf)
+    return leaf
+
+
+def test_extra_state_that_unfolds_for_ever(tmp_path):
+    path = saved(tmp_path, {"w": torch.ones(1), "_extra_state": doubled(1, 60)})
+    extra = TorchSource(path).notes.extra["_extra_state"]
+    assert extra[0] is extra[1]
+    path = saved(tmp_path, {"w": torch.ones(1), "_extra_state": doubled(1)})
+    with pytest.raises(FormatError, match="_extra_state holds containers inside one another without an end"):
+        TorchSource(path)
+
+
+def test_values_that_would_print_for_ever(tmp_path):
+    pile = doubled(Evil(print, 1))
+    path = saved(tmp_path, {"w": torch.ones(1), "x": pile})
+    with pytest.raises(TrustError, match=r"wants to call builtins\.print"):
+        TorchSource(path)
+    path = saved(tmp_path, doubled(1))
+    with pytest.raises(FormatError, match="it holds a tuple, not a state_dict"):
+        TorchSource(path)
+
+
+def test_a_checkpoint_inside_itself(tmp_path):
+    state = {"w": torch.ones(1)}
+    state["model"] = state
+    path = saved(tmp_path, state)
+    source = TorchSource(path)
+    assert list(source) == ["w"]
+
+
+def test_a_tensor_of_nothing_but_repetition(tmp_path):
+    path = saved(tmp_path, {"w": torch.ones(1).expand(1 << 40)})
+    with pytest.raises(FormatError, match=r"a tensor of shape \(1099511627776,\) is to be made of only 1 elements"):
+        TorchSource(path)

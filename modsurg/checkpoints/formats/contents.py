@@ -9,7 +9,7 @@ import torch
 from modsurg.checkpoints.formats.pickledmodels import is_module, module_state, module_tree
 from modsurg.checkpoints.formats.torchpickle import Stored
 from modsurg.checkpoints.formats.torchscript import is_scripted, scripted_state
-from modsurg.checkpoints.formats.unpickling import Made, Name, Ordered, Unpickled
+from modsurg.checkpoints.formats.unpickling import Made, Name, Ordered, Unpickled, shown
 from modsurg.errors import FormatError, TrustError
 
 STATE_NAMES: Final = (
@@ -106,8 +106,8 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") 
         )
     path: list[str] = []
     left: list[str] = []
-    while (name := _inner(value)) is not None:
-        left += [".".join((*path, str(key))) for key in value if key != name]
+    while len(path) < _DEEPEST and (name := _inner(value)) is not None:
+        left += [".".join((*path, shown(key))) for key in value if key != name]
         path.append(name)
         value = value[name]
         if is_module(value):
@@ -115,30 +115,49 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") 
     return _collect(_joined(value), Found(".".join(path), left))
 
 
-def rebuild(value: Any, key: str, read: Callable[[Any], object], depth: int = 0) -> Any:
+def rebuild(value: object, key: str, read: Callable[[Any], object]) -> Any:
     """Extra state as it was, with its leaves (`Stored` and `Pickled`) read.
+
+    Args:
+        value: As it was unpickled.
+        key: Named in errors.
+        read: Gives the value of a leaf.
 
     Raises:
         TrustError: An object of some class is in it.
         FormatError: It goes deeper than data does.
     """
-    if depth > _DEEPEST:
-        raise FormatError(f"{key} holds containers inside one another without an end")
-    if isinstance(value, Stored | Pickled):
-        return read(value)
-    if (
-        isinstance(value, Name)
-        and value.module == "torch"
-        and isinstance(getattr(torch, value.name, None), torch.dtype)
-    ):
-        return getattr(torch, value.name)
-    if isinstance(value, Made | Name):
-        raise _untrusted(f"{key} holds", value)
-    if isinstance(value, dict):
-        return {name: rebuild(item, key, read, depth + 1) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(rebuild(item, key, read, depth + 1) for item in value)
-    return value
+    return _Rebuilding(key, read, {}).give(value, 0)
+
+
+@dataclass
+class _Rebuilding:
+    """What stands at several places in the value is made once, so that shared containers take no time to unfold."""
+
+    key: str
+    read: Callable[[Any], object]
+    done: dict[int, object]
+
+    def give(self, value: Any, depth: int) -> Any:
+        if depth > _DEEPEST:
+            raise FormatError(f"{self.key} holds containers inside one another without an end")
+        if id(value) not in self.done:
+            self.done[id(value)] = self._make(value, depth + 1)
+        return self.done[id(value)]
+
+    def _make(self, value: Any, depth: int) -> object:
+        if isinstance(value, Stored | Pickled):
+            return self.read(value)
+        if isinstance(value, Made | Name):
+            dtype = getattr(torch, value.name, None) if isinstance(value, Name) and value.module == "torch" else None
+            if isinstance(dtype, torch.dtype):
+                return dtype
+            raise _untrusted(f"{self.key} holds", value)
+        if isinstance(value, dict):
+            return {name: self.give(item, depth) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.give(item, depth) for item in value)
+        return value
 
 
 def _inner(value: Mapping[Any, Any]) -> str | None:
@@ -184,19 +203,17 @@ def _collect(value: Mapping[Any, Any], found: Found) -> Found:
         elif isinstance(key, str) and key.rpartition(".")[2] == "_extra_state":
             found.extra[key] = item
         elif isinstance(item, Stored):
-            raise FormatError(f"a tensor stands under the key {key!r}, which is no text, so it is no state_dict")
+            raise FormatError(f"a tensor stands under the key {shown(key)}, which is no text, so it is no state_dict")
         elif isinstance(item, Made):
-            _refuse_object(str(key), item)
-            found.left.append(str(key))
+            _refuse_object(shown(key), item)
+            found.left.append(shown(key))
             continue
         else:
-            found.left.append(str(key))
+            found.left.append(shown(key))
             continue
         found.order.append(key)
     if not found.order and value:
-        raise FormatError(
-            f"there is no state_dict in it. It holds: {', '.join(str(key)[:40] for key in list(value)[:8])}"
-        )
+        raise FormatError(f"there is no state_dict in it. It holds: {', '.join(shown(key) for key in list(value)[:8])}")
     metadata = value.state.get("_metadata") if isinstance(value, Ordered) and isinstance(value.state, dict) else None
     found.versions = _versions(metadata)
     return found
@@ -211,12 +228,12 @@ def _versions(metadata: object) -> dict[str, int]:
 
 def _refuse_calls(made: list[Made]) -> None:
     for item in made:
-        if item.called and not str(item.maker).startswith(_HARMLESS):
+        if item.called and not shown(item.maker).startswith(_HARMLESS):
             raise _untrusted("it wants to call", item)
 
 
 def _refuse_object(key: str, item: Made) -> None:
-    kind = _KINDS.get(str(item.maker))
+    kind = _KINDS.get(shown(item.maker))
     if kind is not None:
         raise FormatError(f"{key} is {kind}: only torch.load(path, weights_only=True) can read it")
     if not item.called:
@@ -226,12 +243,12 @@ def _refuse_object(key: str, item: Made) -> None:
 def _untrusted(what: str, value: Made | Name) -> TrustError:
     name = value if isinstance(value, Name) else value.maker
     return TrustError(
-        f"{what} {name}, which is no data. Nothing of it ran. If you trust whoever made the file: "
+        f"{what} {shown(name)}, which is no data. Nothing of it ran. If you trust whoever made the file: "
         "save_state(torch.load(path, weights_only=False), 'state.safetensors')"
     )
 
 
 def _kind(value: object) -> str:
     if isinstance(value, Made):
-        return f"an object of {value.maker}"
+        return f"an object of {shown(value.maker)}"
     return "a tensor" if isinstance(value, Stored) else f"a {type(value).__name__}"

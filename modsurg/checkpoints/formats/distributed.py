@@ -22,7 +22,7 @@ from modsurg.checkpoints.formats.notes import unpack
 from modsurg.checkpoints.formats.torchpickle import Storage, Stored, TorchFile, loading, stored_id
 from modsurg.checkpoints.formats.torchzip import read_zip
 from modsurg.checkpoints.formats.transfer import Region
-from modsurg.checkpoints.formats.unpickling import Made, Name, Unpickled, unpickle
+from modsurg.checkpoints.formats.unpickling import Made, Name, Unpickled, shown, unpickle
 from modsurg.errors import FormatError, TrustError
 
 INDEX: Final = ".metadata"
@@ -176,10 +176,10 @@ def _read_index(path: Path) -> _Index:
     data = _contents(path)
     pickle = unpickle(data, loading(stored_id))
     for made in pickle.made:
-        if not str(made.maker).startswith(_HARMLESS):
+        if not isinstance(made.maker, Name) or not str(made.maker).startswith(_HARMLESS):
             raise TrustError(
-                f"{INDEX} names {made.maker}, which is no class of torch.distributed.checkpoint. Nothing of it ran; "
-                "the directory is damaged or made to do harm"
+                f"{INDEX} names {shown(made.maker)}, which is no class of torch.distributed.checkpoint. Nothing of it "
+                "ran; the directory is damaged or made to do harm"
             )
     try:
         return _understand(_fields(pickle.value, "Metadata"))
@@ -219,7 +219,7 @@ def _tensor(
     kind = _fields(described["properties"], "TensorProperties", tuple)[0]
     dtype = getattr(torch, kind.name, None)
     if kind.module != "torch" or not isinstance(dtype, torch.dtype):
-        raise FormatError(f"{name} is of dtype {kind}, which this version of torch does not have")
+        raise FormatError(f"{name} is of dtype {shown(kind)}, which this version of torch does not have")
     pieces = []
     for chunk in described["chunks"]:
         box = _fields(chunk, "ChunkStorageMetadata")
@@ -249,9 +249,9 @@ def _overlap(pieces: Sequence[Piece]) -> bool:
 def _piece(start: tuple[int, ...], shape: tuple[int, ...], info: Mapping[str, Any]) -> Piece:
     file, offset, nbytes = info["relative_path"], *_numbers((info["offset"], info["length"]))
     if info.get("transform_descriptors"):
-        raise FormatError(f"{file} was written through {info['transform_descriptors']}: only dcp.load can read it")
+        raise FormatError(f"{file} was written through an extension (compressed, say): only dcp.load can read it")
     if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
-        raise FormatError(f"{INDEX} refers to a file {file!r:.80} outside the directory")
+        raise FormatError(f"{INDEX} refers to a file {shown(file)} outside the directory")
     return Piece(start, shape, file, offset, nbytes)
 
 
@@ -265,7 +265,7 @@ def _fields(made: Any, kind: str, holder: type = dict) -> Any:
 
 def _numbers(values: Any) -> tuple[int, ...]:
     if not all(type(n) is int and 0 <= n < 1 << 60 for n in values):
-        raise FormatError(f"{INDEX} is damaged: {values!r:.80} are no sizes")
+        raise FormatError(f"{INDEX} is damaged: {shown(values)} stands for sizes")
     return tuple(values)
 
 

@@ -9,7 +9,15 @@ import struct
 import tarfile
 from typing import Any, Final
 
-from modsurg.checkpoints.formats.torchpickle import Storage, Stored, TorchFile, checked, loading, storage_dtype
+from modsurg.checkpoints.formats.torchpickle import (
+    Storage,
+    Stored,
+    TorchFile,
+    checked,
+    loading,
+    storage_dtype,
+    storage_key,
+)
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.checkpoints.formats.unpickling import unpickle
 from modsurg.errors import FormatError
@@ -44,7 +52,7 @@ def read_legacy(whole: Region) -> TorchFile:
     def persistent(saved: Any) -> object:
         if saved[0] == "module":
             return saved[1]
-        kind, key, numel, view = saved[1], str(saved[2]), saved[4], saved[5]
+        kind, key, numel, view = saved[1], storage_key(saved[2]), saved[4], saved[5]
         storage = expected.setdefault(key, Storage(key, storage_dtype(kind), _count(numel)))
         return storage if view is None else Storage(key, storage.dtype, _count(view[2]), _count(view[1]))
 
@@ -57,7 +65,7 @@ def read_legacy(whole: Region) -> TorchFile:
             pickle = unpickle(data, loading(persistent), stream.at)
             stream.at = pickle.end
             places = {}
-            for key in map(str, stream.unpickle()):
+            for key in map(storage_key, stream.unpickle()):
                 places[key] = stream.counted(whole, expected[key].dtype.itemsize)
     except _DAMAGE as error:
         raise _damaged(error) from None
@@ -77,7 +85,7 @@ def read_tar(whole: Region) -> TorchFile:
             tensors = _read_tensors(_Stream(data, starts["tensors"]), storages)
 
             def persistent(saved: Any) -> object:
-                return saved[0] if isinstance(saved, tuple) else tensors[str(saved)]
+                return saved[0] if isinstance(saved, tuple) else tensors[storage_key(saved)]
 
             return TorchFile(unpickle(data, loading(persistent), starts["pickle"]), places)
     except _DAMAGE as error:
@@ -117,11 +125,11 @@ def _read_storages(stream: _Stream, whole: Region) -> tuple[dict[str, Storage], 
     for _ in range(_count(stream.unpickle())):
         key, _, kind = stream.unpickle()
         dtype = storage_dtype(kind)
-        places[str(key)] = region = stream.counted(whole, dtype.itemsize)
-        storages[str(key)] = Storage(str(key), dtype, region.nbytes // dtype.itemsize)
+        places[storage_key(key)] = region = stream.counted(whole, dtype.itemsize)
+        storages[storage_key(key)] = Storage(storage_key(key), dtype, region.nbytes // dtype.itemsize)
     for target, root, offset, numel in stream.unpickle():
-        base = storages[str(root)]
-        storages[str(target)] = Storage(base.key, base.dtype, _count(numel), _count(offset))
+        base = storages[storage_key(root)]
+        storages[storage_key(target)] = Storage(base.key, base.dtype, _count(numel), _count(offset))
     return storages, places
 
 
@@ -131,7 +139,7 @@ def _read_tensors(stream: _Stream, storages: dict[str, Storage]) -> dict[str, St
         key, storage, _ = stream.unpickle()
         dims = _count(stream.numbers("<ii")[0])
         sizes, strides, offset = (stream.numbers(f"<{n}q") for n in (dims, dims, 1))
-        tensors[str(key)] = checked(storages[str(storage)], (offset[0], sizes, strides))
+        tensors[storage_key(key)] = checked(storages[storage_key(storage)], (offset[0], sizes, strides))
     return tensors
 
 

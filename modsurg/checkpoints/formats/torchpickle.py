@@ -9,9 +9,10 @@ import torch
 
 from modsurg.checkpoints.formats.archives import Archive
 from modsurg.checkpoints.formats.transfer import Region, memory, read_into
-from modsurg.checkpoints.formats.unpickling import Loading, Made, Name, Ordered, Unpickled, checked_key
+from modsurg.checkpoints.formats.unpickling import Loading, Made, Name, Ordered, Unpickled, checked_key, shown
 from modsurg.errors import FormatError
 
+_EXPANDED: Final = 1 << 30
 _STORAGE_DTYPES: Final = {
     "UntypedStorage": torch.uint8,
     "ByteStorage": torch.uint8,
@@ -156,15 +157,22 @@ def storage_dtype(maker: object) -> torch.dtype:
     """
     dtype = _STORAGE_DTYPES.get(maker.name) if isinstance(maker, Name) else None
     if dtype is None:
-        raise FormatError(f"a storage of class {maker}, which this version of torch does not have")
+        raise FormatError(f"a storage of class {shown(maker)}, which this version of torch does not have")
     return dtype
+
+
+def storage_key(value: object) -> str:
+    """The key of a storage; a number in old files."""
+    if type(value) is not str and type(value) is not int:
+        raise FormatError(f"the key of a storage is {shown(value)}")
+    return str(value)
 
 
 def stored_id(saved: Any) -> Storage:
     """The storage that a persistent id in a zip archive means."""
     if saved[0] != "storage" or type(saved[4]) is not int or not 0 <= saved[4] < 1 << 62:
-        raise FormatError(f"the pickle refers to {saved!r:.80}, which is nothing of torch")
-    return Storage(str(saved[2]), storage_dtype(saved[1]), saved[4])
+        raise FormatError("the pickle refers to something that is no storage of torch")
+    return Storage(storage_key(saved[2]), storage_dtype(saved[1]), saved[4])
 
 
 def loading(persistent: Callable[[object], object]) -> Loading:
@@ -181,7 +189,7 @@ def _rebuild_v3(storage: Storage, offset: int, shape: tuple[int, ...], stride: t
     """Of dtypes without a storage class; `rest` is requires_grad, hooks, dtype, metadata."""
     dtype = getattr(torch, rest[2].name, None)
     if rest[2].module != "torch" or not isinstance(dtype, torch.dtype):
-        raise FormatError(f"a tensor of dtype {rest[2]}, which this version of torch does not have")
+        raise FormatError(f"a tensor of dtype {shown(rest[2])}, which this version of torch does not have")
     return checked(storage, (offset, shape, stride), rest[3] if len(rest) > 3 else None, dtype)
 
 
@@ -195,13 +203,15 @@ def checked(
     """
     offset, shape, stride = view[0], tuple(view[1]), tuple(view[2])
     if len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *shape, *stride)):
-        raise FormatError(f"a tensor of shape {shape} and strides {stride}, which can't be")
+        raise FormatError("a tensor of a shape, strides or an offset that can't be")
     bits = metadata or {}
     dtype = dtype or storage.dtype
     stored = Stored(storage, dtype, offset, shape, stride, bool(bits.get("conj")), bool(bits.get("neg")))
     room = storage.numel * storage.dtype.itemsize - offset * dtype.itemsize
     if stored.numel and (stored.numel >= 1 << 62 or stored.span > room):
         raise FormatError(f"a tensor of shape {shape} reaches beyond its storage of {storage.numel:,} elements")
+    if stored.nbytes > max(_EXPANDED, 16 * storage.numel * storage.dtype.itemsize):
+        raise FormatError(f"a tensor of shape {shape} is to be made of only {storage.numel:,} elements by repetition")
     return stored
 
 
@@ -219,7 +229,7 @@ def _rebuild_typed(function: Any, kind: Any, args: Any, _: Any) -> object:
 def _encode(text: str, encoding: str = "utf-8") -> bytes:
     """`_codecs.encode`, by which old pickles write bytes."""
     if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise FormatError(f"bytes in the encoding {encoding!r}")
+        raise FormatError(f"bytes in the encoding {shown(encoding)}")
     return text.encode(encoding)
 
 
@@ -243,7 +253,7 @@ _CALLS: Final[dict[str, Callable[..., object]]] = {
     "torch._tensor._rebuild_from_type_v2": _rebuild_typed,
     "torch.nn.parameter.Parameter": _rebuild_parameter,
     "torch.Size": lambda items=(): tuple(items),
-    "torch.device": lambda kind, index=None: kind if index is None else f"{kind}:{index}",
+    "torch.device": lambda kind, index=0: f"{shown(kind)}:{shown(index)}",
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "collections.defaultdict": _default_mapping,

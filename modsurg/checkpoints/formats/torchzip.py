@@ -87,6 +87,7 @@ class TorchSource(Source):
             self._tensors = found.tensors
             for key, stored in found.tensors.items():
                 _place(self._file, key, stored)
+            self._holds: dict[str, bool] = {}
             notes = self._notes(found)
         except (FormatError, TrustError) as error:
             self.close()
@@ -122,8 +123,12 @@ class TorchSource(Source):
 
     def check(self, key: str) -> bool | None:
         """Whether the checksum of the tensor's storage holds; None in files older than torch 1.6, which have none."""
-        archive = self._file.archive
-        return archive.holds(f"data/{self._tensors[key].storage.key}") if archive else None
+        storage = self._tensors[key].storage.key
+        if self._file.archive is None:
+            return None
+        if storage not in self._holds:
+            self._holds[storage] = self._file.archive.holds(f"data/{storage}")
+        return self._holds[storage]
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from modsurg.errors import FormatError, ModsurgError
 
+_SHOWN: Final = 100
 _STEPS: Final = 20_000_000
 _OLD_NAMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 keeps to those of Python 2
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
@@ -45,11 +46,20 @@ class Made:
     called: bool
     state: Any = None
 
+    def __repr__(self) -> str:
+        return f"<{shown(self.maker)}>"
+
 
 class Ordered(dict[Any, Any]):
     """A dict that stands for an object with attributes, as the OrderedDict of a state_dict is; `state` is those."""
 
     state: Any = None
+
+
+def shown(value: object) -> str:
+    """A value in an error message; containers by their type, since writing nested ones out may take for ever."""
+    text = str(value) if isinstance(value, Name | Made | str | int) else f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,31 +161,6 @@ class _Machine:
         self.stack.append(tuple(items))
         return at
 
-    def append(self, at: int) -> int:
-        item = self.stack.pop()
-        _extend(self.stack[-1], [item])
-        return at
-
-    def extend(self, at: int) -> int:
-        items = self.group()
-        _extend(self.stack[-1], items)
-        return at
-
-    def set_item(self, at: int) -> int:
-        value, key = self.stack.pop(), self.stack.pop()
-        _update(self.stack[-1], [key, value])
-        return at
-
-    def set_items(self, at: int) -> int:
-        items = self.group()
-        _update(self.stack[-1], items)
-        return at
-
-    def add_members(self, at: int) -> int:
-        items = self.group()
-        self.stack[-1].update(checked_key(item) for item in items)
-        return at
-
     def frozen_set(self, at: int) -> int:
         items = self.group()
         self.stack.append(frozenset(checked_key(item) for item in items))
@@ -225,7 +210,7 @@ class _Machine:
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, Name):
-            raise FormatError(f"the pickle changes {target} itself, which no file of torch does")
+            raise FormatError(f"the pickle changes {shown(target)} itself, which no file of torch does")
         if isinstance(target, Made | Ordered):
             target.state = state
         return at
@@ -246,6 +231,10 @@ def _extend(target: object, items: list[Any]) -> None:
         target.extend(items)
     elif not isinstance(target, Made):
         raise FormatError(f"the pickle is damaged: items for a {type(target).__name__}")
+
+
+def _add(target: Any, items: list[Any]) -> None:
+    target.update(checked_key(item) for item in items)
 
 
 def _update(target: object, items: list[Any]) -> None:
@@ -307,6 +296,19 @@ def _memory(layout: str, *, keep: bool) -> _Operation:
     return store if keep else fetch
 
 
+def _into(fill: Callable[[Any, list[Any]], None], count: int | None) -> _Operation:
+    def operation(machine: _Machine, at: int) -> int:
+        if count is None:
+            items = machine.group()
+        else:
+            items = machine.stack[-count:]
+            del machine.stack[-count:]
+        fill(machine.stack[-1], items)
+        return at
+
+    return operation
+
+
 def _last(size: int) -> _Operation:
     def operation(machine: _Machine, at: int) -> int:
         machine.stack[-size:] = [tuple(machine.stack[-size:])]
@@ -340,8 +342,8 @@ _BY_CODE: Final[dict[bytes, _Operation]] = {
     b"q": _memory("<B", keep=True), b"r": _memory("<I", keep=True), b"\x94": _Machine.memoize,
     b"h": _memory("<B", keep=False), b"j": _memory("<I", keep=False),
     b"\x85": _last(1), b"\x86": _last(2), b"\x87": _last(3), b"t": _Machine.close_tuple,
-    b"a": _Machine.append, b"e": _Machine.extend, b"s": _Machine.set_item, b"u": _Machine.set_items,
-    b"\x90": _Machine.add_members, b"\x91": _Machine.frozen_set,
+    b"a": _into(_extend, 1), b"e": _into(_extend, None), b"s": _into(_update, 2), b"u": _into(_update, None),
+    b"\x90": _into(_add, None), b"\x91": _Machine.frozen_set,
     b"c": _Machine.name, b"\x93": _Machine.stacked_name, b"Q": _Machine.persistent,
     b"R": _Machine.call, b"\x81": _Machine.new, b"b": _Machine.build,
 }  # fmt: skip
