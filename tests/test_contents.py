@@ -73,6 +73,12 @@ def test_says_what_it_left(tmp_path):
     assert source.left == ["epoch", "model.args"]
 
 
+def test_a_load_says_what_it_took(tmp_path):
+    report = load_state(nn.Linear(2, 2), saved(tmp_path, {"net": nn.Linear(2, 2).state_dict(), "epoch": 3}))
+    assert report.taken == "net"
+    assert str(report) == "loaded 2 of 2 keys from its 'net'"
+
+
 def test_several_states_keep_their_names(tmp_path):
     path = saved(tmp_path, {"generator": {"w": torch.ones(1)}, "critic": {"w": torch.zeros(2)}, "step": 3})
     source = TorchSource(path)

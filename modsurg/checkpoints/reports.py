@@ -19,6 +19,7 @@ class LoadReport:
         unexpected: Keys of the file that the model does not have.
         skipped: Names left alone because they did not fit, and why.
         sliced: Names filled where file and model overlap, and both shapes.
+        taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
     """
 
     loaded: Sequence[str] = ()
@@ -26,12 +27,15 @@ class LoadReport:
     unexpected: Sequence[str] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     sliced: Mapping[str, str] = field(default_factory=dict)
+    taken: str = ""
 
     def __bool__(self) -> bool:
         return not (self.missing or self.unexpected or self.skipped or self.sliced)
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing) + len(self.skipped)} keys"]
+        count = len(self.loaded) + len(self.missing) + len(self.skipped)
+        taken = f" from its {self.taken!r}" if self.taken else ""
+        lines = [f"loaded {len(self.loaded)} of {count} keys{taken}"]
         lines += table({**self.skipped}, "skipped  ")
         lines += table({**self.sliced}, "sliced  ")
         lines += table(dict.fromkeys(self.missing, "not in the file, as it was"), "missing  ")

@@ -4,6 +4,7 @@ import copy
 import os
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -219,7 +220,7 @@ def load_state(
         except SaveError as error:
             raise LoadError(f"the state can't be loaded: {error}") from error
     with open_source(path_or_state) as source:
-        return load(model, source, options, verify)
+        return replace(load(model, source, options, verify), taken=source.taken)
 
 
 def _check_metadata(metadata: Mapping[str, str] | None) -> None:
