@@ -82,7 +82,9 @@ def _load_extra(source: Source, plan: Plan) -> Callable[[], None]:
 def _refuse_leftover_meta(targets: Targets, options: Options) -> None:
     if targets.unfilled and options.strict and options.only is None:
         name = targets.unfilled[0]
+        path, _, attribute = name.rpartition(".")
+        owner = f'model.get_submodule("{path}")' if path else "model"
         raise LoadError(
             f"{name} is on the meta device and in no state_dict ({len(targets.unfilled)} such); nothing was loaded. "
-            f"Give it its values: model.{name} = ..., or build the model outside of torch.device('meta')"
+            f"Give it its values: {owner}.{attribute} = ..., or build the model outside of torch.device('meta')"
         )
