@@ -77,6 +77,20 @@ def test_hooks_with_a_name_are_kept_and_run():
     assert len(back[0]._forward_pre_hooks) == 1
 
 
+def test_a_handle_removes_its_hook():
+    model = nn.Sequential(nn.Linear(2, 2), Net())
+    model.handles = [model[0].register_forward_hook(model[1].other, always_call=True)]
+    model.removed = model[1].register_forward_hook(model[1].other)
+    model.removed.remove()
+    back = again(model)
+    assert len(back[0]._forward_hooks) == 1
+    back.removed.remove()
+    back.handles[0].remove()
+    assert not back[0]._forward_hooks
+    assert not back[0]._forward_hooks_always_called
+    assert len(model[0]._forward_hooks) == 1
+
+
 def test_a_method_put_under_another_name_is_kept():
     model = Net()
     model.forward = model.other

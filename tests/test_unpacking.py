@@ -45,6 +45,10 @@ def unpack(data, names=(), shared=()):
         {"device": "nowhere"},
         {"partial": [3, [], {}]},
         {"regex": ["(", 0]},
+        {"handle": [0, [0, "_parameters"]]},
+        {"handle": ["x", [0, "_forward_hooks"]]},
+        {"weakref": 3},
+        {"proxy": 3},
     ],
     ids=str,
 )

@@ -65,14 +65,28 @@ def plain(**attributes):
     return value
 
 
+class Tree:
+    """The modules and tensors around a value."""
+
+    def __init__(self, modules=(), tensors=None):
+        self.modules = list(modules)
+        self.tensors = [] if tensors is None else tensors
+
+    def module(self, module, path):
+        return self.modules.index(module)
+
+    def tensor(self, tensor, path):
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def hooks(self, hooks):
+        return None
+
+
 def round_trip(value, modules=(), tensors=None):
     tensors = [] if tensors is None else tensors
 
-    def number(tensor, path):
-        tensors.append(tensor)
-        return len(tensors) - 1
-
-    packer = Packer({id(module): at for at, module in enumerate(modules)}, number)
+    packer = Packer(Tree(modules, tensors))
     data = packer.pack(value, "value")
     assert packer.problems == []
     data, shared = json.loads(json.dumps([data, packer.shared]))
@@ -187,16 +201,17 @@ def test_modules_tensors_and_methods_of_the_tree():
     model = nn.Sequential(inner)
     tensor = torch.ones(2)
     tensors = []
-    value = {"m": inner, "t": [tensor], "f": inner.extra_repr, "w": weakref.ref(inner)}
+    value = {"m": inner, "t": [tensor], "f": inner.extra_repr, "w": weakref.ref(inner), "p": weakref.proxy(inner)}
     back = round_trip(value, [inner, model], tensors)
     assert back["m"] is inner
     assert back["t"][0] is tensor
     assert back["f"]() == inner.extra_repr()
     assert back["w"]() is inner
+    assert back["p"].weight is inner.weight
 
 
 def problems(value):
-    packer = Packer({}, lambda tensor, path: 0)
+    packer = Packer(Tree())
     packer.pack(value, "net.head")
     return packer.problems
 
@@ -218,7 +233,7 @@ def local_function():
         ((i for i in ()), "net.head  a builtins.generator"),
         (torch.Generator(), "net.head  a torch._C.Generator"),
         ([].append, "net.head  list.append"),
-        (nn.Linear(1, 1), "net.head  a Linear outside the tree"),
+        (weakref.ref(local_function), "net.head  a weak reference to a function"),
         (plain(a=plain(lock=threading.Lock())), "net.head.a.lock  a _thread.lock"),
         (types.MethodType(local_function, 3), "net.head  local_function, bound by hand"),
         ({1: {}.keys()}, r"net.head\[1\]  a builtins.dict_keys"),
@@ -247,7 +262,7 @@ def test_nesting_has_a_limit():
 
 
 def test_the_order_of_a_set_does_not_reach_the_file():
-    packed = {json.dumps(Packer({}, lambda *_: 0).pack(set(order), "")) for order in (["a", "b", "c"], ["c", "a", "b"])}
+    packed = {json.dumps(Packer(Tree()).pack(set(order), "")) for order in (["a", "b", "c"], ["c", "a", "b"])}
     assert packed == {'{"set": ["a", "b", "c"]}'}
 
 

@@ -6,15 +6,14 @@
      "shared": [...],                                         mutable objects that are reached more than once
      "tensors": [{"name": "0.weight", "dtype": "float32", "shape": [8, 4], "parameter": true}, ...],
      "modules": [{"class": 0, "attributes": 0, "parameters": {"weight": 0, "bias": 1}}, ...,
-                 {"class": 1, "attributes": {...}, "children": {"0": 0, "1": 1}}]}
+                 {"class": 1, "attributes": {...}, "children": {"0": 0, "1": 1}}],
+     "root": 1}
 
 Modules and tensors are numbered; a number that stands at two places is one object there. Children come before their
-parents, so that the last module is the root and no tree can hold itself. `values` says how attributes are written.
+parents, so that no tree can hold itself. `values` says how attributes are written.
 """
 
-import json
 import re
-import types
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,18 +21,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
-from modsurg.errors import FormatError, SaveError, TrustError
-from modsurg.tree.frozen import Held
-from modsurg.tree.outline import VERSION, checked
-from modsurg.tree.slots import attributes, fresh_slots, is_attribute, methods, pack_hooks, reparametrize, unpack_hooks
+from modsurg.errors import FormatError, TrustError
+from modsurg.tree.drawing import Drawing, children_first, is_own_method
+from modsurg.tree.outline import checked
+from modsurg.tree.slots import (
+    fresh_slots,
+    is_attribute,
+    methods,
+    reparametrize,
+    unpack_hooks,
+)
 from modsurg.tree.tensors import TensorTable, make_tensors
-from modsurg.tree.trust import Renames, Trust, Trusted, qualified_name
+from modsurg.tree.trust import Renames, Trust, Trusted
 from modsurg.tree.unpacking import Unpacker, set_attributes
-from modsurg.tree.values import Packer
-from modsurg.tree.walk import walk
-from modsurg.tree.wrappers import unwrap, wrapper_kind
+from modsurg.tree.wrappers import unwrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +72,14 @@ def describe(module: nn.Module) -> dict[str, Any]:
 def draw(module: nn.Module) -> Blueprint:
     """Take a model apart into its structure and its state; see `describe`."""
     root = unwrap(module)
-    order = _children_first(root)
+    order = children_first(root)
     known = root.state_dict(keep_vars=True)
     state = OrderedDict((key.replace("_orig_mod.", ""), value) for key, value in known.items())
     state.__dict__.update(vars(known))  # the versions of the modules
     names: dict[int, str] = {}
     for key, value in state.items():
         names.setdefault(id(value), key)
-    drawing = _Drawing(order, TensorTable(names))
+    drawing = Drawing(order, TensorTable(names))
     data = drawing.data()
     for tensor, entry in zip(drawing.table.tensors, data["tensors"], strict=True):
         if "name" in entry:
@@ -120,148 +122,6 @@ def build(
         raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from error
 
 
-class _Drawing:
-    """One model being described."""
-
-    def __init__(self, order: list[nn.Module], table: TensorTable) -> None:
-        tree = walk(order[-1])
-        self.table = table
-        self._all = tree.modules.values()
-        self._paths = {number: paths[0].replace("_orig_mod", "").strip(".") for number, paths in tree.paths.items()}
-        self._order = order
-        numbers = {id(module): number for number, module in enumerate(order)}
-        self._numbers = {id(module): numbers[id(unwrap(module))] for module in self._all}
-        self._packer = Packer(self._numbers, table.number)
-        self._alike: dict[str, int] = {}
-        self._methods: dict[type, set[str]] = {}
-
-    def data(self) -> dict[str, Any]:
-        """The whole tree as data."""
-        for module in self._all:  # first, so that tensors are in the order of the state_dict
-            self._slots(module)
-        modules = [self._node(module) for module in self._order]
-        details = self._tensor_details()
-        self._raise_problems()
-        tensors = [{**entry, **more} for entry, more in zip(self.table.entries(), details, strict=True)]
-        self._raise_problems()
-        return {
-            "version": VERSION,
-            "names": list(self._packer.names),
-            "attributes": [json.loads(text) for text in self._alike],
-            "shared": self._packer.shared,
-            "tensors": tensors,
-            "modules": modules,
-        }
-
-    def _raise_problems(self) -> None:
-        problems = sorted({*self._packer.problems, *self.table.problems})
-        if problems:
-            count = f"{len(problems)} thing{'s' * (len(problems) > 1)}"
-            raise SaveError("\n  ".join([f"{count} can't be kept; nothing was written.", *problems]))
-
-    def _slots(self, module: nn.Module) -> dict[str, dict[str, int | None]]:
-        path = self._paths[id(module)]
-        return {
-            kind: {
-                name: None if tensor is None else self.table.number(tensor, f"{path}.{name}".strip("."))
-                for name, tensor in slots.items()
-            }
-            for kind, slots in (("parameters", module._parameters), ("buffers", module._buffers))
-            if slots
-        }
-
-    def _node(self, module: nn.Module) -> dict[str, Any]:
-        path = self._paths[id(module)]
-        if self._refuses(module, path):
-            return {}
-        kind = parametrize.type_before_parametrizations(module)
-        name = qualified_name(kind) or f"{kind.__module__}:{kind.__qualname__}"
-        names = self._packer.names
-        children = {key: None if child is None else self._numbers[id(child)] for key, child in module._modules.items()}
-        hooks = pack_hooks(module, self._packer, path or kind.__name__)
-        parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]  # a ModuleDict
-        parts = {
-            "children": children,
-            "transient": sorted(module._non_persistent_buffers_set),
-            "hooks": hooks,
-            "parametrized": parametrized,
-        }
-        return {
-            "class": names.setdefault(name, len(names)),
-            "attributes": self._attributes(module, kind, path),
-            **self._slots(module),
-            **{part: value for part, value in parts.items() if value},
-        }
-
-    def _attributes(self, module: nn.Module, kind: type, path: str) -> int | dict[str, Any]:
-        before = self._packer.marks
-        held = attributes(module)
-        for name in self._methods.setdefault(kind, methods(kind)) & held.keys():
-            if not _is_own_method(held[name], module):
-                self._packer.refuse(f"{path}.{name}".strip("."), "a method replaced on this object", "use a subclass")
-                del held[name]
-        packed = {name: self._packer.pack(value, f"{path}.{name}".strip(".")) for name, value in held.items()}
-        if self._packer.marks > before:
-            return packed
-        return self._alike.setdefault(json.dumps(packed), len(self._alike))
-
-    def _refuses(self, module: nn.Module, path: str) -> bool:
-        """Whether this is a wrapper that owns what is in it."""
-        kind = "torch.fx" if isinstance(module, torch.fx.GraphModule) else wrapper_kind(module)
-        if kind is None:
-            return False
-        remedy = {
-            "torch.fx": "save the model that it was traced from, or its state with save_state",
-            "ScriptModule": "keep it with torch.jit.save, or its state with save_state",
-            "FSDP2": "keep its state with save_state",
-        }.get(kind, "save the module inside it, .module")
-        self._packer.refuse(path or "the model", f"a {kind} module", remedy)
-        return True
-
-    def _tensor_details(self) -> list[dict[str, Any]]:
-        """The class of each tensor where it is not torch's own, and the attributes that somebody put on it."""
-        details: list[dict[str, Any]] = []
-        while len(details) < len(self.table.tensors):  # an attribute may be another tensor
-            tensor = self.table.tensors[len(details)]
-            place = f"tensor {len(details)}"
-            more: dict[str, Any] = {}
-            if type(tensor) not in (torch.Tensor, nn.Parameter):
-                more["class"] = self._packer.name(type(tensor), place)
-            if tensor.__dict__:
-                more["state"] = {
-                    name: self._packer.pack(value, f"{place}.{name}") for name, value in vars(tensor).items()
-                }
-            details.append(more)
-        return details
-
-
-def _children_first(root: nn.Module) -> list[nn.Module]:
-    """Every module once, children before their parents; torch.compile wrappers looked through."""
-    order: dict[int, nn.Module] = {}
-    open_: set[int] = set()
-    stack = [root]
-    while stack:
-        module = unwrap(stack[-1])
-        if id(module) in order:
-            stack.pop()
-        elif id(module) in open_:
-            order[id(module)] = module
-            stack.pop()
-        else:
-            open_.add(id(module))
-            children = [unwrap(child) for child in module._modules.values() if child is not None]
-            if any(id(child) in open_ and id(child) not in order for child in children):
-                raise SaveError(f"a {type(module).__name__} holds itself by way of its children")
-            stack.extend(reversed(children))
-    return list(order.values())
-
-
-def _is_own_method(value: object, module: nn.Module) -> bool:
-    if isinstance(value, Held):
-        return value.module is module
-    return isinstance(value, types.MethodType) and value.__self__ is module
-
-
 class _Building:
     """One model being built."""
 
@@ -287,14 +147,15 @@ class _Building:
                 set_attributes(tensor, self._unpack(entry["state"]))
         for module, node in zip(self._modules, self._data["modules"], strict=True):
             reparametrize(module, node.get("parametrized", ()))
-        return self._modules[-1]
+        root: int = self._data["root"]
+        return self._modules[root]
 
     def _unpack(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self._unpacker.unpack(value) for name, value in attributes.items()}
 
     def _set(self, module: nn.Module, attributes: Mapping[str, Any]) -> None:
         for name in self._forbidden[type(module)] & attributes.keys():
-            if not _is_own_method(attributes[name], module):
+            if not is_own_method(attributes[name], module):
                 raise TrustError(f"the file replaces {name!r} of a {type(module).__name__}; nothing of it ran")
         for name in attributes:
             if not is_attribute(name):

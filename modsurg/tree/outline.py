@@ -103,8 +103,8 @@ def _check(data: dict[str, Any]) -> None:
     if not all(type(data[table]) is list for table in tables):
         raise ValueError(f"one of {', '.join(tables)} is no list")
     names, modules, tensors = data["names"], data["modules"], data["tensors"]
-    if not modules or not all(type(name) is str for name in names):
-        raise ValueError("no modules, or a name that is no text")
+    if data["root"] not in range(len(modules)) or not all(type(name) is str for name in names):
+        raise ValueError("no root, or a name that is no text")
     sizes: list[int] = []
     for node in modules:
         if node["class"] not in range(len(names)):
@@ -135,6 +135,7 @@ def outline(data: Mapping[str, Any]) -> Iterator[Place]:
         ...     "names": ["torch.nn.modules.linear:Linear", "torch.nn.modules.container:Sequential"],
         ...     "tensors": [{"name": "0.weight", "dtype": "float32", "shape": [1, 2], "parameter": True}],
         ...     "modules": [{"class": 0, "parameters": {"weight": 0}}, {"class": 1, "children": {"0": 0}}],
+        ...     "root": 1,
         ... }
         >>> for place in outline(data):
         ...     print(repr(place.path), place.name, [(slot.key, slot.shape) for slot in place.tensors])
@@ -142,7 +143,7 @@ def outline(data: Mapping[str, Any]) -> Iterator[Place]:
         '0' Linear [('0.weight', (1, 2))]
     """
     modules = data["modules"]
-    stack = [("", len(modules) - 1)]
+    stack = [("", data["root"])]
     while stack:
         path, number = stack.pop()
         node = modules[number]

@@ -78,30 +78,28 @@ class TensorTable:
                 storages.setdefault((tensor.device, tensor.untyped_storage().data_ptr()), []).append(number)
         for group in storages.values():
             if len(group) > 1:
-                self._find_views_in(sorted(group, key=lambda number: (-_extent(self.tensors[number]), number)), entries)
+                self._find_views_in(sorted(group, key=self._place), entries)
+
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """Orders tensors so that one that holds others comes before them."""
+        tensor = self.tensors[number]
+        return tensor.data_ptr(), -_extent(tensor), number
 
     def _find_views_in(self, group: list[int], entries: list[dict[str, Any]]) -> None:
-        bases: list[int] = []
+        base, end = group[0], 0
         for number in group:
-            inner = self.tensors[number]
-            start = inner.data_ptr()
-            for base in bases:
-                outer = self.tensors[base]
-                offset = start - outer.data_ptr()
-                if offset + _extent(inner) <= 0 or offset >= _extent(outer):
-                    continue
-                if _same_place(inner, outer):
-                    entries[number].update(of=base, offset=0)
-                elif _fits(inner, outer, offset):
-                    stride = list(inner.stride())
-                    entries[number].update(of=base, offset=offset // inner.element_size(), stride=stride)
-                else:
-                    self.problems.append(
-                        f"{self._places[number]}  shares only a part of its memory with {self._places[base]}: clone one"
-                    )
-                break
+            inner, outer = self.tensors[number], self.tensors[base]
+            offset = inner.data_ptr() - outer.data_ptr()
+            if inner.data_ptr() >= end:
+                base, end = number, inner.data_ptr() + _extent(inner)
+            elif _same_place(inner, outer):
+                entries[number].update(of=base, offset=0)
+            elif _fits(inner, outer, offset):
+                stride = list(inner.stride())
+                entries[number].update(of=base, offset=offset // inner.element_size(), stride=stride)
             else:
-                bases.append(number)
+                places = f"{self._places[number]}  shares only a part of its memory with {self._places[base]}"
+                self.problems.append(f"{places}: clone one")
 
 
 def make_tensors(

@@ -25,6 +25,7 @@ _PACKAGES = (
     "torch.ao.quantization.observer",
     "torchvision.models",
     "torchvision.ops",
+    "torchvision.transforms",
 )
 # Functions have to be named more narrowly: torchvision.models has builders that download weights.
 _FUNCTIONS = (

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _WrappedHook
 from torch.nn.utils import parametrizations
+from torch.utils.hooks import RemovableHandle
 
 from modsurg.errors import FormatError
 from modsurg.tree.values import BASES, DEPTH
@@ -160,6 +161,16 @@ class Unpacker:
         tensor = self._tensors[number]
         return (torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor).numpy()
 
+    def _handle(self, content: list[Any]) -> RemovableHandle:
+        """A handle that removes a hook of the tree; one of nobody's hooks does nothing."""
+        number, *slots = content or [0]
+        kept = [self._modules[module].__dict__[slot] for module, slot in slots] or [OrderedDict()]
+        if not all(isinstance(hooks, OrderedDict) for hooks in kept) or type(number) is not int:
+            raise FormatError("a handle of something else than hooks")
+        handle = RemovableHandle(kept[0], extra_dict=kept[1:])
+        handle.id = number
+        return handle
+
     def _hook(self, content: list[Any]) -> _WrappedHook:
         return _WrappedHook(self.unpack(content[0]), self.unpack(content[1]))
 
@@ -214,7 +225,9 @@ _VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
     "scalar": Unpacker._scalar,
     "array": Unpacker._array,
     "hook": Unpacker._hook,
+    "handle": Unpacker._handle,
     "weight_norm": lambda _, content: _weight_norm_hook(content),
+    "proxy": lambda self, content: weakref.proxy(self.unpack(content)),
     "weakref": lambda self, content: weakref.ref(self.unpack(content)),
     "set": lambda self, content: set(self.unpack(content)),
     "frozenset": lambda self, content: frozenset(self.unpack(content)),

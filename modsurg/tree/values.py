@@ -20,11 +20,12 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from inspect import getattr_static
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.modules.module import _WrappedHook  # torch holds its own load hooks in it; no public name
+from torch.utils.hooks import RemovableHandle
 
 from modsurg.tree.trust import qualified_name
 
@@ -63,12 +64,24 @@ _ATOMS: dict[type, Callable[[Any], dict[str, Any]]] = {
 }
 
 
+class Numbers(Protocol):
+    """The tree around the values."""
+
+    def module(self, module: nn.Module, path: str) -> int:
+        """The number of a module that was found at `path`."""
+
+    def tensor(self, tensor: torch.Tensor, path: str) -> int:
+        """The number of a tensor that was found at `path`."""
+
+    def hooks(self, hooks: object) -> list[Any] | None:
+        """The number of the module that keeps this dict of hooks, and its name there; None if nobody keeps it."""
+
+
 class Packer:
     """Turns values into JSON-able data, and notes what it can't keep instead of failing at the first.
 
     Args:
-        modules: The number of each module of the tree, by `id`.
-        tensor: Takes a tensor and the place where it was found, gives its number.
+        tree: Numbers the modules and tensors that are met.
 
     Attributes:
         names: The number of each class and function that was named.
@@ -77,13 +90,12 @@ class Packer:
         marks: How many mutable objects, modules and tensors were met. A value that adds none may be shared freely.
     """
 
-    def __init__(self, modules: Mapping[int, int], tensor: Callable[[torch.Tensor, str], int]) -> None:
+    def __init__(self, tree: Numbers) -> None:
         self.names: dict[str, int] = {}
         self.shared: list[Any] = []
         self.problems: list[str] = []
         self.marks = 0
-        self._modules = modules
-        self._tensor = tensor
+        self._tree = tree
         self._seen: dict[int, tuple[object, dict[str, Any]]] = {}
         self._depth = 0
 
@@ -124,16 +136,15 @@ class Packer:
         return [[self.pack(key, path), self.pack(value, f"{path}[{key!r:.40}]")] for key, value in items.items()]
 
     def _pack_object(self, value: object, path: str) -> Any:
+        if type(value) in weakref.ProxyTypes:
+            represent: Any = value.__repr__  # a method of what the proxy stands for
+            return {"proxy": self.pack(represent.__self__, path)}
         if isinstance(value, nn.Module):
             self.marks += 1
-            if id(value) not in self._modules:
-                return self.refuse(
-                    path, f"a {type(value).__name__} outside the tree", "register it with add_module, or drop it"
-                )
-            return {"module": self._modules[id(value)]}
+            return {"module": self._tree.module(value, path)}
         if isinstance(value, torch.Tensor):
             self.marks += 1
-            return {"tensor": self._tensor(value, path)}
+            return {"tensor": self._tree.tensor(value, path)}
         if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
             name = self.name(value, path)
             return None if name is None else {"name": name}
@@ -179,7 +190,12 @@ class Packer:
         if kind is types.MethodType:
             return self._pack_method(value, path)
         if isinstance(value, weakref.ref):
+            if not isinstance(value(), nn.Module | torch.Tensor):
+                return self.refuse(path, f"a weak reference to a {type(value()).__name__}", "look it up when needed")
             return {"weakref": self.pack(value(), path)}
+        if kind is RemovableHandle:
+            slots = [self._tree.hooks(ref()) for ref in (value.hooks_dict_ref, *value.extra_dict_ref)]
+            return {"handle": [value.id, *slots] if None not in slots else []}
         if kind is _WrappedHook:
             return self._pack_wrapped_hook(value, path)
         return self._pack_numpy(value, path) or self._pack_instance(value, path)
@@ -208,7 +224,7 @@ class Packer:
             return None
         if isinstance(value, numpy.generic):
             return {"scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
-        return {"array": self._tensor(torch.from_numpy(numpy.ascontiguousarray(value)).reshape(value.shape), path)}
+        return {"array": self._tree.tensor(torch.from_numpy(numpy.ascontiguousarray(value)).reshape(value.shape), path)}
 
     def _pack_instance(self, value: Any, path: str) -> Any:
         """An object of a class: its name, what it holds as a list or dict, and its attributes."""

@@ -69,7 +69,7 @@ def module_tree(root: Made) -> dict[str, Any]:
         numbers[id(module)] = len(nodes)
         nodes.append(node)
     tree = {"version": VERSION, "partial": True, "names": list(names), "attributes": [], "shared": []}
-    return checked({**tree, "tensors": entries, "modules": nodes})
+    return checked({**tree, "tensors": entries, "modules": nodes, "root": numbers[id(root)]})
 
 
 def _children_first(root: Made) -> list[Made]:
