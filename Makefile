@@ -11,7 +11,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: .venv/demo ## build, train, keep, edit and train on the tutorial's network (4 minutes; DEMO="--data DIR ..." for your pictures)
-	$(BIN)/python examples/cifar_train.py $(or $(DEMO),--data digits --out runs/demo)
+	$(BIN)/python examples/cifar_train.py $(or $(DEMO),--data digits --epochs 4 --out runs/demo)
 
 test: lint types unit docs ## everything that must hold before a change lands: style, types, tests, doctests, documentation
 
