@@ -13,7 +13,6 @@ from modsurg import convert, load_state, read_state, save_state
 from modsurg.errors import FormatError, SaveError, TrustError
 
 TARGETS = ["a.safetensors", "a.safetensors.index.json", "a.pt", "a.pth", "a.bin", "directory"]
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 class Counting(nn.Module):

@@ -17,11 +17,11 @@ from modsurg import load_state, read_state, verify
 from modsurg.checkpoints.formats.distributed import DistributedSource
 from modsurg.errors import FormatError, TrustError
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")
 
 
 def saved(path, state):
-    dcp.save(state, checkpoint_id=path, no_dist=True)
+    dcp.save(state, checkpoint_id=path)
     return path
 
 

@@ -6,18 +6,15 @@ import json
 import os
 import secrets
 import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from modsurg.checkpoints.formats.atomic import sync_directory, writing
 from modsurg.checkpoints.formats.base import Source
@@ -58,18 +55,22 @@ def write_distributed(path: str | os.PathLike[str], source: Source) -> None:
 
 
 def _save(directory: Path, source: Source) -> None:
+    """What `dcp.save` does in one process, without asking whether there are others."""
     state: dict[str, object] = {}
     for key in source.keys_in_order:
         entry = source.get(key)
         extra = source.notes.extra
         state[key] = torch.empty(entry.shape, dtype=entry.dtype, device="meta") if entry else extra[key]
-    writer = FileSystemWriter(directory, thread_count=1)
+    planner, writer = _LazyPlanner(source), FileSystemWriter(directory, thread_count=1)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            save(state, storage_writer=writer, planner=_LazyPlanner(source), no_dist=True)
-    except (OSError, RuntimeError, CheckpointException) as error:
-        raise SaveError(f"{directory.name.removesuffix(_SUFFIX)}: DCP could not write it: {error}") from error
+        planner.set_up_planner(state, is_coordinator=True)
+        writer.set_up_storage_writer(True)
+        local = writer.prepare_local_plan(planner.create_local_plan())
+        plans, metadata = planner.create_global_plan([local])
+        final = planner.finish_plan(writer.prepare_global_plan(plans)[0])
+        writer.finish(metadata, [writer.write_data(final, planner).wait()])
+    except (OSError, RuntimeError) as error:
+        raise SaveError(f"{directory.name[1:].rsplit('.', 2)[0]}: DCP could not write it: {error}") from error
 
 
 def _notes(source: Source) -> dict[str, Any]:
