@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command("convert", _convert, "write a checkpoint in another format, tensor by tensor")
     added.add_argument("source", metavar="SOURCE", help="a checkpoint of any format")
-    added.add_argument("target", metavar="TARGET", help="the suffix chooses the format: .safetensors, .pt, .pth, .bin")
+    added.add_argument(
+        "target", metavar="TARGET", help="the suffix chooses: .safetensors, .pt, .pth, .bin; none is a directory of DCP"
+    )
     added.add_argument("--dtype", help="for floating tensors, such as bfloat16")
     added.add_argument("--shard-size", metavar="SIZE", help="split into files of at most this size, such as 5GB")
     added.add_argument("--only", action="append", metavar="PATTERN", help="only these keys; may be given again")
