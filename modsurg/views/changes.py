@@ -3,12 +3,12 @@
 from collections.abc import Hashable, Iterator, Mapping
 
 from modsurg.views.differences import Change, Kind
+from modsurg.views.elements import Values
 from modsurg.views.matching_trees import Matching
 from modsurg.views.nodes import Leaf, Node, shape_text
 from modsurg.views.sides import Side
 from modsurg.views.spans import Spans
 from modsurg.views.ties import Ties
-from modsurg.views.values import Values
 
 Results = Mapping[tuple[Hashable, Hashable], Values | None]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from modsurg.checkpoints.opening import open_source
 from modsurg.views.changes import Changes
 from modsurg.views.differences import Diff
+from modsurg.views.elements import Values, compare_values
 from modsurg.views.matching_trees import Matching
 from modsurg.views.nodes import Leaf, Node
 from modsurg.views.sides import Side, two_sides
 from modsurg.views.swaps import repair
-from modsurg.views.values import Values, compare_values
 
 Progress = Callable[[int, int], object]
 

@@ -4,13 +4,14 @@ import html
 import os
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from modsurg.views.elements import Values
 from modsurg.views.layout import Line, folded, laid_out
-from modsurg.views.values import Values
 
 Kind = Literal[
     "added",
@@ -166,7 +167,7 @@ class Diff:
         rows = laid_out(folded([_line(change) for change in _spanning(self.changes)]), width)
         if len(rows) > 1 and len(self.changes) > 1:
             counts = [f"{count:,} {_NAMES.get(kind, kind)}" for kind, count in self.counts.items()]
-            rows.append((" ", " " + ", ".join(counts)))
+            rows += [(" ", " " + text) for text in textwrap.wrap(", ".join(counts), width - 2)]
         return rows + [("!", f" {note}") for note in self.notes]
 
 

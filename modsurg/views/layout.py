@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
-from modsurg.views.values import Values
+from modsurg.views.elements import Values
 
 MANY = 20
 ALIGNED = 28

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.transfer import Region, memory, read_into
-from modsurg.views.values import sketch
+from modsurg.views.elements import sketch
 
 SAMPLE = 64
 UNSAVED = "buffer, not saved"

@@ -16,22 +16,16 @@ def repair(matching: Matching, changed: list[Node]) -> bool:
     Returns:
         Whether any partner changed.
     """
-    forms = matching.forms
-    foreign = [node for node in changed if forms.content(node) != forms.content(matching.new_of[node])]
-    counts = Counter(above for node in foreign for above in node.upward())
-    candidates = {
-        node: matching.new_of[node]
-        for node, count in counts.items()
-        if node in matching.new_of and matching.alike(node, matching.new_of[node]) and 2 * count >= _tensors(node)
-    }
+    candidates = _foreign(matching, changed)
+    content = matching.forms.content
     places: dict[int, list[Node]] = {}
-    for new in candidates.values():
-        places.setdefault(forms.content(new), []).append(new)
-    rivals = Counter(forms.content(old) for old in candidates)
+    for old in candidates:
+        places.setdefault(content(matching.new_of[old]), []).append(matching.new_of[old])
+    rivals = Counter(map(content, candidates))
     moves: dict[Node, Node] = {}
     for old in sorted(candidates, key=lambda node: node.path.count(".")):
-        found = places.get(forms.content(old), [])
-        is_sure = len(found) == 1 and rivals[forms.content(old)] == 1 and forms.is_telling(old)
+        found = places.get(content(old), [])
+        is_sure = len(found) == 1 and rivals[content(old)] == 1 and matching.forms.is_telling(old)
         if is_sure and not any(above in moves for above in old.upward()):
             moves[old] = found[0]
     for old, new in moves.items():
@@ -43,5 +37,21 @@ def repair(matching: Matching, changed: list[Node]) -> bool:
     return bool(moves)
 
 
-def _tensors(node: Node) -> int:
-    return sum(below.leaf is not None for below in node.below())
+def _foreign(matching: Matching, changed: list[Node]) -> list[Node]:
+    """The old blocks most of which holds quite other values than that of their partners, which look alike."""
+    weights = Counter[Node]()
+    for node in changed:
+        if matching.forms.content(node) != matching.forms.content(matching.new_of[node]):
+            for above in node.upward():
+                weights[above] += _nbytes(node)
+    return [
+        node
+        for node, weight in weights.items()
+        if node in matching.new_of
+        and matching.alike(node, matching.new_of[node])
+        and 2 * weight >= sum(map(_nbytes, node.below()))
+    ]
+
+
+def _nbytes(node: Node) -> int:
+    return node.leaf.nbytes if node.leaf is not None else 0

@@ -1,0 +1,227 @@
+"""The command line as a user has it: output, exit status, one line an error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import modsurg
+from modsurg.cli import main
+
+
+@pytest.fixture
+def files(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    modsurg.save_state(model, tmp_path / "a.safetensors")
+    torch.save(model.state_dict(), tmp_path / "same.pt")
+    with torch.no_grad():
+        model[2].bias[1] = 3
+    modsurg.save_state(model, tmp_path / "b.safetensors")
+    return tmp_path
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def process(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def test_summary(capsys, files):
+    status, out, err = run(capsys, "summary", files / "a.safetensors")
+    assert (status, err) == (0, "")
+    assert "params 58" in out
+    assert "\x1b" not in out
+
+
+def test_summary_as_json_with_where(capsys, files):
+    status, out, _ = run(capsys, "summary", files / "a.safetensors", "--where", "2", "--json")
+    assert status == 0
+    assert json.loads(out)["total"]["params"] == 58
+
+
+def test_summary_does_not_import_torch(files):
+    code = (
+        "import sys; from modsurg.cli import main; status = main(sys.argv[1:]); "
+        "heavy = {'torch', 'numpy', 'rich', 'safetensors'} & set(sys.modules); sys.exit(str(heavy or '') or status)"
+    )
+    done = process("-c", code, "summary", str(files / "a.safetensors"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "params 58" in done.stdout
+
+
+def test_diff_same(capsys, files):
+    status, out, err = run(capsys, "diff", files / "a.safetensors", files / "same.pt")
+    assert (status, out, err) == (0, "same: 4 tensors, 232 B\n", "")
+
+
+def test_diff_different(capsys, files):
+    status, out, _ = run(capsys, "diff", files / "a.safetensors", files / "b.safetensors")
+    assert status == 1
+    assert out.startswith("~ 2.bias  1 of 2 differs at [1]: ")
+
+
+def test_diff_as_json(capsys, files):
+    status, out, _ = run(capsys, "diff", "--json", files / "a.safetensors", files / "b.safetensors")
+    assert status == 1
+    assert json.loads(out)["changes"][0]["values"]["index"] == [1]
+    status, out, _ = run(capsys, "diff", "--json", files / "a.safetensors", files / "same.pt")
+    assert status == 0
+    assert json.loads(out)["same"] is True
+
+
+def test_convert(capsys, files):
+    status, out, _ = run(
+        capsys, "convert", files / "a.safetensors", files / "c.pt", "--dtype", "float16", "--rename", "2.=head."
+    )
+    assert status == 0
+    assert "4 tensors, 116 B" in out
+    state = torch.load(files / "c.pt")
+    assert list(state) == ["0.weight", "0.bias", "head.weight", "head.bias"]
+    assert state["head.bias"].dtype == torch.float16
+
+
+def test_convert_only_and_shards_as_json(capsys, files):
+    status, out, _ = run(
+        capsys,
+        "convert",
+        files / "a.safetensors",
+        files / "d.safetensors",
+        "--only",
+        "0",
+        "--shard-size",
+        "100",
+        "--json",
+    )
+    data = json.loads(out)
+    assert status == 0
+    assert data["tensors"] == 2
+    assert data["left"] == ["2.weight", "2.bias"]
+    assert list(modsurg.read_state(data["target"])) == ["0.weight", "0.bias"]
+
+
+def test_verify(capsys, files):
+    assert run(capsys, "verify", files / "a.safetensors")[0] == 0
+    with open(files / "a.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    status, out, _ = run(capsys, "verify", files / "a.safetensors")
+    assert status == 1
+    assert "damaged" in out
+    status, out, _ = run(capsys, "verify", files / "a.safetensors", "--json")
+    assert status == 1
+    assert len(json.loads(out)["damaged"]) == 1
+
+
+def test_env(capsys):
+    status, out, _ = run(capsys, "env")
+    assert status == 0
+    assert torch.__version__ in out
+    status, out, _ = run(capsys, "env", "--json")
+    assert json.loads(out)["torch"]["version"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["diff", "gone.pt", "a.safetensors"], "there is no file"),
+        (["summary", "gone.safetensors"], "there is no file"),
+        (["verify", "gone.safetensors"], "there is no file"),
+        (["summary", "page.safetensors"], "HTML page"),
+        (["diff", "page.safetensors", "a.safetensors"], "HTML page"),
+        (["summary", "a.safetensors", "--depth", "0"], "depth=0"),
+        (["convert", "a.safetensors", "c.pt", "--dtype", "float3"], "torch has no such dtype"),
+        (["convert", "a.safetensors", "c.pt", "--only", "nothing"], "fits no key"),
+        (["convert", "a.safetensors", "c.unknown"], "c.unknown"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(capsys, files, monkeypatch, arguments, message):
+    (files / "page.safetensors").write_text("<!doctype html>")
+    monkeypatch.chdir(files)
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("modsurg: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_wrong_arguments_are_status_2(capsys):
+    for arguments in ([], ["diff", "a"], ["nonsense"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert "usage: modsurg" in capsys.readouterr().err
+
+
+def test_version():
+    done = process("-m", "modsurg", "--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("modsurg ")
+
+
+def test_a_closed_pipe_is_quiet(files):
+    names = [f"layer{i}.weight" for i in range(3000)]
+    modsurg.save_state({name: torch.zeros(1) for name in names}, files / "many.safetensors")
+    command = [sys.executable, "-m", "modsurg", "summary", str(files / "many.safetensors"), "--depth", "9"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.wait(60) == 141
+    assert child.stderr.read() == b""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_is_130():
+    code = (
+        "import signal, sys; from modsurg import cli; "
+        "cli._env = lambda options: (print('ready', flush=True), signal.pause()); sys.exit(cli.main(['env']))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err) == (130, b"", b"modsurg: interrupted\n")
+
+
+def test_warnings_are_one_line(capsys, monkeypatch):
+    import warnings
+
+    from modsurg import cli
+    from modsurg.errors import ModsurgWarning
+
+    monkeypatch.setattr(cli, "_env", lambda options: warnings.warn("mind the gap", ModsurgWarning, stacklevel=1) or 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        status, _, err = run(capsys, "env")
+    assert (status, err) == (0, "modsurg: warning: mind the gap\n")
+
+
+def test_the_bar_shows_at_a_terminal_after_a_second(monkeypatch):
+    import io
+
+    from modsurg import cli
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = cli._Bar("comparing")
+    with bar as show:
+        show(1, 10)
+        assert sys.stderr.getvalue() == ""
+        bar._start -= 2
+        show(5, 10)
+    assert "comparing" in sys.stderr.getvalue()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with cli._Bar("comparing") as show:
+        assert show is None
