@@ -155,3 +155,17 @@ def test_no_heap_beyond_one_tensor(tmp_path):
         load_state(model, path)
     allocated = sum(event.self_cpu_memory_usage for event in profile.key_averages() if event.self_cpu_memory_usage > 0)
     assert allocated <= 512 * 512 * 4
+
+
+def test_tensors_made_in_inference_mode(tmp_path, way):
+    new = net()
+    path = save_state(new, tmp_path / "a.safetensors")
+    with torch.inference_mode():
+        model = net()
+    load_state(model, path)
+    assert same(model, copies(new))
+    half = copies(new)
+    with torch.inference_mode():
+        model = net().double()
+        load_state(model, path)
+    assert all(torch.equal(value, half[key].double()) for key, value in model.state_dict().items())

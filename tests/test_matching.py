@@ -8,7 +8,7 @@ from loads import net, refused
 from torch import nn
 
 from modsurg import load_state, save_state
-from modsurg.errors import LoadError, PatternError
+from modsurg.errors import LoadError, ModsurgWarning, PatternError
 
 
 def test_strict_off_reports():
@@ -22,6 +22,14 @@ def test_strict_off_reports():
     assert str(report) == (
         "loaded 8 of 9 keys\n  missing  0.bias  not in the file, as it was\n  unexpected  more  not in the model"
     )
+
+
+def test_strict_off_tells_what_would_fit():
+    state = {f"backbone.{key}": value for key, value in net().state_dict().items()}
+    with pytest.warns(ModsurgWarning, match=r'nothing fits(.*\n)*They fit with .*rename=\{"backbone\.": ""\}'):
+        report = load_state(net(), state, strict=False)
+    assert report.advice == 'They fit with load_state(..., rename={"backbone.": ""})'
+    assert not report.loaded
 
 
 def test_strict_off_still_refuses_a_wrong_shape():

@@ -12,7 +12,7 @@ def test_a_long_list_is_cut():
 
 
 def test_problems_stand_under_each_other():
-    problems = Problems(total=3, misfits={"a": "too wide"}, missing={"long.name": ""}, fixes=["Mend it"])
+    problems = Problems(total=3, misfits={"a": "too wide"}, missing={"long.name": ""}, advice="Mend it")
     assert str(problems.error()) == (
         "2 of 3 keys do not fit; nothing was loaded.\n  a  too wide\n  long.name  not in the file\nMend it"
     )

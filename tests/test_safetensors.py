@@ -254,3 +254,9 @@ def test_a_tie_survives_when_its_first_name_is_left_out(tmp_path):
     assert derived.notes.ties == {"y": "x"}
     write_safetensors(tmp_path / "x.safetensors", derived)
     assert same(SafetensorsSource(Path(tmp_path / "x.safetensors")).read("y"), weight)
+
+
+def test_a_header_that_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr("modsurg.checkpoints.formats.safetensors.HEADER_LIMIT", 1000)
+    with pytest.raises(SaveError, match=r"the header would take .* bytes; safetensors allows 1,000: save to \.pt"):
+        written(tmp_path / "x.safetensors", {"a" * 1000: torch.ones(1)})

@@ -259,3 +259,12 @@ def test_others_read_ours_and_we_theirs(tmp_path):
     fresh = transformers.BertForMaskedLM(config).eval()
     load_state(fresh, tmp_path / "hub" / "model.safetensors.index.json")
     assert torch.equal(fresh(tokens).logits, model(tokens).logits)
+
+
+def test_a_link_or_a_directory_is_no_target(tmp_path):
+    (tmp_path / "net.safetensors").mkdir()
+    with pytest.raises(SaveError, match=r"net\.safetensors is a link or a directory: give a file name"):
+        save(tmp_path / "net.safetensors")
+    (tmp_path / "x.safetensors.index.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(SaveError, match=r"x\.safetensors\.index\.json is a link"):
+        save(tmp_path / "x.safetensors")

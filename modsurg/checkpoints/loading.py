@@ -1,6 +1,7 @@
 """From a plan to a filled model, with a way back for everything that can fail."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -13,7 +14,7 @@ from modsurg.checkpoints.matching import Options, Plan, judge_keys, make_plan
 from modsurg.checkpoints.reports import LoadReport, Problems
 from modsurg.checkpoints.targets import Targets, fill_meta, find_targets
 from modsurg.checkpoints.verification import insist
-from modsurg.errors import LoadError
+from modsurg.errors import LoadError, ModsurgWarning
 
 
 def load(model: nn.Module, source: Source, options: Options, verify: bool = False) -> LoadReport:
@@ -43,7 +44,17 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
             way_back.callback(_load_extra(source, plan))
             fill(source, plan.fills)
         way_back.pop_all()
-    return plan.report()
+    return _report(source, targets, plan)
+
+
+def _report(source: Source, targets: Targets, plan: Plan) -> LoadReport:
+    """What was done, and what would have done more."""
+    hints = Problems()
+    judge_keys(source, targets, plan, hints)
+    report = plan.report(hints.advice)
+    if not report.loaded and plan.missing:
+        warnings.warn(f"nothing fits, so nothing was loaded.\n{report}", ModsurgWarning, stacklevel=4)
+    return report
 
 
 def _load_custom(

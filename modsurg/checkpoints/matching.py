@@ -79,10 +79,10 @@ class Plan:
         filled = {fill.target.name for fill in self.fills} | self.covered | self.reshaped.keys()
         return [target for name, target in targets.tensors.items() if name in filled]
 
-    def report(self) -> LoadReport:
+    def report(self, advice: str = "") -> LoadReport:
         """The plan, carried out."""
         loaded = [*(fill.target.name for fill in self.fills), *self.reshaped, *(name for name, _, _ in self.extra)]
-        return LoadReport(loaded, self.missing, list(self.leftover.values()), self.skipped, self.sliced)
+        return LoadReport(loaded, self.missing, list(self.leftover.values()), self.skipped, self.sliced, advice=advice)
 
 
 def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan, Problems]:
@@ -198,9 +198,7 @@ def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems)
         problems.unexpected[key] = f', as "{name}"' if name != key else ""
     if rules:
         share = "They" if len(left) == served else f"{served} of them"
-        problems.fixes.append(f"{share} fit with load_state(..., rename={as_code(rules)})")
-    elif problems.missing or problems.unexpected:
-        problems.fixes.append("load_state(..., strict=False) loads what fits and reports the rest")
+        problems.advice = f"{share} fit with load_state(..., rename={as_code(rules)})"
 
 
 def _renamed(source: Source, options: Options) -> dict[str, str]:

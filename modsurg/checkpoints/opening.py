@@ -36,7 +36,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     if (path / ".metadata").exists():
         return DistributedSource(path)
     if not path.is_file():
-        raise FormatError(f"{path} is no file, and no directory of torch.distributed.checkpoint: it has no .metadata")
+        raise FormatError(f"{path} is no file, and no directory of torch.distributed.checkpoint{_inside(path)}")
     if path.name.endswith(".index.json"):
         return ShardedSource(path, open_source)
     if path.suffix == ".safetensors":
@@ -71,3 +71,11 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
         write_torch(path, source)
         return path
     raise SaveError(f"{path}: the name does not say which format to write. Known are {_KNOWN}")
+
+
+def _inside(path: Path) -> str:
+    """What could be meant instead of a directory."""
+    names = sorted(name.name for name in path.iterdir()) if path.is_dir() else []
+    found = [name for name in names if name.endswith((".index.json", *_TORCH))]
+    found += [name for name in names if name.endswith(".safetensors") and not found]
+    return f": open {str(path / found[0])!r}" if found else ""

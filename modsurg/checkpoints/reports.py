@@ -20,6 +20,7 @@ class LoadReport:
         skipped: Names left alone because they did not fit, and why.
         sliced: Names filled where file and model overlap, and both shapes.
         taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
+        advice: The argument that would make more of it fit; empty if none is known.
     """
 
     loaded: Sequence[str] = ()
@@ -28,6 +29,7 @@ class LoadReport:
     skipped: Mapping[str, str] = field(default_factory=dict)
     sliced: Mapping[str, str] = field(default_factory=dict)
     taken: str = ""
+    advice: str = ""
 
     def __bool__(self) -> bool:
         return not (self.missing or self.unexpected or self.skipped or self.sliced)
@@ -40,7 +42,7 @@ class LoadReport:
         lines += table({**self.sliced}, "sliced  ")
         lines += table(dict.fromkeys(self.missing, "not in the file, as it was"), "missing  ")
         lines += table(dict.fromkeys(self.unexpected, "not in the model"), "unexpected  ")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.advice] if self.advice else lines)
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Problems:
         misfits: Name -> what is wrong with it: a shape, a dtype, a tie.
         missing: Name -> a hint.
         unexpected: Key -> a hint.
-        fixes: Lines of code that mend it.
+        advice: The argument that mends it, if one is known.
         held_back: Misfits that count only if loading code of the model's own can't mend them.
     """
 
@@ -60,7 +62,7 @@ class Problems:
     misfits: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     unexpected: dict[str, str] = field(default_factory=dict)
-    fixes: list[str] = field(default_factory=list)
+    advice: str = ""
     held_back: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -79,7 +81,11 @@ class Problems:
         lines += table(self.misfits, "")
         lines += table({name: f"not in the file{hint}" for name, hint in self.missing.items()}, "")
         lines += table({key: f"not in the model{hint}" for key, hint in self.unexpected.items()}, "")
-        return LoadError("\n".join(lines + self.fixes))
+        by_name = self.missing or self.unexpected
+        advice = self.advice or (
+            "load_state(..., strict=False) loads what fits and reports the rest" if by_name else ""
+        )
+        return LoadError("\n".join([*lines, advice] if advice else lines))
 
 
 def table(rows: Mapping[str, str], start: str) -> list[str]:

@@ -128,7 +128,9 @@ def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
     if len(groups) == 1 and not path.name.endswith(INDEX):
         write_safetensors(path, source)
         return path
-    index = Path(os.path.realpath(path if path.name.endswith(INDEX) else path.with_name(path.name + ".index.json")))
+    index = path if path.name.endswith(INDEX) else path.with_name(path.name + ".index.json")
+    if index.is_symlink() or index.is_dir() or path.is_dir():
+        raise SaveError(f"{index if index.is_symlink() else path} is a link or a directory: give a file name")
     strings = pack(replace(source.notes, ties={}, extra={}, versions={}), [])
     layouts = [lay_out(source, group, strings) for group in groups]
     with _alone_in(index.parent):
