@@ -85,6 +85,14 @@ def test_several_states_keep_their_names(tmp_path):
     assert {key: source[key].shape for key in source} == {"generator.w": (1,), "critic.w": (2,)}
 
 
+def test_states_deeper_down(tmp_path):
+    state = {"w": torch.ones(1)}
+    path = saved(tmp_path, {"model": {"encoder": state, "decoder": {"a": state, "b": {"c": state}}, "size": 3}})
+    source = TorchSource(path)
+    assert source.taken == "model"
+    assert list(source) == ["encoder.w", "decoder.a.w", "decoder.b.c.w"]
+
+
 def test_numbers_beside_tensors_are_left(tmp_path):
     source = TorchSource(saved(tmp_path, {"w": torch.ones(1), "epoch": 3, "name": "net", "scale": numpy.float32(2)}))
     assert list(source) == ["w"]
@@ -112,7 +120,7 @@ def test_extra_state(tmp_path):
         ({"epoch": 3, "lr": 0.1}, "there is no state_dict in it. It holds: epoch, lr"),
         ({0: torch.ones(1)}, "no state_dict"),
         ({"w": torch.ones(2).to_sparse()}, r"w is a sparse tensor: only torch\.load"),
-        ({"w": torch.empty(2, device="meta")}, "w is a tensor on meta, which has no values"),
+        ({"w": torch.empty(2, device="meta")}, "w is a tensor on meta, without values"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

@@ -275,6 +275,16 @@ def test_a_damaged_tensor_is_found_by_verify(tmp_path):
         load_state(Holder(a=300, b=300), path, verify=True)
 
 
+def test_a_file_without_checksums(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(tmp_path, {"w": torch.ones(3)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert TorchSource(path).read("w").tolist() == [1, 1, 1]
+    assert verify(path).unhashed == ("w",)
+
+
 class Holder(nn.Module):
     def __init__(self, **sizes):
         super().__init__()

@@ -104,12 +104,14 @@ class Archive:
         data = bytearray(region.nbytes)
         read_into(region, memoryview(data))
         content = bytes(data) if info.compress_type != zipfile.ZIP_DEFLATED else _inflate(data, info.file_size)
-        if zlib.crc32(content) != info.CRC:
+        if _summed(info) and zlib.crc32(content) != info.CRC:
             raise FormatError(f"record {name!r} is damaged: its checksum does not hold")
         return content
 
-    def holds(self, name: str) -> bool:
-        """Whether the checksum of a record holds; read through one small buffer."""
+    def holds(self, name: str) -> bool | None:
+        """Whether the checksum of a record holds, None if it has none; read through one small buffer."""
+        if not _summed(self._info(name)):
+            return None
         region = self.region(name)
         buffer = memoryview(bytearray(min(_WORTH_A_THREAD, region.nbytes)))
         crc = 0
@@ -123,6 +125,11 @@ class Archive:
         if name not in self:
             raise FormatError(f"record {name!r} is missing in the archive: the file was cut off or put together wrong")
         return self._records[self.root + name]
+
+
+def _summed(info: zipfile.ZipInfo) -> bool:
+    """Whether a checksum was stored: torch writes zeros when it was told to compute none."""
+    return info.CRC != 0 or not info.file_size
 
 
 def _inflate(data: bytes | bytearray, size: int) -> bytes:

@@ -45,9 +45,11 @@ _KINDS: Final = {
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
     "torch._utils._rebuild_qtensor": "a quantised tensor",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
-    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor on meta, which has no values",
+    "torch.nested._internal.nested_tensor.NestedTensor": "a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor on meta, without values",
 }
 _DEEPEST: Final = 100
+_NESTED: Final = 4
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") 
         )
     path: list[str] = []
     left: list[str] = []
-    while len(path) < _DEEPEST and (name := _inner(value)) is not None:
+    while len(path) < _NESTED and (name := _inner(value)) is not None:
         left += [".".join((*path, shown(key))) for key in value if key != name]
         path.append(name)
         value = value[name]
@@ -172,27 +174,34 @@ def _inner(value: Mapping[Any, Any]) -> str | None:
 
 
 def _dicts(value: Mapping[Any, Any]) -> list[str]:
+    """The keys of the dictionaries and models in which there are tensors; an optimizer's do not count."""
     return [key for key, item in value.items() if isinstance(key, str) and "optim" not in key and _leads(item)]
 
 
-def _leads(value: object, depth: int = 0) -> bool:
+def _leads(value: object) -> bool:
     """Whether a state or a whole model is in there."""
+    seen: set[int] = set()
+    level = [value]
+    for _ in range(_NESTED):
+        if any(is_module(item) for item in level):
+            return True
+        inside = [item for item in level if isinstance(item, dict) and id(item) not in seen]
+        seen.update(map(id, inside))
+        named = [pair for item in inside for pair in item.items() if isinstance(pair[0], str)]
+        if any(isinstance(item, Stored) for _, item in named):
+            return True
+        level = [item for key, item in named if "optim" not in key]
+    return False
+
+
+def _joined(value: Any, depth: int = 0) -> Mapping[Any, Any]:
+    """The dictionaries in `value`, with their names before their keys; itself, if the tensors are in it."""
     if is_module(value):
-        return True
-    if not isinstance(value, dict) or depth > 3:
-        return False
-    if any(isinstance(item, Stored) and isinstance(key, str) for key, item in value.items()):
-        return True
-    return any(_leads(value[name], depth + 1) for name in STATE_NAMES if name in value)
-
-
-def _joined(value: Ordered | dict[Any, Any]) -> Mapping[Any, Any]:
-    if any(isinstance(item, Stored) for item in value.values()):
+        return module_state(value)
+    several = [] if any(isinstance(item, Stored) for item in value.values()) else _dicts(value)
+    if not several or depth > _NESTED:
         return value
-    several = _dicts(value)
-    if not several:
-        return value
-    states = {name: module_state(value[name]) if is_module(value[name]) else value[name] for name in several}
+    states = {name: _joined(value[name], depth + 1) for name in several}
     return {f"{name}.{key}": item for name, state in states.items() for key, item in state.items()}
 
 

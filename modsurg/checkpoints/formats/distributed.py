@@ -129,8 +129,9 @@ class DistributedSource(Source):
         wanted = self._tensors[key]
         for piece in self._pieces[wanted.storage.key]:
             file, stored = self._open_tensor(piece, wanted.dtype)
-            if file.archive and not file.archive.holds(f"data/{stored.storage.key}"):
-                return False
+            holds = file.archive.holds(f"data/{stored.storage.key}") if file.archive else None
+            if not holds:
+                return holds
         return True
 
     def _open_tensor(self, piece: Piece, dtype: torch.dtype) -> tuple[TorchFile, Stored]:

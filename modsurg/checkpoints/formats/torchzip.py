@@ -87,7 +87,7 @@ class TorchSource(Source):
             self._tensors = found.tensors
             for key, stored in found.tensors.items():
                 _place(self._file, key, stored)
-            self._holds: dict[str, bool] = {}
+            self._holds: dict[str, bool | None] = {}
             notes = self._notes(found)
         except (FormatError, TrustError) as error:
             self.close()
@@ -122,7 +122,7 @@ class TorchSource(Source):
         return super().read(key) if self.region(key) else self._file.read(self._tensors[key])
 
     def check(self, key: str) -> bool | None:
-        """Whether the checksum of the tensor's storage holds; None in files older than torch 1.6, which have none."""
+        """Whether the checksum of the tensor's storage holds; None if it has none, as before torch 1.6."""
         storage = self._tensors[key].storage.key
         if self._file.archive is None:
             return None
