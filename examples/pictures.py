@@ -73,7 +73,7 @@ class Batches:
         pictures: What to draw from.
         batch_size: Pictures in a batch; the last batch holds what is left.
         like: The pictures whose mean and deviation normalise these; the training pictures.
-        augment: Shuffle, crop (up to 4 pixels each way) and, where the classes allow it, flip.
+        augment: Shuffle, crop (up to 2 pixels each way) and, where the classes allow it, flip.
         seed: Of order and augmentation.
     """
 
@@ -103,7 +103,7 @@ class Batches:
             yield ((images.float() / 255 - self.mean) / self.deviation).permute(0, 3, 1, 2), labels
 
 
-def shift_and_flip(images: Tensor, generator: torch.Generator, flip: bool, reach: int = 4) -> Tensor:
+def shift_and_flip(images: Tensor, generator: torch.Generator, flip: bool, reach: int = 2) -> Tensor:
     """Move each picture by up to `reach` pixels, its edge repeated, and mirror about half of them.
 
     Args:
