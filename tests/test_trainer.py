@@ -1,7 +1,6 @@
 """The trainer as a user meets it: fit, evaluate, predict, and a run that goes on."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -97,3 +96,310 @@ class TestFit:
         model.eval()
         make(model).fit(DataLoader(data(), batch_size=10))
         assert model[1].training
+
+
+class TestOptions:
+    def test_the_last_window_is_averaged_over_what_it_holds(self):
+        x, y = data(10).tensors
+        mine = network().eval()
+        trainer = make(mine, optimizer=torch.optim.SGD(mine.parameters(), lr=0.5), accumulate=4)
+        mine[2].p = 0.0
+        trainer.fit(DataLoader(data(10), batch_size=2))
+        plain = network().eval()
+        optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
+        for part in (slice(0, 8), slice(8, 10)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(plain(x[part]), y[part]).backward()
+            optimizer.step()
+        assert trainer.step == 2
+        for mine_p, plain_p in zip(mine.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine_p, plain_p, rtol=1e-5, atol=1e-6)
+
+    def test_uneven_batches_of_a_window_count_by_their_samples(self):
+        x, y = data(10).tensors
+        batches = [(x[:6], y[:6]), (x[6:], y[6:])]
+        mine, plain = network(), network()
+        mine[2].p = plain[2].p = 0.0
+        make(mine, optimizer=torch.optim.SGD(mine.parameters(), lr=0.5), accumulate=2).fit(batches)
+        optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
+        nn.functional.cross_entropy(plain(x), y).backward()
+        optimizer.step()
+        torch.testing.assert_close(mine[0].weight, plain[0].weight)
+
+    def test_clip_norm_limits_the_step(self):
+        model = network()
+        before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+        make(model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0), clip_norm=0.01).fit([data().tensors])
+        after = torch.cat([p.detach().flatten() for p in model.parameters()])
+        assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+    def test_average_follows_and_is_what_is_validated(self):
+        model = network()
+        average = torch.optim.swa_utils.AveragedModel(model)
+        trainer = make(model, average=average)
+        loader = DataLoader(data(), batch_size=10)
+        history = trainer.fit(loader, loader)
+        assert int(average.n_averaged) == 5
+        assert history[-1]["val_loss"] == pytest.approx(trainer.evaluate(loader, average)["loss"])
+        assert history[-1]["val_loss"] != pytest.approx(trainer.evaluate(loader)["loss"])
+
+    def test_bf16_trains_by_autocast(self):
+        seen = []
+        model = network()
+        model[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        history = make(model, precision="bf16").fit(DataLoader(data(), batch_size=10), epochs=2)
+        assert set(seen) == {torch.bfloat16}
+        assert model[0].weight.dtype == torch.float32
+        assert history["loss"][1] < history["loss"][0]
+
+    def test_channels_last_changes_the_result_by_rounding_only(self):
+        def run(**options):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+            make(model, **options).fit([(torch.ones(2, 3, 8, 8), torch.tensor([0, 1]))], epochs=2)
+            return model
+
+        fast, plain = run(), run(channels_last=False, keep_memory=False)
+        assert fast[0].weight.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(fast[0].weight, plain[0].weight.contiguous())
+
+    def test_patience_stops_a_run_that_does_not_get_better(self):
+        model = network()
+        trainer = make(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
+        model[2].p = 0.0
+        history = trainer.fit(DataLoader(data(), batch_size=10), DataLoader(data(), batch_size=10), 9, patience=2)
+        assert len(history) == 3
+        assert history.stopped == "val_loss did not get better for 2 epochs"
+
+    def test_a_seed_makes_runs_equal(self):
+        def run():
+            model = network()
+            torch.seed()
+            return make(model, seed=4).fit(DataLoader(data(), batch_size=10, shuffle=True))["loss"]
+
+        assert run() == run()
+
+    def test_thaw_unfreezes_by_schedule(self):
+        model = network()
+        for parameter in model[0].parameters():
+            parameter.requires_grad = False
+        seen = []
+        make(model).fit(
+            DataLoader(data(), batch_size=25),
+            epochs=3,
+            thaw={2: "0"},
+            on_epoch=lambda trainer: seen.append(model[0].weight.requires_grad),
+        )
+        assert seen == [False, False, True]
+
+
+class TestBatches:
+    def test_a_mapping_gives_the_model_the_fields_that_it_names(self):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(6, 3)
+
+            def forward(self, x, scale):
+                return self.layer(x) * scale
+
+        x, y = data().tensors
+        loss = make(Model(), loss=lambda output, batch: nn.functional.cross_entropy(output, batch["y"])).fit(
+            [{"x": x, "scale": torch.tensor(2.0), "y": y}], epochs=2
+        )["loss"]
+        assert loss[1] < loss[0]
+
+    def test_a_lone_tensor_is_its_own_target(self):
+        model = nn.Linear(6, 6)
+        make(model, loss=nn.MSELoss()).fit(DataLoader(TensorDataset(data().tensors[0]), batch_size=10))
+        make(model, loss=nn.MSELoss()).fit([data().tensors[0]])
+
+    def test_own_loop_body(self):
+        trainer = make()
+        rows = []
+        for epoch in trainer.epochs(DataLoader(data(), batch_size=10), epochs=2):
+            for x, y in epoch:
+                epoch.step(trainer.loss(trainer.model(x), y))
+            rows.append(epoch.row["loss"])
+        assert rows == trainer.history["loss"]
+        assert trainer.step == 10
+
+    def test_a_body_that_leaves_early_shortens_the_epoch(self):
+        trainer = make()
+        for epoch in trainer.epochs(DataLoader(data(), batch_size=10), epochs=2):
+            for x, y in epoch:
+                epoch.step(trainer.loss(trainer.model(x), y))
+                if epoch.batch == 2:
+                    break
+        assert (trainer.step, len(trainer.history)) == (4, 2)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("loader", "message"),
+        [
+            ([], "train_loader is empty: it must give at least one batch"),
+            (DataLoader(data(3), batch_size=8, drop_last=True), r"drop_last=True, and 3 samples make no batch of 8"),
+            (iter([data().tensors]), r"an iterator, which lasts for one epoch: .* list\(train_loader\)"),
+            (data(), r"DataLoader\(train_loader, batch_size=64\)"),
+            (3, "train_loader is a int, which gives no batches"),
+        ],
+    )
+    def test_a_loader_that_cannot_work_is_refused_before_anything(self, loader, message):
+        with pytest.raises(BatchError, match=message):
+            make().fit(loader)
+
+    def test_a_generator_that_gives_nothing(self):
+        class Nothing:
+            def __iter__(self):
+                return iter(())
+
+        with pytest.raises(BatchError, match="epoch 1: the train loader gave no batch"):
+            make().fit(Nothing())
+
+    def test_an_empty_batch(self):
+        x, y = data().tensors
+        with pytest.raises(BatchError, match=r"epoch 1, batch 2 .*float32\[0, 6\].*holds no sample"):
+            make().fit([(x, y), (x[:0], y[:0])])
+
+    def test_a_loss_that_is_no_scalar(self):
+        with pytest.raises(BatchError, match=r'epoch 1, batch 1 .*shape \(50,\), not \(\): reduction="mean"'):
+            make(loss=nn.CrossEntropyLoss(reduction="none")).fit([data().tensors])
+        with pytest.raises(BatchError, match="the loss is a float, not a tensor"):
+            make(loss=lambda output, target: 0.5).fit([data().tensors])
+
+    @pytest.mark.parametrize(("shift", "fix"), [(1, "subtract 1"), (7, "give the last layer 10 outputs")])
+    def test_a_label_out_of_range(self, shift, fix):
+        x, y = data().tensors
+        with pytest.raises(BatchError, match=rf"epoch 1, batch 2 .*labels go from {shift} .*3 outputs .*{fix}"):
+            make().fit([(x, y), (x, y + shift)])
+
+    def test_a_batch_of_the_wrong_shape(self):
+        x, y = data().tensors
+        with pytest.raises(BatchError, match=r"batch 2 .*Sequential and the loss can't take \(float32\[50, 5\], int64"):
+            make().fit([(x, y), (x[:, :5], y)])
+
+    def test_an_error_of_the_model_itself_stays_what_it_is(self):
+        class OwnError(ValueError):
+            pass
+
+        def loss(output, target):
+            raise OwnError("mine")
+
+        with pytest.raises(OwnError, match="mine"):
+            make(loss=loss).fit([data().tensors])
+
+    def test_everything_frozen(self):
+        model = network()
+        trainer = make(model)
+        model.requires_grad_(False)
+        with pytest.raises(TrainingError, match=r"backward failed.*Every parameter is frozen: modsurg.unfreeze"):
+            trainer.fit([data().tensors])
+
+    def test_a_model_without_values(self):
+        with torch.device("meta"):
+            model = nn.Linear(2, 2)
+        with pytest.raises(DeviceError, match=r"weight and 1 more of the model has no values \(meta\): load_state"):
+            make(model)
+
+    def test_parameters_in_no_optimizer_are_named(self):
+        model = network()
+        trainer = make(model, optimizer=torch.optim.SGD(model[0].parameters(), lr=0.1))
+        with pytest.warns(ModsurgWarning, match=r"3.weight, 3.bias are in no optimizer .*modsurg.sync"):
+            trainer.fit([data().tensors])
+
+    def test_an_optimizer_of_another_model(self):
+        trainer = make(optimizer=torch.optim.SGD(network().parameters(), lr=0.1))
+        with (
+            pytest.raises(TrainingError, match=r"holds no parameter of this model: make it from model.parameters\(\)"),
+            pytest.warns(ModsurgWarning, match="in no optimizer"),
+        ):
+            trainer.fit([data().tensors])
+
+    def test_a_schedule_that_is_too_short(self):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=7)
+        trainer = make(model, optimizer=optimizer, scheduler=scheduler)
+        with pytest.raises(TrainingError, match=r"OneCycleLR has 7 steps, 0 of them done, and 10 .*total_steps=10"):
+            trainer.fit(DataLoader(data(), batch_size=10), epochs=2)
+
+    def test_numbers_that_make_no_sense(self):
+        with pytest.raises(TrainingError, match="accumulate=0"):
+            make(accumulate=0)
+        with pytest.raises(TrainingError, match="epochs=0: train for at least one epoch"):
+            make().fit([data().tensors], epochs=0)
+        with pytest.raises(TrainingError, match="best='val_loss' is not measured; there are loss"):
+            make(best="val_loss").fit([data().tensors])
+
+    def test_a_metric_of_the_wrong_shape(self):
+        with pytest.raises(TrainingError, match=r"metric wrong gave shape \(3,\)"):
+            make(metrics={"wrong": lambda output, target: output[0]}).fit([data().tensors])
+
+
+class TestNonFinite:
+    def test_the_step_is_named_and_the_weights_before_it_stay(self):
+        x, y = data().tensors
+        good, bad = (x, y), (x * math.nan, y)
+        mine, plain = network(), network()
+        torch.manual_seed(0)
+        with pytest.raises(NonFiniteError, match=r"epoch 1, batch 3 \(step 3\): the loss is nan; .*after step 2"):
+            make(mine).fit([good, good, bad])
+        torch.manual_seed(0)
+        make(plain).fit([good, good])
+        assert same(mine, plain)
+
+    def test_on_a_device_the_flag_is_read_later_and_names_the_step(self, monkeypatch):
+        x, y = data().tensors
+        trainer = make()
+        trainer.watch.near = False
+        with pytest.raises(NonFiniteError, match="step 2: the loss is not finite; the weights are those of the last"):
+            trainer.fit([(x, y), (x * math.inf, y), (x, y)])
+        assert all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
+
+    def test_no_tensor_is_read_while_nothing_is_shown(self, monkeypatch):
+        read = []
+        for name in ("item", "tolist", "__float__", "__bool__"):
+            method = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, lambda self, m=method, n=name: read.append(n) or m(self))
+        model = network()
+        trainer = make(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), metrics=[accuracy], clip_norm=1.0)
+        trainer.screen.next_look = math.inf
+        at_last = []
+        trainer.fit([data().tensors] * 20, on_step=lambda trainer: at_last.append(list(read)))
+        assert at_last == [[]] * 20
+
+    def test_weights_that_a_gradient_spoilt_are_not_kept(self, tmp_path):
+        model = nn.Linear(6, 3)
+        trainer = make(model, checkpoint_dir=tmp_path, loss=lambda o, t: (o * 0).sum().sqrt() + o.sum() * 0)
+        with pytest.raises(NonFiniteError, match="after step 1 the weights are not finite; weight was already not"):
+            trainer.fit([data().tensors])
+        assert not list(tmp_path.iterdir())
+
+
+class TestMemory:
+    def test_what_would_fit_is_said(self):
+        class Big(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(6, 3)
+
+            def forward(self, x):
+                if len(x) > 13:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return self.layer(x)
+
+        with pytest.raises(TrainingError, match="50 samples are out of memory, 12 fit: batch_size=12, accumulate=5"):
+            make(Big()).fit([data().tensors])
+
+
+class TestPredict:
+    def test_joins_the_batches_and_leaves_the_mode(self):
+        model = network()
+        trainer = make(model)
+        expected = model.eval()(data().tensors[0])
+        model.train()
+        assert torch.equal(trainer.predict(DataLoader(data(), batch_size=50)), expected)
+        assert torch.equal(trainer.predict(data().tensors[0]), expected)
+        assert model.training
+        assert model[2].training

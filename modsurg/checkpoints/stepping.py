@@ -81,6 +81,30 @@ def numbered(saved: Mapping[str, Any], optimizer: Optimizer, names: Mapping[int,
     return {"state": state, "param_groups": groups}
 
 
+def carried(
+    saved: Mapping[str, Any], optimizer: Optimizer, names: Mapping[int, str], old: Mapping[str, str]
+) -> dict[str, Any]:
+    """Bring what `named` gave of an optimizer before an edit under the names after it.
+
+    Args:
+        saved: From before the edit.
+        optimizer: As it is after the edit.
+        names: Of `parameter_names`, after the edit.
+        old: New name -> old name of what the edit kept. The rest begins without a state.
+    """
+    groups = [
+        {**group, "params": mine} for group, mine in zip(saved["groups"], _called(optimizer, names), strict=False)
+    ]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {}
+    for name, parameter in zip(chain(*_called(optimizer, names)), parameters, strict=True):
+        before = saved["state"].get(old.get(name, ""), {})
+        sizes = {value.shape for value in before.values() if isinstance(value, torch.Tensor) and value.ndim}
+        if before and sizes <= {parameter.shape}:
+            state[name] = before
+    return {"groups": groups, "state": state}
+
+
 def _called(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str]]:
     return [
         [names.get(id(parameter), f"#{i}.{j}") for j, parameter in enumerate(group["params"])]

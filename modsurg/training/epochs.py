@@ -8,7 +8,7 @@ import torch
 
 from modsurg.errors import BatchError
 from modsurg.training import trouble
-from modsurg.training.batches import count, forward, move
+from modsurg.training.batches import count, describe, forward, move
 from modsurg.training.loop import Meter, Window
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class Epoch:
                 batch = move(taken, device)
                 self.batch += 1
                 self._samples = count(batch)
+                if not self._samples:
+                    raise BatchError(
+                        f"{self}: the batch {describe(batch)} holds no sample: leave it out of the loader."
+                    )
                 yield batch
                 if trainer.stopping and self.window.held == 0:
                     break

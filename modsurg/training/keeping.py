@@ -1,27 +1,22 @@
 """A run's files: the trainer's own position, `last` and `best`, and going on from one."""
 
 import contextlib
-import copy
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from modsurg.checkpoints.randomness import random_states, set_random_states
-from modsurg.checkpoints.runs import Run, read_run, restore, save_checkpoint
-from modsurg.errors import ModsurgWarning, TrainingError
-from modsurg.training import processes, sharding
+from modsurg.checkpoints.runs import read_run, restore, save_checkpoint
+from modsurg.errors import ModsurgError, ModsurgWarning, TrainingError
+from modsurg.training import edits, processes, sharding
 from modsurg.tree.frozen import held, hold, release
 
 if TYPE_CHECKING:
-    from modsurg.surgery.reports import Report
     from modsurg.training.trainer import Trainer
 
 
@@ -87,8 +82,9 @@ def save(trainer: "Trainer", path: str | os.PathLike[str], left: Interrupted | N
         "ranks": ranks,
     }
     if trainer.sharded:
-        sharding.save(trainer, path, own)
-    elif processes.rank() == 0:
+        sharding.save(path, trainer.model, trainer.optimizer)
+        path = Path(path) / sharding.OWN
+    if processes.rank() == 0:
         save_checkpoint(path, step=trainer.step, trainer=own, **stateful(trainer))
 
 
@@ -98,7 +94,11 @@ def rotate(trainer: "Trainer", left: Interrupted | None, improved: bool) -> None
     directory = Path(trainer.checkpoint_dir)
     directory.mkdir(parents=True, exist_ok=True)
     if trainer.sharded:
-        sharding.rotate(trainer, directory, left, improved)
+        name = f"sharded-{trainer.step:08d}" + (f"-{left.samples}" if left else "")
+        save(trainer, directory / name, left)
+        processes.gathered(None)
+        if processes.rank() == 0:
+            sharding.point(directory, name, ["last", "best"] if improved else ["last"], trainer.keep)
         return
     last = directory / "last.safetensors"
     save(trainer, last, left)
@@ -144,13 +144,18 @@ def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
     if "trainer" not in run.states:
         raise TrainingError(f"{file} was not written by a Trainer: load_checkpoint({str(file)!r}, model=...) reads it.")
     own = run.states["trainer"]
-    _replay(trainer, own["recipes"])
-    for report in trainer.reports[len(own["recipes"]) :]:
-        _carry(trainer, run, report)
-    if file.is_dir():
-        sharding.load(trainer, file, run)
-    else:
-        restore(run, stateful(trainer))
+    made = len(trainer.reports)
+    try:
+        edits.again(trainer, own["recipes"])
+        if file.is_dir():
+            sharding.load(file, trainer.model, trainer.optimizer, alone=trainer.world == 1)
+            restore(run, {name: value for name, value in stateful(trainer).items() if name in run.states})
+        else:
+            edits.carry(trainer, run)
+            restore(run, stateful(trainer))
+    except ModsurgError:
+        trainer.unfollow(made)
+        raise
     trainer.position.__dict__.update(own["position"])
     trainer.history.rows[:] = own["history"]
     frozen, holding = set(own["frozen"]), set(own["held"])
@@ -158,6 +163,7 @@ def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
         parameter.requires_grad = name not in frozen
     for path, module in trainer.model.named_modules():
         (hold if path in holding else release)(module)
+    trainer.prepare()
     if len(own["ranks"]) != trainer.world:
         if trainer.position.batch:
             text = f"{len(own['ranks'])} processes wrote {file}, {trainer.world} read it: the epoch begins again."
@@ -167,16 +173,6 @@ def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
     mine = own["ranks"][processes.rank()]
     set_random_states(mine["random"])
     return Interrupted(**mine["left"]) if mine["left"] else None
-
-
-def follow(average: AveragedModel, model: nn.Module, report: "Report", before: Mapping[str, Any]) -> None:
-    """Edit averaged weights as the model was: what is new in the model is taken over, the rest keeps its average."""
-    average.module = copy.deepcopy(model)
-    kept = report.remap(before)
-    with torch.no_grad():
-        for name, value in average.module.state_dict().items():
-            if name in kept and kept[name].shape == value.shape:
-                value.copy_(kept[name])
 
 
 def settings(trainer: "Trainer") -> dict[str, Any]:
@@ -201,32 +197,12 @@ def stateful(trainer: "Trainer") -> dict[str, Any]:
         "scaler": trainer.scaler,
         "average": trainer.average,
     }
+    if trainer.sharded:
+        found = {"scaler": trainer.scaler}
     found |= {f"scheduler_{when}": scheduler for when, scheduler in trainer.schedulers.items()}
     if isinstance(trainer.loss, nn.Module) and trainer.loss.state_dict():
         found["loss"] = trainer.loss
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _replay(trainer: "Trainer", recipes: list[str | None]) -> None:
-    from modsurg.surgery.recipes import Recipe
-    from modsurg.surgery.replaying import replay
-
-    for recipe in recipes[len(trainer.reports) :]:
-        if recipe is None:
-            raise TrainingError(
-                "the run was edited in a way that can't be recorded: make that edit before fit(resume=)."
-            )
-        before = dict(trainer.average.module.state_dict()) if trainer.average else {}
-        schedulers = list(trainer.schedulers.values())
-        options = {"trust": trainer.trust, "optimizer": trainer.optimizer, "scheduler": schedulers}
-        trainer.follow(replay(trainer.model, Recipe.from_json(recipe), **options), before)
-
-
-def _carry(trainer: "Trainer", run: Run, report: "Report") -> None:
-    """Bring a file from before an edit under the edited model's names; what is new keeps its own values."""
-    now = trainer.model.state_dict()
-    kept = report.remap(run.states["model"])
-    run.states["model"] = {**{name: kept.get(name, value) for name, value in now.items()}}
 
 
 def _link(source: Path, target: Path) -> None:

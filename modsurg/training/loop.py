@@ -171,6 +171,17 @@ class Watch:
                 if isinstance(value, torch.Tensor):
                     self.spare.setdefault(name, torch.empty_like(value)).copy_(value)
 
+    def check_weights(self, step: int) -> None:
+        """Look at the weights, before they are kept.
+
+        Raises:
+            NonFiniteError: A gradient was not finite although the loss was.
+        """
+        parts = [p.to_local() if hasattr(p, "to_local") else p for p in self.model.parameters()]
+        finite = [torch.isfinite(part).all() for part in parts]
+        if finite and not bool(torch.stack(finite).all()):
+            raise NonFiniteError(self._message(f"after step {step} the weights are not finite", step))
+
     def _message(self, what: str, step: int) -> str:
         spoilt = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
         kept = f"the weights are those after step {step}"

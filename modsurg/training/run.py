@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from modsurg.errors import ModsurgWarning, TrainingError
+from modsurg.surgery.parameters import unfreeze
 from modsurg.training import evaluation, keeping, processes
 from modsurg.training.devices import kept_memory
 from modsurg.training.epochs import Epoch
@@ -189,8 +190,6 @@ class Run:
         done = self.trainer.position.epoch - self.trainer.position.start
         for epoch, where in sorted(self.thaw.items()):
             if epoch <= done:
-                from modsurg.surgery.verbs import unfreeze
-
                 unfreeze(self.trainer.model, where)
         if self.trainer.world > 1 and done in self.thaw:
             self.trainer.prepare()
@@ -220,6 +219,7 @@ class Run:
         if trainer.checkpoint_dir is None:
             return
         left = None
+        trainer.watch.check_weights(trainer.step)
         if epoch is not None:
             trainer.position.batch = epoch.batch
             left = keeping.Interrupted(self.feed.states, self.feed.position(), epoch.meter.samples, epoch.meter.read())

@@ -1,55 +1,38 @@
-"""A sharded run (FSDP2) in files: torch.distributed.checkpoint writes the parts, a small file beside them the rest."""
+"""A sharded run (FSDP2) in files: torch.distributed.checkpoint writes the parts of the model and its optimizer."""
 
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modsurg.checkpoints.runs import Run, restore, save_checkpoint
-from modsurg.training import processes
-
-if TYPE_CHECKING:
-    from modsurg.training.keeping import Interrupted
-    from modsurg.training.trainer import Trainer
+from torch import nn
+from torch.optim import Optimizer
 
 OWN = "run.safetensors"
 
 
-def save(trainer: "Trainer", path: str | os.PathLike[str], own: dict[str, Any]) -> None:
+def save(path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer) -> None:
     """Write a directory; all processes take part."""
     from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.checkpoint.state_dict_saver import save as write
 
-    model, optimizer = get_state_dict(trainer.model, trainer.optimizer)
-    write({"model": model, "optimizer": optimizer}, checkpoint_id=os.fspath(path))
-    if processes.rank() == 0:
-        save_checkpoint(Path(path) / OWN, step=trainer.step, trainer=own, **_small(trainer))
+    weights, moments = get_state_dict(model, optimizer)
+    write({"model": weights, "optimizer": moments}, checkpoint_id=os.fspath(path))
 
 
-def load(trainer: "Trainer", path: Path, run: Run) -> None:
-    """Set a model, sharded or whole, and its optimizer from a directory; all processes take part."""
+def load(path: Path, model: nn.Module, optimizer: Optimizer, *, alone: bool) -> None:
+    """Set a model, sharded or whole, and its optimizer from a directory; all processes take part, if not `alone`."""
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
-    model, optimizer = get_state_dict(trainer.model, trainer.optimizer)
-    state: dict[str, Any] = {"model": model, "optimizer": optimizer}
-    read(state, checkpoint_id=os.fspath(path), no_dist=trainer.world == 1)
-    restore(run, _small(trainer))
-    set_state_dict(
-        trainer.model, trainer.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+    weights, moments = get_state_dict(model, optimizer)
+    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    read(state, checkpoint_id=os.fspath(path), no_dist=alone)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
-def rotate(trainer: "Trainer", directory: Path, left: "Interrupted | None", improved: bool) -> None:
-    """Write a new directory, point `last` (and `best`) to it, and remove those that nobody points to."""
-    from modsurg.training import keeping
-
-    name = f"sharded-{trainer.step:08d}" + (f"-{left.samples}" if left else "")
-    keeping.save(trainer, directory / name, left)
-    processes.gathered(None)
-    if processes.rank():
-        return
-    links = ["last", *(["best"] if improved else [])]
+def point(directory: Path, name: str, links: list[str], keep: int) -> None:
+    """Let `last` and `best` be the new directory; remove those to which nothing points, but for the latest `keep`."""
     for link in links:
         temporary = directory / f".{link}.{os.getpid()}"
         temporary.unlink(missing_ok=True)
@@ -57,11 +40,5 @@ def rotate(trainer: "Trainer", directory: Path, left: "Interrupted | None", impr
         os.replace(temporary, directory / link)
     kept = {os.readlink(directory / link) for link in ("last", "best") if (directory / link).is_symlink()}
     others = sorted(path.name for path in directory.glob("sharded-*") if path.name not in kept)
-    for old in others[: -trainer.keep or None]:
+    for old in others[: -keep or None]:
         shutil.rmtree(directory / old)
-
-
-def _small(trainer: "Trainer") -> dict[str, Any]:
-    from modsurg.training.keeping import stateful
-
-    return {name: value for name, value in stateful(trainer).items() if name not in ("model", "optimizer", "average")}

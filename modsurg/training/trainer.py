@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from modsurg.errors import ModsurgWarning, RecipeError, TrainingError
-from modsurg.training import evaluation, keeping, processes
+from modsurg.training import edits, evaluation, keeping, processes
 from modsurg.training.batches import parameters_of
 from modsurg.training.devices import Precision, autocast, pick_device, place
 from modsurg.training.epochs import Epoch
@@ -274,7 +274,14 @@ class Trainer:
         place(self.model, self.place, channels_last=self.channels_last)
         self.prepare()
         if self.average is not None:
-            keeping.follow(self.average, self.model, report, averaged)
+            edits.follow(self.average, self.model, report, averaged)
+
+    def unfollow(self, made: int) -> None:
+        """Take back the edits after the first `made`; for a file that turns out not to fit."""
+        while len(self.reports) > made:
+            self.reports.pop().undo()
+            self.recipes.pop()
+            self.prepare()
 
     def stop(self, reason: str = "trainer.stop()") -> None:
         """End the run after the present step, as Ctrl-C does; `history.stopped` is the reason.

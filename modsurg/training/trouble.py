@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modsurg.errors import BatchError, TrainingError
+from modsurg.errors import BatchError, DeviceError, TrainingError
 from modsurg.training.batches import count, describe, first_tensor, forward, part
 from modsurg.training.processes import farewell, lost
 
@@ -116,8 +116,8 @@ def check_parameters(model: nn.Module, device: torch.device) -> None:
     """Refuse a model that is not where the run is.
 
     Raises:
-        TrainingError: Named with the first parameter.
+        DeviceError: Named with the first parameter.
     """
     for name, parameter in model.named_parameters():
         if parameter.device.type != device.type:
-            raise TrainingError(f"{name} is on {parameter.device}, the trainer on {device}: model.to({str(device)!r}).")
+            raise DeviceError(f"{name} is on {parameter.device}, the trainer on {device}: model.to({str(device)!r}).")

@@ -1,0 +1,233 @@
+"""A run that is stopped and goes on, in this process and in a new one, and edits on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kept_run import build, run
+from torch import nn
+
+from modsurg import Trainer, load_state
+from modsurg.checkpoints.runs import read_run
+from modsurg.errors import LoadError, ModsurgWarning, TrainingError
+
+
+def weights(trainer):
+    return [value.clone() for value in trainer.model.state_dict().values()]
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+def timeless(history):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in history]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, stop):
+    whole, loader = build(None)
+    expected = run(whole, loader)
+    first, loader = build(tmp_path)
+    history = run(first, loader, on_step=lambda trainer: trainer.stop() if trainer.step == stop else None)
+    assert (history.stopped, first.step) == ("trainer.stop()", stop)
+    second, loader = build(tmp_path, seed=9)
+    assert timeless(run(second, loader, resume=True)) == timeless(expected)
+    assert equal(whole, second)
+    assert second.optimizer.state_dict()["param_groups"] == whole.optimizer.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize(("workers", "how"), [(0, "SIGKILL"), (2, "SIGTERM"), (0, "SIGINT")])
+def test_a_run_that_is_killed_or_told_to_end_goes_on_in_a_new_process(tmp_path, workers, how):
+    script = Path(__file__).with_name("kept_run.py")
+
+    def start(*arguments):
+        command = [sys.executable, str(script), str(tmp_path), str(workers), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    first = start("new", how)
+    if how == "SIGKILL":
+        assert first.returncode == -signal.SIGKILL
+    else:
+        assert (first.returncode, first.stdout) == (0, f"{how} 6\n")
+    second = start("resume", "on")
+    assert (second.returncode, second.stdout) == (0, " 12\n"), second.stderr
+    whole, loader = build(None, workers)
+    run(whole, loader)
+    trainer, _ = build(tmp_path)
+    load_state(trainer.model, read_run(tmp_path / "last.safetensors").states["model"])
+    assert equal(whole, trainer)
+
+
+def test_last_best_and_the_latest_are_kept(tmp_path):
+    trainer, loader = build(tmp_path, keep=2)
+    trainer.fit(loader, epochs=3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.safetensors", "last.safetensors", "step-00000008.safetensors", "step-00000012.safetensors"]
+    assert read_run(tmp_path / "last.safetensors").step == 12
+
+
+def test_best_does_not_change_when_training_goes_on(tmp_path):
+    model = nn.Linear(6, 3)
+    worse = torch.optim.SGD(model.parameters(), lr=0.5, maximize=True)
+    trainer = Trainer(model, worse, nn.CrossEntropyLoss(), checkpoint_dir=tmp_path, progress=False)
+    batch = (torch.ones(2, 6), torch.tensor([0, 1]))
+    trainer.fit([batch])
+    kept = (tmp_path / "best.safetensors").read_bytes()
+    trainer.fit([batch], epochs=2)
+    assert (tmp_path / "best.safetensors").read_bytes() == kept
+    assert (tmp_path / "last.safetensors").read_bytes() != kept
+
+
+def test_where_best_is_higher(tmp_path):
+    trainer, loader = build(tmp_path, best="val_accuracy")
+    history = trainer.fit(loader, loader, epochs=3)
+    best = read_run(tmp_path / "best.safetensors").states["trainer"]["history"][-1]["val_accuracy"]
+    assert best == max(history["val_accuracy"])
+
+
+def test_resume_begins_anew_where_there_is_nothing_and_refuses_a_name_that_is_not_there(tmp_path):
+    trainer, loader = build(tmp_path)
+    assert len(run(trainer, loader, resume=True)) == 3
+    with pytest.raises(TrainingError, match=r"nothing.safetensors': there is no such file. resume=True begins anew"):
+        run(trainer, loader, resume=tmp_path / "nothing.safetensors")
+    trainer, loader = build(None)
+    with pytest.raises(TrainingError, match=r"resume=True needs Trainer\(..., checkpoint_dir=...\)"):
+        run(trainer, loader, resume=True)
+
+
+def test_a_file_of_another_model_changes_nothing(tmp_path):
+    first, loader = build(tmp_path)
+    run(first, loader)
+    model = nn.Linear(6, 3)
+    before = model.weight.clone()
+    other = Trainer(model, torch.optim.SGD(model.parameters()), nn.CrossEntropyLoss(), progress=False)
+    with pytest.raises(LoadError, match="does not fit; nothing was loaded"):
+        other.fit(loader, resume=tmp_path / "last.safetensors")
+    assert torch.equal(model.weight, before)
+    assert other.step == 0
+
+
+def test_a_loader_with_a_state_of_its_own_is_asked(tmp_path):
+    class Counting:
+        def __init__(self):
+            self.at = 0
+            self.given = []
+
+        def __len__(self):
+            return 6
+
+        def __iter__(self):
+            while self.at < 6:
+                self.at += 1
+                self.given.append(self.at)
+                yield torch.full((2, 6), float(self.at)), torch.tensor([0, 1])
+            self.at = 0
+
+        def state_dict(self):
+            return {"at": self.at}
+
+        def load_state_dict(self, state):
+            self.at = state["at"]
+
+    def go(resume, stop):
+        model = nn.Linear(6, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), checkpoint_dir=tmp_path, progress=False)
+        loader = Counting()
+        trainer.fit(loader, resume=resume, on_step=lambda t: t.stop() if t.step == stop else None)
+        return loader.given
+
+    assert (go(False, 4), go(True, None)) == ([1, 2, 3, 4], [5, 6])
+
+
+class TestEdits:
+    def edited(self, trainer):
+        with trainer.edit() as e:
+            e.insert_after("0", nn.LayerNorm(8))
+            e.replace(nn.ReLU, nn.GELU)
+        return e.report
+
+    def test_the_optimizer_trains_what_is_new_and_the_average_follows(self):
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        average = torch.optim.swa_utils.AveragedModel(model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), average=average, progress=False)
+        batches = [(torch.randn(8, 6), torch.randint(3, (8,)))] * 3
+        trainer.fit(batches)
+        averaged = average.module[2].weight.clone()
+        assert not torch.equal(averaged, model[2].weight)
+        self.edited(trainer)
+        assert torch.equal(average.module[3].weight, averaged)
+        trainer.fit(batches)
+        assert not torch.equal(model[1].weight, torch.ones(8))
+        assert not torch.equal(average.module[1].weight, torch.ones(8))
+
+    def test_between_two_steps_of_a_loop(self):
+        trainer, loader = build(None)
+        for epoch in trainer.epochs(loader, epochs=3):
+            for x, y in epoch:
+                epoch.step(trainer.loss(trainer.model(x), y))
+                if epoch.number == 2 and epoch.batch == 2:
+                    self.edited(trainer)
+        assert trainer.step == 12
+        assert isinstance(trainer.model[1], nn.LayerNorm)
+
+    def test_a_fresh_model_resumes_from_a_file_after_the_edit(self, tmp_path):
+        whole, loader = build(tmp_path)
+        whole.fit(loader, epochs=1)
+        self.edited(whole)
+        whole.fit(loader, epochs=1, on_step=lambda t: t.stop() if t.step == 6 else None)
+        again, loader = build(tmp_path)
+        again.fit(loader, epochs=1, resume=True)
+        assert [type(module) for module in again.model] == [type(module) for module in whole.model]
+        assert (again.step, len(again.history)) == (8, 2)
+
+    def test_an_edited_model_resumes_from_a_file_before_the_edit(self, tmp_path):
+        first, loader = build(tmp_path)
+        first.fit(loader, epochs=1)
+        again, loader = build(tmp_path)
+        self.edited(again)
+        again.fit(loader, epochs=2, resume=True, on_step=lambda t: t.stop() if t.step == 5 else None)
+        assert again.step == 5
+        assert isinstance(again.model[1], nn.LayerNorm)
+        moments = again.optimizer.state[again.model[0].weight]
+        assert int(moments["step"]) == 5
+        assert int(again.optimizer.state[again.model[1].weight]["step"]) == 1
+
+    def test_an_edit_that_cannot_be_recorded_says_so(self, tmp_path):
+        class Odd(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.function = lambda x: x
+
+            def forward(self, x):
+                return self.function(x)
+
+        trainer, loader = build(tmp_path)
+        with (
+            pytest.warns(ModsurgWarning, match="resumed from here on has to make this edit itself"),
+            trainer.edit() as e,
+        ):
+            e.replace("2", Odd())
+        trainer.fit(loader)
+        again, loader = build(tmp_path)
+        with pytest.raises(TrainingError, match="can't be recorded: make that edit before"):
+            again.fit(loader, resume=True)
+
+
+def test_what_was_thawed_is_thawed_after_resuming(tmp_path):
+    def start():
+        trainer, loader = build(tmp_path)
+        trainer.model[0].requires_grad_(False)
+        return trainer, loader
+
+    first, loader = start()
+    first.fit(loader, epochs=3, thaw={1: "0"}, on_step=lambda t: t.stop() if t.step == 6 else None)
+    second, loader = start()
+    second.fit(loader, epochs=3, thaw={1: "0"}, resume=True, on_step=lambda t: t.stop() if t.step == 7 else None)
+    assert second.model[0].weight.requires_grad
