@@ -36,7 +36,9 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     if (path / ".metadata").exists():
         return DistributedSource(path)
     if not path.is_file():
-        raise FormatError(f"{path} is no file, and no directory of torch.distributed.checkpoint{_inside(path)}")
+        raise FormatError(
+            f"{path} is no file, and no directory of torch.distributed.checkpoint: it has no .metadata{_inside(path)}"
+        )
     if path.name.endswith(".index.json"):
         return ShardedSource(path, open_source)
     if path.suffix == ".safetensors":
@@ -78,4 +80,4 @@ def _inside(path: Path) -> str:
     names = sorted(name.name for name in path.iterdir()) if path.is_dir() else []
     found = [name for name in names if name.endswith((".index.json", *_TORCH))]
     found += [name for name in names if name.endswith(".safetensors") and not found]
-    return f": open {str(path / found[0])!r}" if found else ""
+    return f"; open {str(path / found[0])!r}" if found else ""
