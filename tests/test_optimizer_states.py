@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from optimizing import OPTIMIZERS, grouped, moving, net, replacing, step
@@ -51,17 +53,20 @@ def test_what_new_places_begin_with():
     assert torch.equal(*begins(lambda p: torch.optim.ASGD(p, t0=0), "ax"))
 
 
-def test_state_that_is_not_understood_begins_anew():
+@pytest.mark.parametrize(
+    "odd, what", [(torch.zeros(7), r"odd is \(7,\)"), ([torch.zeros(2, 2)], "odd is a list"), ({}, "odd is a dict")]
+)
+def test_state_that_is_not_understood_begins_anew(odd, what):
     model = net()
     optimizer = torch.optim.Adam(model.parameters())
     step(model, optimizer)
-    optimizer.state[model[3].weight]["blocks"] = torch.zeros(7)
+    optimizer.state[model[3].weight]["odd"] = odd
     named = named_parameters(model)
     reports = resize_modules(walk(model), [("3", model[3])], {"out_features": 3}, Journal())
     journal = Journal()
     entry = optimizer.state[model[3].weight]
     (done,) = follow([optimizer], Moved(named, named, resized=reports), journal)
-    assert done.notes == ("3.weight: blocks is (7,), which is not understood, so its state begins anew",)
+    assert re.fullmatch(f"3.weight: {what}, which is not understood, so its state begins anew", *done.notes)
     assert model[3].weight not in optimizer.state
     step(model, optimizer)
     journal.rollback()
@@ -107,3 +112,17 @@ def test_undo_after_training_keeps_what_was_learned():
     assert set(optimizer.state) == set(model[:3].parameters())
     assert grouped(optimizer, model) == [[name for name, _ in model.named_parameters()]]
     step(model, optimizer)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resized_twice_in_one_edit(name):
+    model = net()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    step(model, optimizer)
+    named, reports = named_parameters(model), []
+    for size in (1, 3):
+        reports += resize_modules(walk(model), [("3", model[3])], {"out_features": size}, Journal())
+    follow([optimizer], Moved(named, named, resized=reports), Journal())
+    step(model, optimizer)
+    step(model, optimizer)
+    assert torch.isfinite(model[3].weight).all()

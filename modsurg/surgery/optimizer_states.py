@@ -8,7 +8,7 @@ import torch
 from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.overlap import Axes, Reshaped, factor, like, overlay, resized
+from modsurg.surgery.overlap import Axes, Reshaped, factor, like, new_shape, overlay, resized
 
 State = MutableMapping[Any, Any]
 
@@ -85,6 +85,9 @@ def resize_state(optimizer: Optimizer, group: dict[str, Any], shape: Reshaped, j
             continue
         changed = {}
         for key, value in entry.items():
+            if isinstance(value, (list, tuple, dict)):
+                del state[shape.tensor]
+                return f"{key} is a {type(value).__name__}, which is not understood, so its state begins anew"
             if isinstance(value, torch.Tensor) and value.ndim and key != "step":
                 fitting = factor(shape.axes, value.shape, column="col" in str(key))
                 if fitting is None:
@@ -100,7 +103,7 @@ def _resized(
     key: str, value: torch.Tensor, axes: Axes, parameter: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
     """New places begin as the optimizer begins: at zero, but for three."""
-    if key == "ax":  # ASGD: the average of the parameter itself
+    if key == "ax" and parameter.shape == new_shape(axes):  # ASGD: the average of the parameter itself
         new = parameter.detach().clone(memory_format=torch.contiguous_format)
         overlay(value, new, axes)
         return like(new, value)
