@@ -194,14 +194,13 @@ def _leads(value: object) -> bool:
     return False
 
 
-def _joined(value: Any, depth: int = 0) -> Mapping[Any, Any]:
+def _joined(value: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any]:
     """The dictionaries in `value`, with their names before their keys; itself, if the tensors are in it."""
-    if is_module(value):
-        return module_state(value)
     several = [] if any(isinstance(item, Stored) for item in value.values()) else _dicts(value)
     if not several or depth > _NESTED:
         return value
-    states = {name: _joined(value[name], depth + 1) for name in several}
+    parts = {name: value[name] for name in several}
+    states = {name: module_state(part) if is_module(part) else _joined(part, depth + 1) for name, part in parts.items()}
     return {f"{name}.{key}": item for name, state in states.items() for key, item in state.items()}
 
 
