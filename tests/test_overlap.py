@@ -34,27 +34,34 @@ def test_old_outputs_read_nothing_new():
 
 
 @pytest.mark.parametrize(
-    "shape, column, expected",
+    "shape, key, expected",
     [
-        ((4, 2, 3), False, (5, 1, 3)),
-        ((4, 2, 1), False, (5, 1, 1)),
-        ((1, 2, 3), False, (1, 1, 3)),
-        ((4, 2), False, (5, 1)),
-        ((4, 3), True, (5, 3)),
-        ((7,), False, None),
-        ((4, 2, 2), False, None),
-        ((4, 3, 2), True, None),
+        ((4, 2, 3), "exp_avg", (5, 1, 3)),
+        ((4, 2, 1), "exp_avg", (5, 1, 1)),
+        ((1, 2, 3), "exp_avg", (1, 1, 3)),
+        ((4, 2), "exp_avg", (5, 1)),
+        ((4, 3), "col_var", (5, 3)),
+        ((7,), "exp_avg", None),
+        ((4, 2, 2), "exp_avg", None),
+        ((4, 3, 2), "col_var", None),
     ],
 )
-def test_factors(shape, column, expected):
+def test_factors(shape, key, expected):
     axes = (Axis((4,), (5,)), Axis((2,), (1,)), *fixed(3))
-    found = factor(axes, shape, column)
+    found = factor(axes, shape, key)
     assert (found and new_shape(found)) == expected
 
 
 def test_rows_and_columns_of_a_square():
     axes = (Axis((3,), (5,)), Axis((3,), (2,)))
-    assert [new_shape(factor(axes, (3,), column)) for column in (False, True)] == [(5,), (2,)]
+    assert [new_shape(factor(axes, (3,), key)) for key in ("row", "col")] == [(5,), (2,)]
+
+
+def test_one_row_is_not_a_factor_but_one_column_number_is():
+    axes = (Axis((1,), (3,)), Axis((4,), (5,)))
+    assert new_shape(factor(axes, (1, 4), "exp_avg")) == (3, 5)
+    assert new_shape(factor(axes, (1, 4), "col_var")) == (1, 5)
+    assert new_shape(factor(axes, (1, 1), "row_var")) == (3, 1)
 
 
 def test_memory_format():

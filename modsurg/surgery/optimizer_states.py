@@ -89,7 +89,7 @@ def resize_state(optimizer: Optimizer, group: dict[str, Any], shape: Reshaped, j
                 del state[shape.tensor]
                 return f"{key} is a {type(value).__name__}, which is not understood, so its state begins anew"
             if isinstance(value, torch.Tensor) and value.ndim and key != "step":
-                fitting = factor(shape.axes, value.shape, column="col" in str(key))
+                fitting = factor(shape.axes, value.shape, str(key))
                 if fitting is None:
                     del state[shape.tensor]
                     return f"{key} is {tuple(value.shape)}, which is not understood, so its state begins anew"

@@ -98,23 +98,26 @@ def like(new: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return new
 
 
-def factor(axes: Axes, shape: Sequence[int], column: bool) -> Axes | None:
+def factor(axes: Axes, shape: Sequence[int], key: str) -> Axes | None:
     """The axes of a tensor that an optimizer keeps for a parameter with `axes`: the same, or without some dimension.
 
     Args:
         axes: The parameter's.
         shape: The tensor's shape: the parameter's own, or with some of its dimensions 1, or without its last dimension
             (one number for each row) or the one before it (one for each column).
-        column: Which of the two, where the shape alone does not tell.
+        key: The tensor's name; `row` or `col` in it tells which, where the shape alone does not.
     """
     whole, shape = old_shape(axes), tuple(shape)
     if len(shape) == len(whole):
         if any(size not in (1, full) for size, full in zip(shape, whole, strict=True)):
             return None
-        pairs = zip(axes, shape, whole, strict=True)
-        return tuple(axis if size == full else fixed(1)[0] for axis, size, full in pairs)
+        single = len(shape) - 1 if "row" in key else len(shape) - 2 if "col" in key else -1
+        return tuple(
+            fixed(1)[0] if size != full or (size == 1 and place == single) else axis
+            for place, (axis, size, full) in enumerate(zip(axes, shape, whole, strict=True))
+        )
     rows, columns = axes[:-1], axes[:-2] + axes[-1:]
-    for choice in (columns, rows) if column else (rows, columns):
+    for choice in (columns, rows) if "col" in key else (rows, columns):
         if len(whole) > 1 and shape == old_shape(choice):
             return choice
     return None
