@@ -1,0 +1,87 @@
+"""What a batch is."""
+
+import collections
+import dataclasses
+
+import torch
+from torch import nn
+
+from modsurg.training.batches import count, describe, fields, forward, move, parameters_of, part
+
+Pair = collections.namedtuple("Pair", "image label")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    x: torch.Tensor
+    name: str = "a"
+
+
+def test_every_structure_is_moved_and_keeps_its_class():
+    x = torch.ones(2)
+    batch = (Pair(x, [x]), {"a": x, "b": 3}, Sample(x))
+    moved = move(batch, torch.device("meta"))
+    assert type(moved[0]) is Pair
+    assert type(moved[2]) is Sample
+    assert {str(t.device) for t in (moved[0].image, moved[0].label[0], moved[1]["a"], moved[2].x)} == {"meta"}
+    assert batch[2].x is x
+    assert str(x.device) == "cpu"
+
+
+def test_what_is_there_already_is_not_copied():
+    x = torch.ones(2)
+    assert move([x], torch.device("cpu"))[0] is x
+
+
+def test_an_object_that_can_move_itself_is_asked():
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 1), torch.ones(1, 1)])
+    assert move(packed, torch.device("meta")).data.is_meta
+
+
+def test_samples_are_counted_in_the_first_tensor_with_a_size():
+    assert count((torch.tensor(1.0), {"x": torch.ones(4, 2)})) == 4
+    assert count(Pair(torch.ones(3), torch.ones(3))) == 3
+    assert count("text") == 1
+
+
+def test_a_part_of_every_structure():
+    x = torch.arange(4)
+    assert part(Pair(x, x), 2).label.tolist() == [0, 1]
+    assert part({"x": x, "n": "a"}, 1)["x"].tolist() == [0]
+    assert part(Sample(x), 3).x.tolist() == [0, 1, 2]
+
+
+def test_descriptions():
+    x = torch.ones(4, 2)
+    assert describe(Pair(x, {"y": x})) == "(float32[4, 2], dict(y=float32[4, 2]))"
+    assert describe(Sample(x)) == "Sample(x=float32[4, 2], name=str)"
+
+
+class TestForward:
+    def test_pairs_and_longer_tuples(self):
+        class Two(nn.Module):
+            def forward(self, a, b):
+                return a + b
+
+        x, y = torch.ones(2), torch.zeros(2)
+        accepted = parameters_of(Two())
+        assert forward(Two(), accepted, (x, x, y))[1] is y
+        assert forward(Two(), accepted, ((x, x), y))[0].tolist() == [2, 2]
+        assert forward(Two(), accepted, ({"a": x, "b": x}, y))[0].tolist() == [2, 2]
+        assert forward(nn.ReLU(), None, Pair(x, y))[1] is y
+
+    def test_fields(self):
+        class Named(nn.Module):
+            def forward(self, x):
+                return x
+
+        class Anything(nn.Module):
+            def forward(self, **fields):
+                return fields
+
+        batch = {"x": torch.ones(2), "y": torch.zeros(2)}
+        assert forward(Named(), parameters_of(Named()), batch) == (batch["x"], batch)
+        assert forward(Anything(), parameters_of(Anything()), batch)[0] == batch
+        assert parameters_of(Anything()) is None
+        assert forward(Named(), parameters_of(Named()), Sample(batch["x"]))[0] is batch["x"]
+        assert fields(Sample) is None
