@@ -96,9 +96,11 @@ class _LazyPlanner(DefaultSavePlanner):
 @contextlib.contextmanager
 def _pending(target: Path) -> Iterator[Path]:
     """A directory beside the target that is gone after the block, unless it was renamed."""
-    for left in target.parent.glob(f".{target.name}.*{_SUFFIX}"):
-        _remove_if_dead(left)
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}{_SUFFIX}"
+    prefix = f".{target.name}."
+    for left in target.parent.iterdir():
+        if left.name.startswith(prefix) and left.name.endswith(_SUFFIX):
+            _remove_if_dead(left)
+    temporary = target.parent / f"{prefix}{secrets.token_hex(4)}{_SUFFIX}"
     temporary.mkdir()
     lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
     try:
