@@ -6,6 +6,7 @@ behind is cleared by the next save to the same target; a lock on it tells whethe
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,6 +20,9 @@ from modsurg.errors import SaveError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SUFFIX = ".saving"
 _LONGEST = 200
+_PORTION = 8 << 20
+_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it
 
 
 class PendingFile:
@@ -34,6 +38,7 @@ class PendingFile:
         self.target = _checked(target)
         self.size = size
         self.written = 0
+        self._started = 0
         _clear(self.target)
         self.temporary, self.fd = _create(self.target)
         self._open = True
@@ -51,7 +56,15 @@ class PendingFile:
                 count = os.write(self.fd, view[done:])
                 done += count
                 self.written += count
+        self._start_disk()
         return done
+
+    def _start_disk(self) -> None:
+        """Let the disk work while the next bytes are made, where the system can be told so."""
+        coming = self.written - self._started
+        if _sync_file_range is not None and coming >= _PORTION:
+            _sync_file_range(self.fd, ctypes.c_int64(self._started), ctypes.c_int64(coming), _START_WRITING)
+            self._started = self.written
 
     def patch(self, data: bytes, offset: int) -> None:
         """Overwrite what is already written at `offset`."""
