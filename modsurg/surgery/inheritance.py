@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from modsurg.errors import EditError
 from modsurg.surgery.guards import above
 from modsurg.surgery.steps import Step
 from modsurg.tree.frozen import held, mode
+from modsurg.tree.wrappers import wrapper_kind
 
 _HOOKS = {
     "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
@@ -183,11 +185,10 @@ def _is_bound(hook: Callable[..., Any], module: nn.Module) -> bool:
 
 def _report_left_behind(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
     left: list[str] = []
-    if "forward" in old.__dict__ and "forward" not in new.__dict__:
+    if "forward" in old.__dict__ and "forward" not in new.__dict__ and wrapper_kind(old) is None:
         left.append("the forward that was set on the old module itself")
-    parametrized = old._modules.get("parametrizations")
-    if parametrized is not None and "parametrizations" not in new._modules:
-        left.append(f"the parametrization of {', '.join(parametrized._modules)}")
+    if is_parametrized(old) and not is_parametrized(new):
+        left.append(f"the parametrization of {', '.join(old.get_submodule('parametrizations')._modules)}")
     for hook in old._forward_pre_hooks.values():
         if belongs_to(hook, old) and not isinstance(hook, MethodType) and not _has_like(new, hook):
             left.append(f"{type(hook).__name__} (a hook of {type(hook).__module__})")

@@ -29,16 +29,16 @@ def wrapper_kind(module: nn.Module) -> str | None:
         'ScriptModule'
     """
     for base in type(module).__mro__:
-        if (base.__module__, base.__name__) in _KINDS:
-            return _KINDS[base.__module__, base.__name__]
+        package, kind = _KINDS.get(base.__name__, ("", ""))
+        if package and base.__module__.startswith(package):
+            return kind
     return None
 
 
 _KINDS = {
-    ("torch.nn.parallel.distributed", "DistributedDataParallel"): "DDP",
-    ("torch.nn.parallel.data_parallel", "DataParallel"): "DataParallel",
-    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"): "FSDP",
-    ("torch.distributed.fsdp._fully_shard._fully_shard", "FSDPModule"): "FSDP2",
-    ("torch.distributed._composable.fsdp.fully_shard", "FSDPModule"): "FSDP2",
-    ("torch.jit._script", "ScriptModule"): "ScriptModule",
+    "DistributedDataParallel": ("torch.nn.parallel", "DDP"),
+    "DataParallel": ("torch.nn.parallel", "DataParallel"),
+    "FullyShardedDataParallel": ("torch.distributed", "FSDP"),
+    "FSDPModule": ("torch.distributed", "FSDP2"),
+    "ScriptModule": ("torch.jit", "ScriptModule"),
 }

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from torch import nn
+
+from modsurg import edit, freeze, insert_after, remove, replace, resize, select, wrap
+from modsurg.errors import EditError, ModsurgWarning, WrapperError
+from modsurg.tree.wrappers import wrapper_kind
+
+
+class Held(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, *args, **kwargs):
+        return self.base(*args, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_model_is_refused_before_a_change():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    for verb in (
+        lambda: replace(scripted, "1", nn.GELU()),
+        lambda: insert_after(scripted, "1", nn.GELU()),
+        lambda: remove(scripted, "1"),
+        lambda: resize(scripted, "0", out_features=3),
+        lambda: freeze(scripted, "0"),
+    ):
+        with pytest.raises(
+            WrapperError, match=r"ScriptModule\), and nothing was changed: .*torch.jit.script\(edited\)"
+        ):
+            verb()
+    model = nn.Sequential(scripted, nn.ReLU())
+    with pytest.raises(WrapperError, match='"0.1" can\'t be edited: "0" is a RecursiveScriptModule'):
+        replace(model, "0.1", nn.GELU())
+    replace(model, "0", nn.Linear(2, 2))
+    assert type(model[0]) is nn.Linear
+
+
+def test_data_parallel_is_refused():
+    model = nn.DataParallel(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(WrapperError, match=r"DataParallel \(DataParallel\).*`parallel.module`"):
+        replace(model, "module.0", nn.ReLU())
+
+
+def test_ddp_and_fsdp_are_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        ddp = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(2, 2)))
+        with pytest.raises(WrapperError, match=r"\(DDP\).*`ddp.module`, before wrapping"):
+            replace(ddp, "module.0", nn.ReLU())
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        sharded = fully_shard(nn.Sequential(nn.Linear(2, 2)), mesh=mesh)
+        assert wrapper_kind(sharded) == "FSDP2"
+        with pytest.raises(WrapperError, match=r"\(FSDP2\).*before fully_shard"):
+            replace(sharded, "0", nn.ReLU())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_compiled_model_is_edited_and_runs_the_edit():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    compiled = torch.compile(model, backend="eager")
+    x = torch.ones(1, 2)
+    compiled(x)
+    replace(compiled, "1", lambda old: nn.Threshold(100.0, 7.0))
+    assert compiled(x).tolist() == [[7.0, 7.0]]
+    assert type(model[1]) is nn.Threshold
+
+
+def test_a_hook_of_accelerate_is_refused_and_may_be_wrapped():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0]._hf_hook = object()
+    with pytest.raises(EditError, match=r'"0" is under a hook of accelerate.*remove_hook_from_module'):
+        replace(model, "0", nn.Linear(2, 2))
+    wrap(model, "0", nn.Sequential)
+
+
+def test_what_attention_reads_is_told():
+    attention = nn.MultiheadAttention(4, 2)
+    with pytest.warns(ModsurgWarning, match='"out_proj" is never called: MultiheadAttention reads its bias, weight'):
+        replace(attention, "out_proj", lambda old: nn.Linear(4, 4))
+    with pytest.raises(EditError, match='"out_proj": MultiheadAttention reads bias, weight of it, which Held does not'):
+        wrap(attention, "out_proj", Held)
+
+
+def test_among_several_the_one_that_is_read_stays():
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
+    with pytest.warns(ModsurgWarning, match='"1.out_proj": MultiheadAttention reads .* Held does not have: left as it'):
+        report = wrap(model, nn.Linear, Held)
+    assert [change.paths for change in report.changes] == [("0",)]
+    x = torch.ones(1, 1, 4)
+    model[1](x, x, x)
+
+
+@torch.no_grad()
+def test_the_fast_path_does_not_pass_a_new_module_by():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    model = nn.TransformerEncoder(layer, 1).eval()
+    calls = []
+
+    class Counted(Held):
+        def forward(self, x):
+            calls.append(1)
+            return self.base(x)
+
+    x = torch.randn(1, 3, 8)
+    before = model(x)
+    with pytest.warns(ModsurgWarning, match='"layers.0": the fast path .* is turned off'):
+        report = wrap(model, "layers.0.linear1", Counted)
+    torch.testing.assert_close(model(x), before)
+    assert calls == [1]
+    report.undo()
+    assert model.layers[0].activation_relu_or_gelu == 1
+
+
+def test_the_root_has_no_place():
+    for verb in (replace, wrap, insert_after):
+        with pytest.raises(EditError, match="the root Linear has no place in a tree; assign your variable instead"):
+            verb(nn.Linear(2, 2), "", nn.ReLU())
+    with edit(nn.Sequential(nn.Sequential(nn.ReLU()))) as e:
+        e.remove(nn.Sequential)
+    assert [change.paths for change in e.report.changes] == [("0",)]
+
+
+def test_a_lazy_module_is_replaced_by_another():
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2).to("meta"), nn.Bilinear(2, 2, 2))
+    report = replace(model, "0", nn.LazyLinear(8))
+    assert len(select(model, nn.LazyLinear)) == 1
+    assert model[0].out_features == 8
+    report.undo()
+    assert model[0].out_features == 4
