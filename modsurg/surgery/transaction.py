@@ -231,7 +231,8 @@ def _report_frozen(step: Step, selection: Selection, kind: str, done: Frozen) ->
     for site in selection:
         parameters = sum(id(parameter) in changed for parameter in site.module.parameters())
         statistics = sum(id(module) in held for module in site.module.modules())
-        what = f"{parameters} parameters" + (f" and the statistics of {statistics} modules" if statistics else "")
+        what = f"{parameters} parameter{'s' * (parameters != 1)}"
+        what += f" and the statistics of {statistics} module{'s' * (statistics != 1)}" if statistics else ""
         step.changes.append(Change(kind, site.paths, site.module, site.module, f"{what} {state}"))
     step.frozen = bool(changed)
     step.warnings += done.notes
