@@ -169,3 +169,22 @@ def test_tensors_made_in_inference_mode(tmp_path, way):
         model = net().double()
         load_state(model, path)
     assert all(torch.equal(value, half[key].double()) for key, value in model.state_dict().items())
+
+
+def test_a_large_load_that_breaks_off_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(filling, "JOURNAL_LIMIT", 0)
+    new, model = net(), net()
+    path = save_state(new, tmp_path / "a.safetensors")
+    path.read_bytes()
+    failing(monkeypatch, 3, OSError(errno.EIO, "Input/output error"))
+    load_state(model, path)
+    assert same(model, copies(new))
+
+    def preadv(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(transfer.os, "preadv", preadv)
+    with pytest.raises(
+        LoadError, match="broke off while it was read.*a part of the model has the new values: load again"
+    ):
+        load_state(model, path)

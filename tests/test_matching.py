@@ -149,8 +149,22 @@ def test_dtypes(file, model, fits):
         assert list(report.skipped) == ["x"]
 
 
-def test_whole_numbers_that_do_not_fit():
+@pytest.mark.parametrize(
+    "file, model, bad",
+    [
+        (torch.int64, torch.int32, 2**40),
+        (torch.int64, torch.uint8, -1),
+        (torch.int64, torch.uint64, -1),
+        (torch.uint64, torch.int64, 2**63),
+        (torch.uint8, torch.int8, 200),
+    ],
+)
+def test_whole_numbers_that_do_not_fit(file, model, bad):
     place = nn.Module()
-    place.register_buffer("x", torch.zeros(2, dtype=torch.int32))
-    assert load_state(place, {"x": torch.tensor([1, -1])})
-    refused(place, {"x": torch.tensor([1, 2**40])}, "x  file int64, model int32, which loses values")
+    place.register_buffer("x", torch.zeros(2, dtype=model))
+    assert load_state(place, {"x": torch.tensor([1, 100], dtype=file)})
+    assert place.x.tolist() == [1, 100]
+    names = [str(each).removeprefix("torch.") for each in (file, model)]
+    refused(
+        place, {"x": torch.tensor([1, bad], dtype=file)}, f"x  file {names[0]}, model {names[1]}, which loses values"
+    )

@@ -8,7 +8,7 @@ was cut off shows then, and the second read comes from memory. Ctrl-C is obeyed 
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -16,7 +16,7 @@ from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.transfer import Region, is_plain, read_all, read_into
 from modsurg.checkpoints.matching import Fill
 from modsurg.checkpoints.sharing import write_anywhere
-from modsurg.errors import LoadError
+from modsurg.errors import FormatError, LoadError
 
 JOURNAL_LIMIT = 32 << 20
 _STEP = 1 << 20
@@ -24,10 +24,10 @@ _libc = ctypes.CDLL(None)
 
 
 def fill(source: Source, fills: Sequence[Fill]) -> None:
-    """Fill tensors; all of them or none.
+    """Fill tensors.
 
     Raises:
-        LoadError: The file can't be read.
+        LoadError: The file can't be read. The tensors are as they were, unless the message says otherwise.
     """
     fills = _distinct(fills)
     direct: list[tuple[Region, torch.Tensor]] = []
@@ -38,7 +38,6 @@ def fill(source: Source, fills: Sequence[Fill]) -> None:
             staged.append(each)
         else:
             direct.append((region, each.target.tensor))
-
     direct.sort(key=lambda job: job[0])
 
     def attempt() -> None:
@@ -47,17 +46,30 @@ def fill(source: Source, fills: Sequence[Fill]) -> None:
             _copy(source, each)
         torch.autograd.graph.increment_version([tensor for _, tensor in direct if not tensor.is_inference()])
 
-    with _told_as_load_error(source):
-        if sum(each.target.tensor.nbytes for each in fills) <= JOURNAL_LIMIT:
-            with _journal(fills):
-                attempt()
-            return
-        _probe(source, direct, staged)
+    if sum(each.target.tensor.nbytes for each in fills) <= JOURNAL_LIMIT:
+        with _told_as_load_error(source), _journal(fills):
+            attempt()
+    else:
+        with _told_as_load_error(source):
+            _probe(source, direct, staged)
+        _carry_through(source, attempt)
+
+
+def _carry_through(source: Source, attempt: Callable[[], None]) -> None:
+    """There is no way back from here, so what goes wrong is tried once more."""
+    try:
+        attempt()
+    except KeyboardInterrupt:
+        attempt()
+        raise
+    except (OSError, FormatError):
         try:
             attempt()
-        except KeyboardInterrupt:
-            attempt()
-            raise
+        except (OSError, FormatError) as error:
+            raise LoadError(
+                f"{source.path} broke off while it was read ({error}), and a part of the model has the new values: "
+                "load again, from a file that is whole"
+            ) from error
 
 
 def _distinct(fills: Sequence[Fill]) -> list[Fill]:

@@ -140,7 +140,7 @@ class _Planner:
             self.plan.reshaped[name] = entry.name
             return
         shape = tuple(target.tensor.shape)
-        lossy = "" if entry.dtype is target.tensor.dtype else _lossy(self.source, entry, target.tensor.dtype)
+        lossy = _lossy(self.source, entry, target.tensor.dtype)
         problem = lossy or f"file {entry.shape}, model {shape}"
         if entry.shape == shape and not lossy:
             self.plan.fills.append(Fill(target, entry.name))
@@ -235,10 +235,14 @@ def _lossy(source: Source, entry: Entry, dtype: torch.dtype) -> str:
     ranks = _rank(entry.dtype), _rank(dtype)
     if ranks[0] > ranks[1] or not _convertible(entry.dtype, dtype):
         return text
-    if ranks == (1, 1) and torch.iinfo(entry.dtype).bits >= torch.iinfo(dtype).bits:
+    if ranks == (1, 1) and not _holds(torch.iinfo(dtype), torch.iinfo(entry.dtype)):
         values = source.read(entry.name)
-        return "" if values.to(dtype).to(entry.dtype).equal(values) else text
+        return "" if values.to(dtype).double().equal(values.double()) else text
     return ""
+
+
+def _holds(wide: torch.iinfo, narrow: torch.iinfo) -> bool:
+    return wide.min <= narrow.min and narrow.max <= wide.max
 
 
 def _convertible(old: torch.dtype, new: torch.dtype) -> bool:

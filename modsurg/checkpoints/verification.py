@@ -109,6 +109,6 @@ def insist(source: Source, keys: Iterable[str]) -> None:
         raise IntegrityError(f"{found}; nothing was loaded. Get the file again")
     if found.unhashed:
         raise IntegrityError(
-            f"{source.path}: {found.unhashed[0]} has no stored hash, so it can't be verified; nothing was loaded. "
-            "Load without verify=True, and save_state writes a file that has hashes"
+            f"{source.path or 'a state in memory'}: {found.unhashed[0]} has no stored hash, so it can't be verified; "
+            "nothing was loaded. Load without verify=True, and save_state writes a file that has hashes"
         )
