@@ -130,7 +130,9 @@ class Drawing:
         before = self._packer.marks
         remedy = "use a subclass; after Accelerate, remove_hook_from_module(model, recurse=True)"
         held = attributes(module)
-        for name in self._methods.setdefault(kind, methods(kind)) & held.keys():
+        if kind not in self._methods:
+            self._methods[kind] = methods(kind)
+        for name in self._methods[kind] & held.keys():
             if not is_own_method(held[name], module):
                 self._packer.refuse(f"{path}.{name}".strip("."), "a method replaced on this object", remedy)
                 del held[name]

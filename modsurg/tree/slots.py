@@ -14,6 +14,7 @@ from modsurg.tree.values import Packer
 
 _EMPTY = vars(nn.Module())
 SLOTS = frozenset(_EMPTY)
+_CONTAINERS = [(name, type(value)) for name, value in _EMPTY.items() if isinstance(value, dict | set)]
 HOOKS = tuple(name for name, value in _EMPTY.items() if isinstance(value, OrderedDict))
 # Of nn.Module's own, these are plain values like any attribute.
 _VALUES = frozenset({"training", "_is_full_backward_hook"})
@@ -37,7 +38,9 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 
 def fresh_slots() -> dict[str, Any]:
     """The `__dict__` of a module without parameters, buffers, children and hooks."""
-    return {name: value.copy() if hasattr(value, "copy") else value for name, value in _EMPTY.items()}
+    slots = dict(_EMPTY)
+    slots.update([(name, kind()) for name, kind in _CONTAINERS])
+    return slots
 
 
 def methods(kind: type) -> set[str]:
