@@ -1,0 +1,166 @@
+"""What is seen of a run."""
+
+import io
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from modsurg import Trainer
+from modsurg.errors import ModsurgWarning, TrainingError
+from modsurg.training.history import History
+from modsurg.training.logs import Screen, _clock
+
+
+def make(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    return Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), **options)
+
+
+def loader():
+    dataset = TensorDataset(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3)
+    dataset.classes = ["cat", "dog", "eel"]
+    return DataLoader(dataset, batch_size=4)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestScreen:
+    def test_lines_where_there_is_no_terminal(self, capsys):
+        make().fit(loader(), loader(), epochs=2)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2
+        assert lines[0].startswith("epoch 1/2  loss ")
+        assert "val_loss" in lines[0]
+        assert "samples/s" in lines[0]
+        assert "\x1b" not in lines[0]
+
+    def test_a_line_within_an_epoch_has_the_time_left(self, capsys):
+        screen = Screen(True)
+        screen.begin(1, 3, 0, 10)
+        screen.show(5, 80, {"loss": 0.5})
+        line = capsys.readouterr().out
+        assert line.startswith("epoch 1/3  batch 5/10  loss 0.5  ")
+        assert line.endswith("left\n")
+
+    def test_a_bar_in_a_terminal(self, monkeypatch):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stdout", terminal)
+        screen = Screen(True)
+        screen.begin(2, 3, 0, 10)
+        screen.show(5, 80, {"loss": 0.5})
+        screen.end({"epoch": 2, "loss": 0.25, "seconds": 2.0, "samples_per_second": 40})
+        text = terminal.getvalue()
+        assert "5/10" in text
+        assert "loss 0.5" in text
+        assert text.endswith("epoch 2/3  loss 0.25  40 samples/s  2.0 s\n")
+
+    def test_quiet(self, capsys):
+        make(progress=False).fit(loader())
+        assert capsys.readouterr().out == ""
+
+    def test_the_bar_is_imported_for_a_terminal_only(self):
+        import subprocess
+
+        code = (
+            "import sys, modsurg.training.trainer; print([m for m in sys.modules if m in "
+            + repr(["rich.progress", "tensorboard", "torchvision", "matplotlib"])
+            + "])"
+        )
+        assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+    def test_times(self):
+        assert [_clock(s) for s in (1.25, 61, 3700)] == ["1.2 s", "1:01", "1:01:40"]
+
+
+class TestBoard:
+    def test_everything_is_there(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        pytest.importorskip("matplotlib")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        trainer = make(log_dir=tmp_path, progress=False, seed=1, metrics={"accuracy": lambda o, t: o.argmax(1) == t})
+        before = trainer.model[1].running_mean.clone()
+        batches = list(loader()) * 25
+        trainer.fit(batches, loader(), on_epoch=lambda t: t.histograms())
+        board = EventAccumulator(str(tmp_path)).Reload()
+        tags = board.Tags()
+        names = {"train/loss", "lr/0", "epoch/loss", "val/loss", "val/accuracy", "train/accuracy"}
+        assert names <= set(tags["scalars"])
+        assert [event.step for event in board.Scalars("train/loss")] == [50]
+        assert board.Scalars("val/loss")[-1].value == pytest.approx(trainer.history[-1]["val_loss"])
+        assert tags["images"] == ["predictions"]
+        assert "weights/0.weight" in tags["histograms"]
+        assert tags["graph"]
+        assert "_hparams_/session_start_info" in board.summary_metadata
+        assert not torch.equal(trainer.model[1].running_mean, before)
+
+    def test_the_run_is_the_same_with_it(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        seen, unseen = make(log_dir=tmp_path, progress=False), make(progress=False)
+        for trainer in (seen, unseen):
+            torch.manual_seed(2)
+            trainer.fit(loader(), loader(), epochs=2)
+        assert torch.equal(seen.model[3].weight, unseen.model[3].weight)
+
+    def test_a_model_that_cannot_be_traced_is_a_warning(self, tmp_path):
+        pytest.importorskip("tensorboard")
+
+        class Awkward(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(192, 3)
+
+            def forward(self, x):
+                return self.layer(x.flatten(1)), "text"
+
+        model = Awkward()
+        trainer = Trainer(
+            model,
+            torch.optim.SGD(model.parameters()),
+            lambda output, target: nn.functional.cross_entropy(output[0], target),
+            log_dir=tmp_path,
+            progress=False,
+        )
+        with pytest.warns(ModsurgWarning, match="gets no graph of Awkward: torch.jit.trace failed"):
+            trainer.fit(loader())
+
+    def test_without_tensorboard(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(TrainingError, match=r'log_dir= needs TensorBoard: pip install "modsurg\[tensorboard\]"'):
+            make(log_dir=tmp_path).fit(loader())
+
+    def test_histograms_need_a_directory(self):
+        with pytest.raises(TrainingError, match=r"Trainer\(..., log_dir=...\)"):
+            make().histograms()
+
+
+class TestHistory:
+    rows = [
+        {"epoch": 1, "loss": 2.0, "val_loss": 3.0, "lr": 0.1},
+        {"epoch": 2, "loss": 1.0, "val_loss": 2.5, "lr": 0.1},
+    ]
+
+    def test_columns_and_rows(self):
+        history = History([dict(row) for row in self.rows])
+        assert history["loss"] == [2.0, 1.0]
+        assert history[-1]["val_loss"] == 2.5
+        assert [row["epoch"] for row in history[:1]] == [1]
+        assert history.names == ["epoch", "loss", "val_loss", "lr"]
+        with pytest.raises(KeyError, match="'acc'; there are epoch, loss"):
+            history["acc"]
+
+    def test_plot(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        figure = History([dict(row) for row in self.rows]).plot(tmp_path / "run.png")
+        assert [axis.get_title() for axis in figure.axes] == ["loss"]
+        assert [line.get_label() for line in figure.axes[0].lines] == ["training", "validation"]
+        assert (tmp_path / "run.png").stat().st_size > 1000
+        with pytest.raises(TrainingError, match="no epoch is finished"):
+            History().plot()

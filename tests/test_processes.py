@@ -1,0 +1,71 @@
+"""The same script in one process and in two, under torchrun with gloo."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modsurg.errors import TrainingError
+from modsurg.training.processes import check_sharding, farewell, gathered, join, lost, rank, summed
+
+SCRIPT = str(Path(__file__).with_name("data_parallel.py"))
+
+
+def start(directory, strategy, end=0, how="new", processes=2):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, SCRIPT, str(directory), strategy, str(end), how]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def numbers(result):
+    assert result.returncode == 0, result.stderr
+    return torch.tensor(json.loads(result.stdout.splitlines()[-1]), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return numbers(start(tmp_path_factory.mktemp("alone"), "ddp", processes=1))
+
+
+def test_a_killed_process_ends_the_others_with_words_and_the_run_goes_on(tmp_path, alone):
+    killed = start(tmp_path, "ddp", end=5)
+    assert killed.returncode != 0
+    assert "another process of this run has ended, so this one ends too" in killed.stderr
+    assert "resume=True" in killed.stderr
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    for directory, processes in ((tmp_path, 2), (tmp_path / "copy", 1)):
+        resumed = numbers(start(directory, "ddp", how="resume", processes=processes))
+        torch.testing.assert_close(resumed, alone, atol=1e-5, rtol=0)
+
+
+def test_sharded_as_one_process(tmp_path, alone):
+    start(tmp_path, "fsdp", end=8)
+    assert (tmp_path / "last" / ".metadata").exists()
+    resumed = numbers(start(tmp_path, "fsdp", how="resume"))
+    torch.testing.assert_close(resumed, alone, atol=1e-5, rtol=0)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best", "last", "sharded-00000009"]
+
+
+def test_alone_there_is_nothing_to_agree_on():
+    device = torch.device("cpu")
+    assert (join(device), rank(), gathered(3), summed({"a": 2.0}, device)) == (1, 0, [3], {"a": 2.0})
+
+
+def test_a_lost_peer_is_told_from_other_errors():
+    assert lost(RuntimeError("[pair.cc:534] Connection reset by peer"))
+    assert not lost(RuntimeError("shape mismatch"))
+    assert "process 0: another process" in str(farewell(RuntimeError("Connection closed by peer")))
+
+
+def test_what_does_not_go_with_sharding():
+    with pytest.raises(TrainingError, match='no gradient scaler: precision="bf16"'):
+        check_sharding("fp16", None)
+    with pytest.raises(TrainingError, match="can't average a sharded model"):
+        check_sharding("fp32", object())
