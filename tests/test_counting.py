@@ -142,21 +142,13 @@ def test_known_models(name, millions):
     assert round(run(model, (1, 3, 224, 224)).macs[""] / 1e6) == millions
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "alexnet",
-        "vgg11",
-        "resnet18",
-        "resnext50_32x4d",
-        "squeezenet1_1",
-        "mobilenet_v2",
-        "mobilenet_v3_small",
-        "densenet121",
-        "efficientnet_b0",
-        "regnet_y_400mf",
-    ],
-)
+CONVOLUTIONAL = """
+    alexnet vgg11 resnet18 resnext50_32x4d squeezenet1_1 mobilenet_v2 mobilenet_v3_small densenet121 efficientnet_b0
+    regnet_y_400mf
+"""
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL.split())
 def test_fvcore_agrees_on_convolutional_networks(name):
     fvcore = pytest.importorskip("fvcore.nn")
     model = getattr(torchvision.models, name)().eval()

@@ -48,6 +48,8 @@ def _spread(example: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _tensor(shape: tuple[int, ...], model: nn.Module, dtype: torch.dtype | None) -> torch.Tensor:
     like = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
     dtype = dtype or like.dtype
+    if like.is_meta:
+        return torch.empty(shape, dtype=dtype, device="meta")
     if not dtype.is_floating_point:
         return torch.zeros(shape, dtype=dtype, device=like.device)
     return torch.randn(shape, dtype=dtype, device=like.device)

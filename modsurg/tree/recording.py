@@ -4,6 +4,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from modsurg.tree.cloning import SMALL, to_meta
 from modsurg.tree.counting import RULES, count
+from modsurg.tree.shapes import shaped
 from modsurg.tree.walk import Tree
 
 Shape = tuple[int, ...]
@@ -23,6 +25,7 @@ _FACTORY_NAMES = """
     hann_window kaiser_window fft_fftfreq fft_rfftfreq sparse_coo_tensor
 """
 _FACTORIES = frozenset(_FACTORY_NAMES.split())
+_FROM_DATA = frozenset({"as_tensor", "asarray", "tensor", "scalar_tensor"})
 _MOVES = frozenset({"cuda", "cpu", "xpu", "npu", "pin_memory"})
 _ON_DEVICE = frozenset({"pin_memory", "generator"})
 
@@ -205,7 +208,10 @@ class Functions(TorchFunctionMode):
         if name == "to":
             args, kwargs = _stay(args, kwargs)
         elif name in _FACTORIES or kwargs.get("device") is not None:
-            return _made(func, args, kwargs)
+            return _made(func, name, args, kwargs)
+        out = shaped(name, args, kwargs)
+        if out is not NotImplemented:
+            return out
         try:
             return func(*args, **kwargs)
         except (RuntimeError, TypeError):
@@ -217,15 +223,22 @@ class Functions(TorchFunctionMode):
             return func(*moved, **named)
 
 
-def _made(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _made(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     """A new tensor on meta; a small one that was asked for on no device keeps its values, for a forward that looks."""
-    kept = {key: value for key, value in kwargs.items() if key not in _ON_DEVICE}
-    out = func(*args, **{**kept, "device": "meta"})
-    if kwargs.get("device") is None and isinstance(out, torch.Tensor) and out.numel() <= SMALL:
-        given = (*args, *kwargs.values())
-        if not any(isinstance(each, torch.Tensor) and each.is_meta for each in given):
-            return func(*args, **kwargs)
-    return out
+    given = (*args, *kwargs.values())
+    virtual = any(isinstance(each, torch.Tensor) and each.is_meta for each in given)
+    if kwargs.get("device") is None and not virtual and (name in _FROM_DATA or _volume(given) <= SMALL):
+        return func(*args, **kwargs)
+    kept = {key: value for key, value in kwargs.items() if key not in _ON_DEVICE} | {"device": "meta"}
+    out = shaped(name, args, kept)
+    return func(*args, **kept) if out is NotImplemented else out
+
+
+def _volume(value: Any) -> int:
+    """No fewer elements than the arguments of a factory ask for: the product of the whole numbers in them."""
+    if isinstance(value, (tuple, list)):
+        return prod(map(_volume, value))
+    return max(abs(value), 1) if isinstance(value, int) else 1
 
 
 def _lowered(value: Any) -> Any:
