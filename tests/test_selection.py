@@ -109,3 +109,9 @@ def test_modules_that_left_the_model(net):
     del net[2]
     with pytest.raises(NoMatchError, match="none of the selected modules is in Sequential any more"):
         select(net, linears)
+
+
+def test_the_nearest_paths_and_no_others():
+    model = nn.Sequential(nn.ModuleDict({"conv1": nn.ReLU(), "conv2": nn.ReLU()}), nn.ModuleDict({"conv1": nn.ReLU()}))
+    with pytest.raises(NoMatchError, match=r'nothing at "0.con1" in Sequential. Nearest: "0.conv1", "0.conv2"\.$'):
+        select(model, "0.con1")

@@ -36,7 +36,8 @@ def _hint(tree: Tree, where: str) -> str:
     slot = _slot(tree, segments)
     if slot:
         return slot
-    found = list(dict.fromkeys([*_descend(tree, "", segments), *_same_end(tree, segments)]))[:3]
+    descended = _descend(tree, "", segments)
+    found = list(dict.fromkeys([*descended, *_same_end(tree, segments[-1], close=not descended)]))[:3]
     if not found:
         return ": print(select(model, '**')) lists its paths."
     return f". Nearest: {_quoted(found)}."
@@ -77,13 +78,15 @@ def _descend(tree: Tree, path: str, segments: list[str]) -> list[str]:
     return found
 
 
-def _same_end(tree: Tree, segments: list[str]) -> list[str]:
-    """Paths anywhere that end with the last segment, or with a name close to it."""
+def _same_end(tree: Tree, last: str, close: bool) -> list[str]:
+    """Paths anywhere that end with this segment, or else with a name that is close to it."""
     ends: dict[str, str] = {}
     for path in tree.modules:
         ends.setdefault(path.rpartition(".")[2], path)
     ends.pop("", None)
-    return [ends[name] for name in get_close_matches(segments[-1].strip("*?"), list(ends)[:2000], 3, 0.6)]
+    if last in ends:
+        return [ends[last]]
+    return [ends[name] for name in get_close_matches(last.strip("*?"), list(ends)[:2000], 3, 0.6)] if close else []
 
 
 def _quoted(paths: Iterable[str]) -> str:
