@@ -7,7 +7,7 @@ from modsurg.views.elements import Values
 from modsurg.views.matching_trees import Matching
 from modsurg.views.nodes import Leaf, Node, shape_text
 from modsurg.views.sides import Side
-from modsurg.views.spans import Spans
+from modsurg.views.spans import FACTS, Spans, fact
 from modsurg.views.ties import Ties
 
 Results = Mapping[tuple[Hashable, Hashable], Values | None]
@@ -66,29 +66,30 @@ class Changes:
         elif old.leaf is not None and new.leaf is not None:
             yield from self._ties.change(old, new)
             yield from self._tensor(old, new, old.leaf, new.leaf)
-        elif not old.is_like(new):
+        elif not old.is_like(new) and self._is_first(old.identity, new.identity):
             yield Change("replaced", new.path, old.path, *_told_apart(old, new))
 
     def _is_wrapped(self, old: Node, new: Node) -> bool:
         return any(self._wrappers.get(node) == (old, new) for node in (*old.upward(), *new.upward()))
 
+    def _is_first(self, old: Hashable, new: Hashable) -> bool:
+        """Whether this pair, which may stand at several paths, was not yet reported."""
+        if (old, new) in self._reported:
+            return False
+        self._reported.add((old, new))
+        return True
+
     def _tensor(self, old: Node, new: Node, before: Leaf, after: Leaf) -> Iterator[Change]:
-        if (before.identity, after.identity) in self._reported:
+        if not self._is_first(before.identity, after.identity):
             return
-        self._reported.add((before.identity, after.identity))
         if before.shape != after.shape and not self._is_of_another_class(old):
             yield Change("shape", new.path, old.path, shape_text(before.shape), shape_text(after.shape))
-        facts: list[tuple[Kind, object, object]] = [
-            ("dtype", before.dtype, after.dtype),
-            ("role", before.role, after.role),
-            ("requires_grad", before.requires_grad, after.requires_grad),
-        ]
-        for kind, was, now in facts:
-            if was is not None and now is not None:
-                texts = str(was).removeprefix("torch."), str(now).removeprefix("torch.")
-                self._spans.note(kind, texts[0], new)
-                if was != now:
-                    yield Change(kind, new.path, old.path, *texts)
+        self._spans.note(before, new)
+        for kind in FACTS:
+            if getattr(before, kind) != getattr(after, kind):
+                was, now = fact(before, kind), fact(after, kind)
+                if was and now:
+                    yield Change(kind, new.path, old.path, was, now)
         values = self._values.get((before.identity, after.identity))
         if values is not None:
             yield Change("values", new.path, old.path, "", "", values)

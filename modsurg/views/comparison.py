@@ -100,16 +100,20 @@ class _Comparison:
         total = self._done + sum(old.nbytes for old, _, _ in pairs)
         changed = []
         for old, new, node in pairs:
-            before, after = old.read(), new.read()
-            found = None
-            if before is not None and after is not None:
-                found = compare_values(before, after)
-                self._tensors += 1
-            elif before is not after:
-                self._absent += 1
+            found = self._difference(old, new)
             self._values[old.identity, new.identity] = found
             if found is not None:
                 changed.append(node)
             self._done += old.nbytes
             self._progress(self._done, total)
         return changed
+
+    def _difference(self, old: Leaf, new: Leaf) -> Values | None:
+        """How two tensors differ; both are given back before the next are read."""
+        before, after = old.read(), new.read()
+        if before is not None and after is not None:
+            self._tensors += 1
+            return compare_values(before, after)
+        if before is not after:
+            self._absent += 1
+        return None

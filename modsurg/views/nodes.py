@@ -127,6 +127,11 @@ class Node:
         return self.path.rpartition(".")[2]
 
     @property
+    def identity(self) -> Hashable:
+        """Equal for two paths of one module in memory."""
+        return id(self if self.module is None else self.module)
+
+    @property
     def is_value(self) -> bool:
         """Whether it is neither a module nor a tensor."""
         return "" in self.details

@@ -5,32 +5,40 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from modsurg.views.differences import Change, Kind
-from modsurg.views.nodes import Node
+from modsurg.views.nodes import Leaf, Node
+
+FACTS: tuple[Kind, ...] = ("dtype", "role", "requires_grad")
+
+
+def fact(leaf: Leaf, kind: Kind) -> str:
+    """One of the `FACTS` of a tensor as text, "" where it is not known."""
+    value = getattr(leaf, kind)
+    return "" if value is None else str(value).removeprefix("torch.")
 
 
 class Spans:
-    """Which tensors were what, to tell whether all of a module's changed alike."""
+    """What the tensors were, to tell whether all of a module's changed alike."""
 
     def __init__(self) -> None:
-        self._nodes: dict[tuple[Kind, str], dict[str, Node]] = {}
+        self._pairs: list[tuple[Leaf, Node]] = []
 
-    def note(self, kind: Kind, old: str, new: Node) -> None:
-        """Note that a tensor, whatever it is now, was `old`."""
-        self._nodes.setdefault((kind, old), {})[new.path] = new
+    def note(self, old: Leaf, new: Node) -> None:
+        """Note what a tensor was, whatever it is now."""
+        self._pairs.append((old, new))
 
     def marked(self, changes: list[Change]) -> Iterator[Change]:
         """The changes, each with the highest module below which every tensor changed like this."""
-        alike: dict[tuple[Kind, str, str], list[Change]] = {}
+        alike: dict[tuple[Kind, str, str], set[str]] = {}
         for change in changes:
-            if (change.kind, change.old) in self._nodes:
-                alike.setdefault((change.kind, change.old, change.new), []).append(change)
+            if change.kind in FACTS:
+                alike.setdefault((change.kind, change.old, change.new), set()).add(change.path)
         found: dict[tuple[Kind, str], str] = {}
-        for (kind, old, _), group in alike.items():
-            nodes = self._nodes[kind, old]
-            there = Counter(above for node in nodes.values() for above in node.upward())
-            gone = Counter(above for change in group for above in nodes[change.path].upward())
-            for change in group:
-                full = [above for above in nodes[change.path].upward() if gone[above] == there[above] > 1]
+        for (kind, was, _), paths in alike.items():
+            nodes = [node for old, node in self._pairs if fact(old, kind) == was]
+            there = Counter(above for node in nodes for above in node.upward())
+            gone = Counter(above for node in nodes if node.path in paths for above in node.upward())
+            for node in nodes:
+                full = [above for above in node.upward() if gone[above] == there[above] > 1]
                 if full:
-                    found[kind, change.path] = full[-1].path
+                    found[kind, node.path] = full[-1].path
         return (replace(change, under=found.get((change.kind, change.path))) for change in changes)

@@ -1,0 +1,61 @@
+"""Models, states and files as one kind of tree."""
+
+import torch
+from torch import nn
+
+import modsurg
+from modsurg.checkpoints.opening import open_source
+from modsurg.views.nodes import Held, Stored
+from modsurg.views.sides import two_sides
+
+
+def paths(side) -> list[str]:
+    return [node.path for node in side.root.below()]
+
+
+def test_two_models_keep_classes_and_unsaved_buffers():
+    model = nn.Sequential(nn.ReLU(), nn.Module())
+    model[1].register_buffer("mask", torch.ones(2), persistent=False)
+    model[1].scale = torch.ones(1)
+    old, _ = two_sides(model, nn.ReLU())
+    assert old.is_model
+    assert paths(old) == ["", "0", "1", "1.mask", "1.scale"]
+    assert [node.leaf.role for node in old.root.below() if node.leaf] == ["buffer, not saved", "attribute"]
+
+
+def test_a_model_beside_a_state_is_cut_down_to_one():
+    model = nn.Sequential(nn.ReLU(), nn.Linear(1, 1))
+    model.register_buffer("mask", torch.ones(2), persistent=False)
+    old, new = two_sides(model, model.state_dict())
+    assert not old.is_model
+    assert paths(old) == paths(new) == ["", "1", "1.weight", "1.bias"]
+
+
+def test_a_model_that_can_t_be_described_is_a_state_beside_a_file(tmp_path):
+    model = nn.Sequential(nn.Linear(1, 1))
+    modsurg.save_model(model, tmp_path / "a.safetensors")
+    model.act = lambda x: x
+    with open_source(tmp_path / "a.safetensors") as source:
+        assert [side.is_model for side in two_sides(model, source)] == [False, False]
+
+
+def test_extra_state_is_a_value():
+    class Counting(nn.Module):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+    old, new = two_sides(Counting(), Counting().state_dict())
+    assert paths(old) == paths(new) == ["", "_extra_state", "_extra_state.calls"]
+
+
+def test_a_sample_is_the_same_in_memory_and_in_a_file(tmp_path):
+    values = torch.randn(1000, 3)
+    path = modsurg.save_state({"a": values}, tmp_path / "a.safetensors")
+    with open_source(path) as source:
+        assert Stored(source, "a").sample() == Held(values, 0).sample()
+        assert len(Stored(source, "a").sample()) == 64
+
+
+def test_a_key_that_is_also_the_start_of_another():
+    old, _ = two_sides({"a": torch.ones(1), "a.b": torch.ones(2)}, {})
+    assert paths(old) == ["", "a", "a.b"]
