@@ -75,6 +75,8 @@ def test_a_hook_of_accelerate_is_refused_and_may_be_wrapped():
     model[0]._hf_hook = object()
     with pytest.raises(EditError, match=r'"0" is under a hook of accelerate.*remove_hook_from_module'):
         replace(model, "0", nn.Linear(2, 2))
+    with pytest.raises(EditError, match="would not know of the edit"):
+        resize(model, "0", out_features=3)
     wrap(model, "0", nn.Sequential)
 
 

@@ -74,14 +74,14 @@ def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
 
 
 def refuse_offloaded(path: str, old: nn.Module) -> None:
-    """Refuse to take out a module whose weights another library moves in and out of memory.
+    """Refuse to replace or resize a module whose weights another library moves in and out of memory.
 
     Raises:
         EditError: Names the path and the line that takes the hook off.
     """
     if "_hf_hook" in old.__dict__:
         raise EditError(
-            f'"{path}" is under a hook of accelerate (device map or offloading), which its replacement would not have. '
+            f'"{path}" is under a hook of accelerate (device map or offloading), which would not know of the edit. '
             "Take the hooks off, edit, dispatch again: accelerate.hooks.remove_hook_from_module(model, recurse=True)."
         )
 

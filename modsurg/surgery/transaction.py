@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from modsurg.errors import EditError, ModsurgWarning
 from modsurg.surgery.following import Following
 from modsurg.surgery.freezing import Frozen, freeze_modules, unfreeze_modules
-from modsurg.surgery.guards import refuse_wrapped
+from modsurg.surgery.guards import refuse_offloaded, refuse_wrapped
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.making import New, caller, maker
 from modsurg.surgery.placement import add_child, insert_sites, remove_sites, rename_child, replace_sites
@@ -123,6 +123,8 @@ class Edit:
             selection = resolve(step.tree, where, count)
             refuse_wrapped(step.tree, selection.paths)
             sites = [(site.path, site.module) for site in selection]
+            for path, module in sites:
+                refuse_offloaded(path, module)
             step.resized = resize_modules(step.tree, sites, sizes, step.journal, fill=fill)
             for each in step.resized:
                 paths = tuple(step.tree.paths[id(each.module)])
