@@ -123,3 +123,10 @@ def test_a_tree_that_holds_itself_is_refused():
     model.append(model)
     with pytest.raises(SaveError, match="holds itself"):
         describe(model)
+
+
+def test_a_path_inside_a_compiled_module_is_that_of_the_module():
+    model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(2, 2))))
+    lock(model[0]._orig_mod[0])
+    with pytest.raises(SaveError, match=r"0\.0\.lock  a _thread\.lock"):
+        describe(model)

@@ -1,12 +1,13 @@
 import json
 import subprocess
 import sys
+from random import Random
 
 import pytest
 from blueprints import Net, damage, linear
 from torch import nn
 
-from modsurg.errors import FormatError
+from modsurg.errors import FormatError, TrustError
 from modsurg.tree.blueprint import build, describe
 from modsurg.tree.outline import KEY, checked, outline, read_tree
 
@@ -104,6 +105,36 @@ def test_every_path_with_its_class_and_tensors():
     assert [slot.name for slot in slots] == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     assert [slot.trainable for slot in slots] == [True, False, False, False, False]
     assert [slot.parameter for slot in slots] == [True, True, False, False, False]
+
+
+def places_in(data, path=()):
+    """Every way into the data, by keys and positions."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield (*path, key)
+            yield from places_in(value, (*path, key))
+
+
+ODD = [None, True, -1, 10**9, 10**30, 1.5, "x", "", [], {}, [[]], "float32", {"name": 0}, {"module": 0}, {"tensor": 0}]
+ODD += [{"shared": 0}, {"list": [1]}, {"object": {"class": 0}}, {"partial": [{"name": 0}, [], {}]}, {"handle": [0]}]
+
+
+def test_whatever_is_changed_it_is_a_model_or_a_clear_error():
+    random = Random(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(1, 1), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    model.extra = {"a": (1, 2.5), "b": [model[0], model[0].weight], "c": nn.functional.relu, "d": model[0].extra_repr}
+    text = json.dumps(describe(model))
+    places = list(places_in(json.loads(text)))
+    refused = 0
+    for _ in range(300):
+        data = json.loads(text)
+        *path, last = random.choice(places)
+        damage(data, *path, last, random.choice(ODD))
+        try:
+            build(data)
+        except (FormatError, TrustError):
+            refused += 1
+    assert refused > 100
 
 
 def test_the_tree_is_read_from_the_metadata():

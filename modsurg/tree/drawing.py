@@ -31,14 +31,13 @@ class Drawing:
         tree = walk(order[-1])
         self.table = table
         self._all = tree.modules.values()
-        self._paths = {number: paths[0].replace("_orig_mod", "").strip(".") for number, paths in tree.paths.items()}
+        self._paths = {number: paths[0].replace("._orig_mod", "") for number, paths in tree.paths.items()}
         self._order = order
         numbers = {id(module): number for number, module in enumerate(order)}
         self._numbers = {id(module): numbers[id(unwrap(module))] for module in self._all}
         self._root = len(order) - 1
         self._packer = Packer(self)
         self._alike: dict[str, int] = {}
-        self._hooks: dict[int, list[Any]] | None = None
         self._methods: dict[type, set[str]] = {}
 
     def data(self) -> dict[str, Any]:
@@ -80,11 +79,11 @@ class Drawing:
 
     def hooks(self, hooks: object) -> list[Any] | None:
         """Whose hooks these are."""
-        if self._hooks is None:
-            self._hooks = {
-                id(module.__dict__[slot]): [number, slot] for number, module in enumerate(self._order) for slot in HOOKS
-            }
-        return self._hooks.get(id(hooks))
+        for number, module in enumerate(self._order):
+            for slot in HOOKS:
+                if module.__dict__.get(slot) is hooks:
+                    return [number, slot]
+        return None
 
     def _raise_problems(self) -> None:
         problems = sorted({*self._packer.problems, *self.table.problems})
