@@ -86,13 +86,17 @@ def cut(text: str, width: int) -> str:
     """
     if cells(text) <= width:
         return text
-    kept, used = "", 0
-    for character in text:
+    return _head(text, width - 1) + "…" if width > 0 else ""
+
+
+def _head(text: str, width: int) -> str:
+    """As much from the start of the text as fits."""
+    used = 0
+    for index, character in enumerate(text):
         used += _cell(character)
-        if used > width - 1:
-            break
-        kept += character
-    return kept + "…" if width > 0 else ""
+        if used > width:
+            return text[:index]
+    return text
 
 
 def pad(text: str, width: int, right: bool = False) -> str:
@@ -106,7 +110,7 @@ def wrapped(text: str, width: int) -> list[str]:
     lines = []
     for line in textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False):
         while cells(line) > width:
-            kept = cut(line, width + 1).removesuffix("…")
+            kept = _head(line, width)
             lines.append(kept)
             line = "  " + line[len(kept) :]
         lines.append(line)

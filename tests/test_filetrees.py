@@ -1,0 +1,95 @@
+"""A file is looked at without its code, and without reading a tensor."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from modsurg import save_model, save_state, summary
+from modsurg.errors import FormatError, NoMatchError, SummaryError
+
+torchvision = pytest.importorskip("torchvision")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_state_without_its_code(tmp_path, suffix):
+    model = torchvision.models.resnet18()
+    model.conv1.half()
+    save_state(model, tmp_path / f"state.{suffix}")
+    found = summary(tmp_path / f"state.{suffix}")
+    total = found.to_dict()["total"]
+    assert (total["params"], total["buffers"]) == (11_689_512, 9_620)
+    assert total["macs"] is None
+    assert "weight 64x3x7x7" in str(found)
+    assert "float16" in str(found)
+    assert "2 x the same" in str(found)
+
+
+def test_ties_in_a_file(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    save_state(model, tmp_path / "state.safetensors")
+    found = summary(tmp_path / "state.safetensors")
+    assert "= 0.weight" in str(found)
+    assert found.to_dict()["total"]["params"] == 24
+
+
+def test_a_whole_model_without_its_code(tmp_path):
+    model = torchvision.models.resnet18()
+    model.layer4.requires_grad_(False)
+    save_model(model, tmp_path / "model.safetensors")
+    found = summary(tmp_path / "model.safetensors").to_dict()
+    live = summary(model).to_dict()
+    assert found["total"]["frozen_params"] == live["total"]["frozen_params"] == 8_393_728
+    assert [(row["path"], row["class"], row["detail"]) for row in found["rows"]] == [
+        (row["path"], row["class"], row["detail"]) for row in live["rows"]
+    ]
+
+
+def test_shards(tmp_path):
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
+    save_state(model, tmp_path / "state.safetensors", shard_size=40_000)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    for name in ("state.safetensors", "state.safetensors.index.json"):
+        assert summary(tmp_path / name).to_dict()["total"]["params"] == 8 * 64 * 65
+
+
+def test_a_file_is_selected_by_pattern(tmp_path):
+    save_state(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)), tmp_path / "a.safetensors")
+    rows = summary(tmp_path / "a.safetensors", where="re:1").to_dict()["rows"]
+    assert [row["path"] for row in rows] == ["", "1"]
+    with pytest.raises(NoMatchError, match="nothing at 'head'"):
+        summary(tmp_path / "a.safetensors", where="head")
+    with pytest.raises(SummaryError, match="in a file it is a path, a glob or a regular expression"):
+        summary(tmp_path / "a.safetensors", where=nn.Linear)
+    with pytest.raises(SummaryError, match=r"summary\(load_model\(path\), example\)"):
+        summary(tmp_path / "a.safetensors", (1, 2))
+
+
+def test_a_damaged_file(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(FormatError, match=r"a\.safetensors"):
+        summary(tmp_path / "a.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
+        summary(tmp_path / "gone.safetensors")
+
+
+def test_a_hundred_gigabytes_are_not_read_and_torch_is_not_imported(tmp_path):
+    shape, size = [8192, 8192], 8192 * 8192 * 2
+    header = {
+        f"layers.{index}.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [index * size, (index + 1) * size]}
+        for index in range(745)
+    }
+    text = json.dumps(header).encode()
+    with open(tmp_path / "big.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 745 * size)
+    code = "import sys, modsurg; print(modsurg.summary(sys.argv[1])); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "big.safetensors"], capture_output=True, text=True, check=True
+    )
+    assert "745 x weight 8192x8192" in done.stdout
+    assert "params 49,996,103,680" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,24 @@
+"""Columns keep to the width that is there."""
+
+import pytest
+from printed import resnet
+from torch import nn
+
+from modsurg import summary
+from modsurg.views.units import cells
+
+
+@pytest.mark.parametrize("width", [24, 30, 40, 60, 79, 80, 100, 120, 300])
+def test_no_line_is_wider_than_asked(width):
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module("卷积层" * 12, nn.Conv2d(3, 8, 3).half())
+            self.tied = nn.Sequential(*[nn.Sequential(nn.Linear(1000, 1000))] * 3)
+
+        def forward(self, x):
+            return x
+
+    for found in (summary(Wide(), (1, 3, 9, 9)), summary(Wide()), resnet()):
+        lines = found.render(width, bars=True).splitlines()
+        assert max(map(cells, lines)) <= width
