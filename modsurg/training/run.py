@@ -52,6 +52,7 @@ class Run:
         self.val_loader = val_loader
         self.feed = Feed(processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader)
         self.total = epochs
+        self.schedulers = trainer.schedulers
         self.patience = patience
         self.thaw = thaw
         self.target, self.lower = _target(trainer, val_loader is not None)
@@ -89,8 +90,8 @@ class Run:
         trainer.position.step += 1
         if trainer.average is not None:
             trainer.average.update_parameters(trainer.model)
-        if "step" in trainer.schedulers:
-            trainer.schedulers["step"].step()
+        if "step" in self.schedulers:
+            self.schedulers["step"].step()
         step = trainer.step
         if trainer.world > 1 and step % _AGREE_EVERY == 0:
             trainer.agree()
@@ -150,7 +151,7 @@ class Run:
         batches = length(self.feed.loader)
         if batches is not None and trainer.position.batch == 0:
             epochs = trainer.position.start + self.total - trainer.epoch
-            check_length(trainer.schedulers, epochs * -(-batches // trainer.accumulate))
+            check_length(self.schedulers, epochs * -(-batches // trainer.accumulate))
         held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
         names = {id(p): name for name, p in trainer.model.named_parameters()}
         lost = [name for name, p in trainer.model.named_parameters() if p.requires_grad and id(p) not in held]
@@ -195,7 +196,7 @@ class Run:
             self.trainer.prepare()
 
     def _schedule(self, row: Mapping[str, float]) -> None:
-        scheduler = self.trainer.schedulers.get("epoch")
+        scheduler = self.schedulers.get("epoch")
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(row[self.target])
         elif scheduler is not None:

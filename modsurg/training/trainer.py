@@ -103,12 +103,12 @@ class Trainer:
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise TrainingError(f"accumulate={self.accumulate}: a step takes at least one batch, accumulate=1.")
+        split_schedulers(self.scheduler)
         self.place = processes.local_device(pick_device(self.device))
         self.world = processes.join(self.place)
         self.autocast = autocast(self.place, self.precision)
         self.scaler = torch.GradScaler(self.place.type) if self.precision == "fp16" else None
         self.named_metrics = _named(self.metrics)
-        self.schedulers = split_schedulers(self.scheduler)
         self.position = Position()
         self.history = History()
         self.recipes: list[str | None] = []
@@ -126,6 +126,11 @@ class Trainer:
             processes.check_sharding(self.precision, self.average)
             processes.shard(self.model, self.optimizer, self.place)
         self.prepare()
+
+    @property
+    def schedulers(self) -> dict[str, Any]:
+        """What `scheduler` says: which one steps with the optimizer, which one once an epoch."""
+        return split_schedulers(self.scheduler)
 
     @property
     def sharded(self) -> bool:
