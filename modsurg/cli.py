@@ -121,8 +121,8 @@ def _diff(options: argparse.Namespace) -> int:
 
     with _Bar("comparing") as progress:
         found = diff(options.old, options.new, progress=progress)
-    same = f"same: {found.tensors:,} tensors, {size(found.nbytes)}"
-    _print(options, found.to_dict, lambda: found.render(color=_in_colour()) or same)
+    same = "" if found else f"same: {found.tensors:,} tensors, {size(found.nbytes)}"
+    _print(options, found.to_dict, lambda: "\n".join(filter(None, [same, found.render(color=_in_colour())])))
     return DIFFERENT if found else SAME
 
 

@@ -318,6 +318,25 @@ def test_nan_equals_nan_and_zeros_have_signs():
     assert (change.values.differing, change.values.max_abs) == (1, 0.0)
 
 
+def test_what_of_a_file_was_not_compared_is_said(net, tmp_path):
+    torch.save({"model": net.state_dict(), "epoch": 3}, tmp_path / "run.pt")
+    found = diff(net, tmp_path / "run.pt")
+    assert not found
+    assert "only model was compared, not epoch" in str(found).replace("\n ", "")
+
+
+def test_whole_pickled_models(tmp_path):
+    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, activation=nn.functional.gelu), nn.ReLU())
+    torch.save(model, tmp_path / "a.pt")
+    assert not diff(model, tmp_path / "a.pt")
+
+
+def test_nested_tensors():
+    old, new = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), torch.nested.nested_tensor([torch.ones(2)])
+    assert not diff({"a": old}, {"a": old.clone()})
+    assert [change.kind for change in diff({"a": old}, {"a": new})] == ["shape"]
+
+
 def test_meta_says_what_was_not_compared(net):
     found = diff(net, copy.deepcopy(net).to("meta"))
     assert not found

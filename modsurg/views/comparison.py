@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from pathlib import Path
 
+from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.opening import open_source
 from modsurg.views.changes import Changes
 from modsurg.views.differences import Diff
@@ -56,11 +57,21 @@ def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
     """
     with ExitStack() as stack:
         opened = [_opened(thing, stack) for thing in (old, new)]
-        return _Comparison(*two_sides(*opened), progress).result()
+        return _Comparison(*two_sides(*opened), progress).result(_left_out(opened))
 
 
 def _opened(thing: object, stack: ExitStack) -> object:
     return stack.enter_context(open_source(Path(thing))) if isinstance(thing, (str, os.PathLike)) else thing
+
+
+def _left_out(things: list[object]) -> list[str]:
+    """What of the files is no state, and was not looked at."""
+    return [
+        f"of {source.path} only {source.taken or 'the state'} was compared, not {', '.join(source.left[:5])}"
+        + (", ..." if len(source.left) > 5 else "")
+        for source in things
+        if isinstance(source, Source) and source.left
+    ]
 
 
 class _Comparison:
@@ -73,15 +84,14 @@ class _Comparison:
         self._values: dict[tuple[Hashable, Hashable], Values | None] = {}
         self._done = self._tensors = self._absent = 0
 
-    def result(self) -> Diff:
-        """All that differs."""
+    def result(self, notes: list[str]) -> Diff:
+        """All that differs, and the notes."""
         changed = self._compare(self._pairs())
         if changed and repair(self._matching, changed):
             self._compare(self._pairs())
         changes = Changes(self._old, self._new, self._matching, self._values)
-        notes = [f"the values of {self._absent:,} tensors are not there (meta), and were not compared"] * bool(
-            self._absent
-        )
+        if self._absent:
+            notes = [*notes, f"the values of {self._absent:,} tensors are not there (meta), and were not compared"]
         return Diff(self._old.label, self._new.label, tuple(changes), tuple(notes), self._tensors, self._done)
 
     def _pairs(self) -> list[tuple[Leaf, Leaf, Node]]:

@@ -168,7 +168,10 @@ class Diff:
         if len(rows) > 1 and len(self.changes) > 1:
             counts = [f"{count:,} {_NAMES.get(kind, kind)}" for kind, count in self.counts.items()]
             rows += [(" ", " " + text) for text in textwrap.wrap(", ".join(counts), width - 2)]
-        return rows + [("!", f" {note}") for note in self.notes]
+        for note in self.notes:
+            first, *rest = textwrap.wrap(note, width - 2, break_long_words=False)
+            rows += [("!", f" {first}"), *((" ", f" {text}") for text in rest)]
+        return rows
 
 
 def _spanning(changes: tuple[Change, ...]) -> Iterator[Change]:

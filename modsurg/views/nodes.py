@@ -58,6 +58,8 @@ class Held(Leaf):
     __slots__ = ("tensor",)
 
     def __init__(self, tensor: Tensor, identity: Hashable) -> None:
+        if tensor.is_nested:
+            tensor = torch.cat([part.reshape(-1) for part in tensor.unbind()])
         super().__init__(identity, tensor.dtype, None if is_lazy(tensor) else tuple(tensor.shape))
         self.tensor = tensor
 

@@ -46,9 +46,29 @@ def two_sides(old: object, new: object) -> tuple[Side, Side]:
         outlined = [_from_outline(thing) for thing in (old, new)]
     except SaveError:
         outlined = [None]
-    if outlined[0] is not None and outlined[-1] is not None:
-        return outlined[0], outlined[-1]
-    return _from_state(old), _from_state(new)
+    if outlined[0] is None or outlined[-1] is None:
+        return _from_state(old), _from_state(new)
+    _keep_common_details(outlined[0], outlined[-1])
+    return outlined[0], outlined[-1]
+
+
+def _keep_common_details(*sides: Side) -> None:
+    """Leave out what only one of two descriptions tells of a class: a file need not hold every attribute."""
+    known: list[dict[tuple[str, str], set[str]]] = []
+    for side in sides:
+        names: dict[tuple[str, str], set[str]] = {}
+        for node in side.root.below():
+            names.setdefault((node.kind, node.origin), set()).update(node.details)
+        known.append(names)
+    for side in sides:
+        for node in side.root.below():
+            if node.is_module:
+                kind = (node.kind, node.origin)
+                node.details = {
+                    name: text
+                    for name, text in node.details.items()
+                    if all(name in names.get(kind, node.details) for names in known)
+                }
 
 
 def _from_outline(thing: object) -> Side | None:
@@ -73,7 +93,7 @@ def _from_outline(thing: object) -> Side | None:
             parent.children[node.name] = node
         for slot in place.tensors:
             if slot.key is None:
-                _insert(node, slot.name, slot)
+                _insert(node, slot.name, (slot.dtype, slot.shape))
                 continue
             tensor = leaf(slot.key)
             tensor.requires_grad, tensor.role = slot.trainable, "parameter" if slot.parameter else "buffer"
@@ -198,6 +218,6 @@ def _flat(value: object, path: str) -> Iterator[tuple[str, object]]:
 
 
 def _identity(tensor: Tensor) -> Hashable:
-    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
         return id(tensor)
     return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
