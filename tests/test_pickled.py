@@ -169,6 +169,7 @@ def test_threads_do_not_share_their_trust(tmp_path):
         (lambda m: setattr(m, "act", m[0].extra_repr), r"it asks for builtins\.getattr\. Save it as m\.safetensors"),
         (lambda m: parametrizations.weight_norm(m[0]), r"torch can't pickle it[\s\S]*save it as m\.safetensors"),
         (lambda m: setattr(m, "act", lambda x: x), r"act  a lambda"),
+        (lambda m: setattr(m, "act", torch.fx.symbolic_trace(nn.ReLU())), r"Save it as m\.safetensors"),
         (lambda m: setattr(m, "extra", Evil(record)), r"it wants to call test_pickled\.record"),
     ],
 )
@@ -186,6 +187,7 @@ def test_what_pickles_hold_as_a_rule(tmp_path):
     model.act = functools.partial(nn.functional.gelu, approximate="tanh")
     model.gelu = nn.functional.gelu
     model.device = torch.device("cpu")
+    model.noise = torch.distributions.Normal(torch.zeros(1), torch.ones(1))
     model.index = torch.eye(2).to_sparse()
     save_model(model, tmp_path / "m.pt")
     back = load_model(tmp_path / "m.pt")

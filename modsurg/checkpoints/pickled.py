@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from pickle import PicklingError, UnpicklingError
+from pickle import PickleError, UnpicklingError
 from typing import Any, BinaryIO, Final
 
 import torch
@@ -79,7 +79,7 @@ def save_pickled(model: nn.Module, path: Path) -> None:
     with pending(path) as file:
         try:
             torch.save(model, file)  # type: ignore[arg-type]  # it only calls write and flush
-        except (PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        except (PickleError, AttributeError, TypeError, RuntimeError) as error:
             describe(model)  # says where, if it is the model
             raise SaveError(f"torch can't pickle it ({error}): save it as {path.stem}.safetensors") from error
         _try_to_open(file.temporary, path)
@@ -133,11 +133,7 @@ def _bytearray(content: object = b"", encoding: str = "latin1") -> bytearray:
 def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
     """What the pickle names besides torch's own, as trusted objects by dotted name; refuses what it must not do."""
     pickle = read_model(file, path)
-    file.seek(0)
-    try:
-        names = sorted(get_unsafe_globals_in_checkpoint(file))
-    except _DAMAGED as error:
-        raise FormatError(f"torch can't read its pickle: {error}") from error
+    names = _names(file)
     named = dict(zip(names, trust.resolve([":".join(name.rsplit(".", 1)) for name in names]), strict=True))
     refused = sorted({str(made.maker) for made in pickle.made if made.called and not _may_be_called(made, named)})
     if refused:
@@ -146,6 +142,15 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
         if isinstance(made.state, dict):
             _refuse_methods(named.get(str(made.maker)), made.state.keys(), _is_held(named, made))
     return named
+
+
+def _names(file: BinaryIO) -> list[str]:
+    """The dotted names in the pickle that torch does not allow by itself."""
+    file.seek(0)
+    try:
+        return sorted(get_unsafe_globals_in_checkpoint(file))
+    except _DAMAGED as error:
+        raise FormatError(f"torch can't read its pickle: {error}") from error
 
 
 def _may_be_called(made: Made, named: Mapping[str, object]) -> bool:
@@ -190,8 +195,7 @@ def _try_to_open(written: Path, path: Path) -> None:
     """See that the model that was written can be opened by someone who trusts it all; the weights are not read."""
     try:
         with open(written, "rb") as file, _LOCK:
-            packages = {name.partition(".")[0] for name in get_unsafe_globals_in_checkpoint(file)}
-            named = _checked(file, written, Trust(packages - {"builtins", "torch"}))
+            named = _checked(file, written, Trust(name for name in _names(file) if not name.startswith("builtins.")))
             _load(str(written), named)
     except (FormatError, TrustError) as error:
         names = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]

@@ -26,6 +26,8 @@ _PACKAGES = (
     "torchvision.models",
     "torchvision.ops",
     "torchvision.transforms",
+    "torch.distributions",
+    "torch.optim.swa_utils",
 )
 # Functions have to be named more narrowly: torchvision.models has builders that download weights.
 _FUNCTIONS = (
@@ -51,6 +53,25 @@ _PLAIN = {
     }.items()
     for name in names.split()
 }
+# What a hostile file names; no model has a use for them.
+_RUNS = frozenset(
+    {"builtins", "code", "ctypes", "functools", "importlib", "io", "marshal", "multiprocessing", "nt", "operator", "os"}
+    | {
+        "pdb",
+        "pickle",
+        "posix",
+        "pty",
+        "runpy",
+        "shutil",
+        "signal",
+        "socket",
+        "subprocess",
+        "sys",
+        "tempfile",
+        "timeit",
+    }
+    | {"trace", "webbrowser", "torch.hub", "torch.serialization"}
+)
 
 
 def qualified_name(value: object) -> str | None:
@@ -214,10 +235,16 @@ def _split(name: str) -> str:
     return f"{module}:{qualname}"
 
 
+def _package(name: str) -> str:
+    """What to trust for this name: its package, and of torch only the part that is meant."""
+    module = name.partition(":")[0].split(".")
+    return ".".join(module[: 2 if module[0] == "torch" else 1])
+
+
 def _untrusted(names: Sequence[str]) -> str:
-    tops = {name: name.partition(":")[0].partition(".")[0] for name in names}
-    foreign = [name for name in names if tops[name] in sys.stdlib_module_names]
-    packages = sorted({top for name, top in tops.items() if name not in foreign} - {"__main__", "torch"})
+    tops = {name: _package(name) for name in names}
+    foreign = [name for name in names if tops[name] in _RUNS]
+    packages = sorted({top for name, top in tops.items() if name not in foreign} - {"__main__"})
     classes = [name.rpartition(":")[2] for name in names if tops[name] == "__main__"]
     entries = [*(f'"{package}"' for package in packages), *classes]
     count = f"{len(names)} names are" if len(names) > 1 else "1 name is"
