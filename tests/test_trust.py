@@ -175,8 +175,14 @@ def test_a_class_may_be_trusted_by_its_full_name():
 
 def test_two_classes_of_one_name_are_told_apart():
     other = type("Net", (nn.Module,), {"__module__": "elsewhere"})
-    with pytest.raises(TrustError, match=r"both answer for __main__\.Net"):
-        Trust([Net, other])
+    script = type("Net", (nn.Module,), {"__module__": "__main__"})
+    trust = Trust([Net, other])
+    assert trust.resolve([f"{HERE}:Net", "elsewhere:Net"]) == [Net, other]
+    with pytest.raises(TrustError, match=r"two of the classes would answer for __main__\.Net: say rename="):
+        trust.resolve(["__main__:Net"])
+    assert Trust([Net, other], {"__main__.Net": other}).resolve(["__main__:Net"]) == [other]
+    assert Trust([Net, script]).resolve(["__main__:Net", f"{HERE}:Net"]) == [script, Net]
+    assert Trust([script, Net]).resolve(["__main__:Net"]) == [script]
 
 
 def test_trust_takes_names_and_classes_only():

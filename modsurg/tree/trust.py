@@ -13,7 +13,7 @@ import torch
 
 from modsurg.errors import TrustError
 
-Trusted = Iterable[str | type | Callable[..., object]] | str | type
+Trusted = Iterable[str | type | Callable[..., object]] | str | type | Callable[..., object]
 Renames = Mapping[str, str | type | Callable[..., object]]
 
 # Modules of these packages hold no code that touches files, processes or the network when a model runs.
@@ -98,13 +98,14 @@ class Trust:
             -> its new name.
 
     Raises:
-        TrustError: Something that is neither a name nor a class or function; two classes of one name.
+        TrustError: Something that is neither a name nor a class or function.
     """
 
     def __init__(self, trust: Trusted = (), rename: Renames | None = None) -> None:
-        given = [trust] if isinstance(trust, str | type) else list(trust)
+        given = [trust] if isinstance(trust, str) or callable(trust) else list(trust)
         self._packages = tuple(name for name in given if isinstance(name, str))
         self._objects: dict[str, object] = {}
+        self._doubles: list[str] = []
         self._renames = {_dotted(name): target for name, target in (rename or {}).items()}
         for value in [value for value in given if not isinstance(value, str)]:
             self._take(value)
@@ -113,13 +114,11 @@ class Trust:
         qualname = getattr(value, "__qualname__", None)
         if qualname is None:
             raise TrustError(f'trust names packages ("timm") and classes (Net), not {value!r:.80}')
-        known = self._objects.setdefault(f"__main__.{qualname}", value)
-        if known is not value and getattr(known, "__module__", "") != "__main__" != getattr(value, "__module__", ""):
-            raise TrustError(
-                f"{_place(known)} and {_place(value)} would both answer for __main__.{qualname}; "
-                f'leave one out, or say rename={{"__main__.{qualname}": ...}}'
-            )
+        answer = f"__main__.{qualname}"
+        known = self._objects.setdefault(answer, value)
         self._objects[_place(value)] = value
+        if known is not value and self._objects[answer] is known and getattr(known, "__module__", "") != "__main__":
+            self._doubles.append(answer)
 
     def resolve(self, names: Sequence[str]) -> list[object]:
         """The objects of these names, in order.
@@ -163,6 +162,10 @@ class Trust:
                 if module == old or module.startswith(f"{old}."):
                     name = f"{prefix}{module[len(old) :]}:{qualname}"
                     break
+        if _dotted(name) in self._doubles:
+            raise TrustError(
+                f"two of the classes would answer for {_dotted(name)}: say rename={{{_dotted(name)!r}: ...}}"
+            )
         return self._objects.get(_dotted(name), name)
 
     def _allows_module(self, name: str) -> bool:
