@@ -331,6 +331,7 @@ def test_whole_pickled_models(tmp_path):
     assert not diff(model, tmp_path / "a.pt")
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
 def test_nested_tensors():
     old, new = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), torch.nested.nested_tensor([torch.ones(2)])
     assert not diff({"a": old}, {"a": old.clone()})

@@ -5,6 +5,7 @@ from torch import nn
 
 import modsurg
 from modsurg.checkpoints.opening import open_source
+from modsurg.views import nodes
 from modsurg.views.nodes import Held, Stored
 from modsurg.views.sides import two_sides
 
@@ -54,6 +55,19 @@ def test_a_sample_is_the_same_in_memory_and_in_a_file(tmp_path):
     with open_source(path) as source:
         assert Stored(source, "a").sample() == Held(values, 0).sample()
         assert len(Stored(source, "a").sample()) == 64
+
+
+def test_bytes_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "PIECE", 64)
+    values = torch.randn(100)
+    other = values.clone()
+    other[99] += 1
+    state = {"a": values, "b": other, "c": values.to(torch.float64), "d": torch.ones(0)}
+    with open_source(modsurg.save_state(state, tmp_path / "a.safetensors")) as source:
+        a, b, c, d = (Stored(source, key) for key in "abcd")
+        assert nodes.same_bytes(a, Stored(source, "a"))
+        assert nodes.same_bytes(d, d)
+        assert not any(nodes.same_bytes(a, leaf) for leaf in (b, c, Held(values, 0)))
 
 
 def test_a_key_that_is_also_the_start_of_another():
