@@ -16,7 +16,7 @@ from modsurg.training.logs import Screen, _clock
 
 def make(**options):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(144, 3))
     return Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), **options)
 
 
@@ -107,7 +107,7 @@ class TestBoard:
         for trainer in (seen, unseen):
             torch.manual_seed(2)
             trainer.fit(loader(), loader(), epochs=2)
-        assert torch.equal(seen.model[3].weight, unseen.model[3].weight)
+        assert torch.equal(seen.model[4].weight, unseen.model[4].weight)
 
     def test_a_model_that_cannot_be_traced_is_a_warning(self, tmp_path):
         pytest.importorskip("tensorboard")

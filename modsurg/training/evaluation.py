@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from modsurg.checkpoints.randomness import random_states, set_random_states
 from modsurg.errors import BatchError
 from modsurg.training import sketches, trouble
 from modsurg.training.batches import count, describe, forward, move, part
@@ -68,8 +69,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def draw(trainer: "Trainer", board: Board, loader: Iterable[Any]) -> None:
-    """Show a batch of pictures with predictions on TensorBoard, and after the first epoch the graph."""
+    """Show a batch of pictures with predictions on TensorBoard, and after the first epoch the graph.
+
+    The run does not feel it: nothing of the model changes, and the random states are as they were.
+    """
+    states = random_states()
     batch = next(iter(loader), None)
+    set_random_states(states)
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], torch.Tensor):
         return
     batch = move(part(batch, 16), trainer.place)

@@ -231,7 +231,9 @@ class Run:
         trainer.screen.close()
         if trainer.board is not None:
             if len(trainer.history):
-                trainer.board.settings(keeping.settings(trainer), trainer.history[-1])
+                aside = {"epoch", "step", "lr", "seconds", "samples_per_second"}
+                results = {name: value for name, value in trainer.history[-1].items() if name not in aside}
+                trainer.board.settings(keeping.settings(trainer), results)
             trainer.board.close()
             trainer.board = None
         self.feed.close()

@@ -31,7 +31,7 @@ def pictures(images: torch.Tensor, output: torch.Tensor, target: Any, names: Seq
         raise TrainingError('pictures need matplotlib: pip install "modsurg[tensorboard]".') from error
     figure = Figure(figsize=(8, 8.5), layout="constrained")
     chance, guess = output.detach().float().softmax(1).max(1)
-    axes = figure.subplots(4, 4).flat
+    axes = list(figure.subplots(4, 4).flat)
     for axis in axes:
         axis.axis("off")
     for i, axis in zip(range(min(len(images), _SHOWN)), axes, strict=False):
