@@ -329,7 +329,7 @@ class TestMeta:
         old = nn.Sequential(Rotary())
         with torch.device("meta"):
             new = nn.Sequential(Rotary())
-        with pytest.raises(LoadError, match=r'0\.frequencies is on the meta device.*model\.get_submodule\("0"\)\.frequencies = \.\.\.'):
+        with pytest.raises(LoadError, match=r'0\.frequencies is on the meta device.*\("0"\)\.frequencies = ...'):
             load_state(new, old.state_dict())
         new[0].frequencies = torch.arange(3.0)
         assert load_state(new, old.state_dict())
