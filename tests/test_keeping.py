@@ -63,6 +63,24 @@ def test_a_run_that_is_killed_or_told_to_end_goes_on_in_a_new_process(tmp_path, 
     assert equal(whole, trainer)
 
 
+def test_a_file_that_was_saved_by_hand_within_an_epoch_goes_on(tmp_path):
+    whole, loader = build(None)
+    run(whole, loader, on_step=lambda t: t.save(tmp_path / "own.safetensors") if t.step == 6 else None)
+    again, loader = build(None, seed=8)
+    run(again, loader, resume=tmp_path / "own.safetensors")
+    assert equal(whole, again)
+
+
+def test_between_the_batches_of_a_step_nothing_can_be_saved(tmp_path):
+    trainer, loader = build(None)
+    for epoch in trainer.epochs(loader):
+        for x, y in epoch:
+            epoch.step(trainer.loss(trainer.model(x), y))
+            if epoch.batch == 1:
+                with pytest.raises(TrainingError, match=r"epoch 1, batch 1 \(step 1\): 1 gradients wait.*from on_step"):
+                    trainer.save(tmp_path / "own.safetensors")
+
+
 def test_last_best_and_the_latest_are_kept(tmp_path):
     trainer, loader = build(tmp_path, keep=2)
     trainer.fit(loader, epochs=3)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from modsurg import Trainer
 from modsurg.errors import BatchError, DeviceError, ModsurgWarning, NonFiniteError, TrainingError
+from modsurg.training.trouble import check_labels
 
 
 def data(n=50, features=6, classes=3):
@@ -273,6 +274,13 @@ class TestRefusals:
         x, y = data().tensors
         with pytest.raises(BatchError, match=rf"epoch 1, batch 2 .*labels go from {shift} .*3 outputs .*{fix}"):
             make().fit([(x, y), (x, y + shift)])
+
+    def test_labels_are_looked_at_before_an_accelerator_sees_them(self):
+        scores, loss = torch.zeros(2, 3), nn.CrossEntropyLoss(ignore_index=-100)
+        check_labels("here", loss, scores, torch.tensor([2, -100]))
+        check_labels("here", nn.MSELoss(), scores, torch.tensor([7, 7]))
+        with pytest.raises(BatchError, match=r"here: labels go from -1 to 0, .*ignore_index=-1\) leaves -1 out"):
+            check_labels("here", loss, scores, torch.tensor([0, -1]))
 
     def test_a_batch_of_the_wrong_shape(self):
         x, y = data().tensors

@@ -12,7 +12,7 @@ from modsurg.training.batches import count, describe, forward, move
 from modsurg.training.loop import Meter, Window
 
 if TYPE_CHECKING:
-    from modsurg.training.trainer import Trainer
+    from modsurg.training.run import Run
 
 
 class Epoch:
@@ -25,8 +25,9 @@ class Epoch:
         row: What the history holds of it, once the batches are through.
     """
 
-    def __init__(self, trainer: "Trainer", number: int, window: Window, meter: Meter, batch: int) -> None:
-        self.trainer = trainer
+    def __init__(self, run: "Run", number: int, window: Window, meter: Meter, batch: int) -> None:
+        self.run = run
+        self.trainer = run.trainer
         self.number = number
         self.window = window
         self.meter = meter
@@ -42,7 +43,7 @@ class Epoch:
         trainer, device = self.trainer, self.trainer.place
         start = time.perf_counter()
         try:
-            for taken in trainer.run.open(self):
+            for taken in self.run.open(self):
                 batch = move(taken, device)
                 self.batch += 1
                 self._samples = count(batch)
@@ -69,6 +70,8 @@ class Epoch:
         try:
             with trainer.autocast:
                 output, target = forward(trainer.runner, trainer.accepted, batch)
+                if self.batch == 1 and trainer.place.type != "cpu":
+                    trouble.check_labels(self, trainer.loss, output, target)
                 loss = trainer.loss(output, target)
         except trouble.EXPECTED as error:
             raise trouble.explain(error, self, batch) from error
@@ -100,7 +103,7 @@ class Epoch:
         self.meter.add(value, self._samples, output, target)
         if full:
             self.window.step()
-            trainer.run.stepped(self)
+            self.run.stepped(self)
         if time.perf_counter() >= trainer.screen.next_look:
             self.look()
         return full
@@ -128,10 +131,10 @@ class Epoch:
             self.window.drop()
         elif self.window.held:
             self.window.step()
-            self.trainer.run.stepped(self)
+            self.run.stepped(self)
         if self.complete and self.batch == 0:
             raise BatchError(f"epoch {self.number}: the train loader gave no batch; it must give at least one.")
-        self.trainer.run.close(self)
+        self.run.close(self)
 
     @property
     def interrupted(self) -> bool:

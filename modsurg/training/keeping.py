@@ -207,7 +207,7 @@ def stateful(trainer: "Trainer") -> dict[str, Any]:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file another name, in one step; a copy where the filesystem has no links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.linking")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     try:

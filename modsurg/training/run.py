@@ -57,6 +57,7 @@ class Run:
         self.thaw = thaw
         self.target, self.lower = _target(trainer, val_loader is not None)
         self.window = Window(trainer.optimizer, trainer.accumulate, trainer.clip_norm, trainer.scaler)
+        self.epoch: Epoch | None = None
         self.pending: keeping.Interrupted | None = None
         self._logged = (0, 0.0)
 
@@ -127,6 +128,18 @@ class Run:
             self._report(trainer.board, row)
         self._save(None, improved)
 
+    def left(self) -> keeping.Interrupted | None:
+        """What is left of the epoch under way.
+
+        Raises:
+            TrainingError: Between the batches of one step, whose gradients no file holds.
+        """
+        if self.epoch is None or self.epoch.closed or not self.epoch.batch:
+            return None
+        if self.window.held:
+            raise TrainingError(f"{self.epoch}: {self.window.held} gradients wait for their step; save from on_step.")
+        return self._left(self.epoch)
+
     def _begin(self, resume: Any) -> None:
         trainer = self.trainer
         trainer.stopping = trainer.wanted = trainer.history.stopped = ""
@@ -139,7 +152,7 @@ class Run:
         else:
             self.pending = keeping.resume(trainer, file)
             trainer.screen.line(f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}")
-        trainer.run = self
+        trainer.running = self
         self._check()
         if not trainer.model.training:
             trainer.model.train()
@@ -185,7 +198,8 @@ class Run:
         trainer.watch.look()
         trainer.screen.begin(position.epoch + 1, position.start + self.total, position.batch, len(self.feed))
         self._logged = (meter.samples, 0.0)
-        return Epoch(trainer, position.epoch + 1, self.window, meter, position.batch)
+        self.epoch = Epoch(self, position.epoch + 1, self.window, meter, position.batch)
+        return self.epoch
 
     def _thaw(self) -> None:
         done = self.trainer.position.epoch - self.trainer.position.start
@@ -219,12 +233,12 @@ class Run:
         trainer = self.trainer
         if trainer.checkpoint_dir is None:
             return
-        left = None
         trainer.watch.check_weights(trainer.step)
-        if epoch is not None:
-            trainer.position.batch = epoch.batch
-            left = keeping.Interrupted(self.feed.states, self.feed.position(), epoch.meter.samples, epoch.meter.read())
-        keeping.rotate(trainer, left, improved)
+        keeping.rotate(trainer, self._left(epoch) if epoch else None, improved)
+
+    def _left(self, epoch: Epoch) -> keeping.Interrupted:
+        self.trainer.position.batch = epoch.batch
+        return keeping.Interrupted(self.feed.states, self.feed.position(), epoch.meter.samples, epoch.meter.read())
 
     def _end(self) -> None:
         trainer = self.trainer
@@ -236,6 +250,7 @@ class Run:
                 trainer.board.settings(keeping.settings(trainer), results)
             trainer.board.close()
             trainer.board = None
+        trainer.running = None
         self.feed.close()
 
 

@@ -34,7 +34,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, *, alone: bool) -> 
 def point(directory: Path, name: str, links: list[str], keep: int) -> None:
     """Let `last` and `best` be the new directory; remove those to which nothing points, but for the latest `keep`."""
     for link in links:
-        temporary = directory / f".{link}.{os.getpid()}"
+        temporary = directory / f".{link}.linking"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(name)
         os.replace(temporary, directory / link)

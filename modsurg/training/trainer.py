@@ -116,7 +116,7 @@ class Trainer:
         self.stopping = self.wanted = ""
         self.screen = Screen(self.progress and processes.rank() == 0)
         self.board: Board | None = None
-        self.run: Run
+        self.running: Run | None = None
         self.runner: Any = None
         place(self.model, self.place, channels_last=self.channels_last)
         for module in (self.loss, self.average):
@@ -309,8 +309,14 @@ class Trainer:
         self.board.histograms(self.model, self.step)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole run to a file from which `fit(resume=path)` goes on."""
-        keeping.save(self, path)
+        """Write the whole run to a file from which `fit(resume=path)` goes on.
+
+        From `on_step`, `on_epoch`, between the steps of a loop of one's own, or after `fit`; by all processes together.
+
+        Raises:
+            TrainingError: In the middle of a window of `accumulate` batches.
+        """
+        keeping.save(self, path, self.running.left() if self.running else None)
 
     def prepare(self) -> None:
         """What has to be made anew when the model is another."""

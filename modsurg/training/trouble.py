@@ -96,12 +96,36 @@ def _labels(error: Exception, epoch: "Epoch", batch: Any) -> str:
             classes = first_tensor(forward(trainer.model, trainer.accepted, batch)[0])
     except EXPECTED:
         return ""
-    lowest, highest = int(target.min()), int(target.max())
-    if classes is None or classes.ndim < 2 or (lowest >= 0 and highest < classes.shape[1]):
+    return "" if classes is None or classes.ndim < 2 else _range(target, classes.shape[1])
+
+
+def check_labels(where: object, loss: Any, output: Any, target: Any) -> None:
+    """Look at class numbers before a loss that would bring down an accelerator over them.
+
+    Raises:
+        BatchError: They are out of range.
+    """
+    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or not isinstance(target, torch.Tensor):
+        return
+    if target.is_floating_point() or not isinstance(output, torch.Tensor) or output.ndim < 2:
+        return
+    wrong = _range(target[target != loss.ignore_index], output.shape[1])
+    if wrong:
+        raise BatchError(f"{where}: {wrong}")
+
+
+def _range(target: torch.Tensor, classes: int) -> str:
+    if not target.numel():
         return ""
-    top = classes.shape[1] - 1
-    fix = f"subtract {lowest} from the labels" if lowest in (-1, 1) else f"give the last layer {highest + 1} outputs"
-    return f"labels go from {lowest} to {highest}, the model's {top + 1} outputs stand for 0 to {top}: {fix}."
+    lowest, highest, top = int(target.min()), int(target.max()), classes - 1
+    if lowest >= 0 and highest <= top:
+        return ""
+    fix = f"give the last layer {highest + 1} outputs"
+    if lowest == 1 and highest == classes:
+        fix = "subtract 1 from the labels"
+    elif lowest < 0:
+        fix = f"CrossEntropyLoss(ignore_index={lowest}) leaves {lowest} out"
+    return f"labels go from {lowest} to {highest}, the model's {classes} outputs stand for 0 to {top}: {fix}."
 
 
 def _no_gradient(error: Exception, epoch: "Epoch") -> str:
