@@ -30,7 +30,7 @@ def collect(model: nn.Module, example: object = None) -> tuple[Content, Trace | 
     return content, trace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Met:
     """A tensor and where it was first; it is held so that its id stays its own."""
 
@@ -94,12 +94,13 @@ class _Reader:
         if first != path:
             row.notes.append(f"= {first or 'the whole'}")
         self._weigh(row, module, first == path)
-        row.detail = detail(vars(self._shadows.get(path, module))) or (
-            "" if path == "" and module._modules else _held(module)
-        )
+        row.detail = detail(vars(self._shadows.get(path, module)))
+        if not row.detail and module._parameters and (path or not module._modules):
+            row.detail = _held(module)
         if "parametrizations" in module._modules and is_parametrized(module):
             row.kind = kind.removeprefix("Parametrized")
-        self._trace_row(row, first)
+        if self._trace is not None:
+            self._trace_row(row, self._trace)
         return row
 
     def _weigh(self, row: Row, module: nn.Module, fresh: bool) -> None:
@@ -135,9 +136,9 @@ class _Reader:
         found = None if shadow is None else shadow._parameters.get(name, shadow._buffers.get(name))
         return lazy if found is None else found
 
-    def _trace_row(self, row: Row, first: str) -> None:
-        trace = self._trace
-        if trace is None or (trace.note.startswith("not run") and not trace.calls):
+    @staticmethod
+    def _trace_row(row: Row, trace: Trace) -> None:
+        if not trace.calls:
             return
         row.calls = trace.calls.get(row.path, 0)
         row.macs = trace.macs.get(row.path, 0)
@@ -156,7 +157,7 @@ class _Reader:
         if not self._elements:
             return [mode]
         dtype, device = self._elements.most_common(1)[0][0]
-        for row, sort in self._sorts:
+        for row, sort in self._sorts if len(self._elements) > 1 else ():
             if sort != (dtype, device):
                 others = (str(sort[0])[6:] if sort[0] != dtype else "", str(sort[1]) if sort[1] != device else "")
                 row.notes += [each for each in others if each and each not in row.notes]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from modsurg.views.rows import Row
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Line:
     """One or several equal neighbours.
 
@@ -118,8 +118,8 @@ def signatures(root: Row) -> dict[int, int]:
     numbers: dict[Hashable, int] = {}
     found: dict[int, int] = {}
     for row in reversed(rows):
-        below = tuple((child.name, found[id(child)]) for child in row.children)
-        own = (row.layer, row.params, row.trainable, row.buffers, row.inputs, row.outputs, row.macs, row.activations)
-        key = (own, row.calls, tuple(row.notes), below)
+        below = tuple([(child.name, found[id(child)]) for child in row.children])
+        seen = (row.inputs, row.outputs, row.macs, row.activations, row.calls)
+        key = (row.kind, row.detail, row.params, row.trainable, row.buffers, seen, *row.notes, below)
         found[id(row)] = numbers.setdefault(key, len(numbers))
     return found

@@ -110,7 +110,7 @@ def add_up(rows: list[Row]) -> None:
     """Add the parameters and buffers of each row to its parent; `rows` has parents before their children."""
     parents = {id(child): row for row in rows for child in row.children}
     for row in reversed(rows):
-        parent = parents.get(id(row))
+        parent = parents.get(id(row)) if row.params or row.buffers else None
         if parent is not None:
             parent.params += row.params
             parent.trainable += row.trainable
@@ -119,6 +119,8 @@ def add_up(rows: list[Row]) -> None:
 
 def mark_frozen(rows: list[Row]) -> None:
     """Say of the topmost rows whose parameters are all frozen that they are."""
+    if rows[0].params == rows[0].trainable:
+        return
     inside = {id(child) for row in rows if row.params and not row.trainable for child in row.children}
     for row in rows[1:]:
         if row.params and not row.trainable and id(row) not in inside:

@@ -95,8 +95,9 @@ class Summary:
             bars: With bars for the shares; by default if in colour.
         """
         width = width or shutil.get_terminal_size((80, 24)).columns
-        lines = styled(self._content, self._lines, Medium(max(width, 24), color if bars is None else bars))
-        return coloured(lines) if color else plain(lines)
+        with uncollected():
+            lines = styled(self._content, self._lines, Medium(max(width, 24), color if bars is None else bars))
+            return coloured(lines) if color else plain(lines)
 
     def __str__(self) -> str:
         return self.render()
