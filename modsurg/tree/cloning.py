@@ -214,7 +214,9 @@ class Cloner:
     def _object(self, value: Any) -> None:
         kind = type(value)
         ours = kind.__module__.partition(".")[0] not in sys.stdlib_module_names or kind is SimpleNamespace
-        plain = all(getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__"))
+        plain = kind is SimpleNamespace or all(
+            getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__")
+        )
         if (
             not (ours and plain and hasattr(value, "__dict__"))
             or hasattr(kind, "__del__")
