@@ -23,7 +23,9 @@ def test_a_wrong_shape_names_the_module_and_both_shapes():
 
 
 @pytest.mark.parametrize(
-    "example", [torch.ones(3, 4), (3, 4), (torch.ones(3, 4),), {"input": torch.ones(3, 4)}], ids=str
+    "example",
+    [torch.ones(3, 4), (3, 4), (torch.ones(3, 4),), {"input": torch.ones(3, 4)}],
+    ids=lambda e: type(e).__name__,
 )
 def test_each_form_of_example(example):
     insert_after(net(), "0", nn.ReLU(), example=example)

@@ -1,0 +1,1 @@
+collect_ignore = ["data_parallel.py"]  # a script for torchrun
