@@ -73,9 +73,9 @@ def summary(
         paths = frozenset(select(unwrap(model_or_path), where).paths)
     with uncollected():
         content, trace = collect(model_or_path, example)
-    if trace is not None and trace.failure is not None:
-        raise SummaryError(_failed(content, trace.failure.path, str(trace.failure)))
-    return Summary(content, View(depth, paths))
+        if trace is not None and trace.failure is not None:
+            raise SummaryError(_failed(content, trace.failure.path, str(trace.failure)))
+        return Summary(content, View(depth, paths))
 
 
 class Summary:
@@ -83,8 +83,7 @@ class Summary:
 
     def __init__(self, content: Content, view: View) -> None:
         self._content = content
-        with uncollected():
-            self._lines: list[Line] = list(view.lines(content.root))
+        self._lines: list[Line] = list(view.lines(content.root))
 
     def render(self, width: int | None = None, color: bool = False, bars: bool | None = None) -> str:
         """The summary as text.
