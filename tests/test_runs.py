@@ -60,6 +60,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
 def test_every_optimizer_goes_on_bit_for_bit(tmp_path, make):
+    torch.manual_seed(0)  # some beginnings run off to nan, which equals nothing
     path = tmp_path / "run.safetensors"
     model = network()
     optimizer = make(model.parameters())
