@@ -86,12 +86,12 @@ def refuse_offloaded(path: str, old: nn.Module) -> None:
         )
 
 
-def unreadable(tree: Tree, path: str, old: nn.Module, new: nn.Module) -> str | None:
+def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | None:
     """Why a module can't stand at `path`: its parent reads what the old module has and the new one has not."""
-    parent = tree.parent(path)
-    if isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.TransformerEncoderLayer):
+    parent = step.tree.parent(path)
+    if isinstance(parent, (*_CALLERS, nn.TransformerEncoderLayer)):
         return None
-    attributes, _ = reads(parent, last(path))
+    attributes, _ = _uses(step, parent, last(path))
     missing = sorted(name for name in attributes if hasattr(old, name) and not hasattr(new, name))
     if not missing:
         return None
@@ -100,21 +100,26 @@ def unreadable(tree: Tree, path: str, old: nn.Module, new: nn.Module) -> str | N
     )
 
 
-def tell_if_bypassed(step: Step, paths: Iterable[str]) -> None:
+def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:
     """Warn of a parent that reads the new module's weights instead of calling it.
 
     The fast path of nn.TransformerEncoderLayer does so in eval mode without gradients; it is turned off.
+
+    Args:
+        step: The verb at work.
+        paths: Where the new module stands.
+        layers: Whether there is any such layer in the model.
     """
     for path in paths:
         parent = step.tree.parent(path)
-        if not isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-            attributes, called = reads(parent, last(path))
+        if not isinstance(parent, _CALLERS):
+            attributes, called = _uses(step, parent, last(path))
             if attributes and not called:
                 step.warnings.append(
                     f'"{path}" is never called: {type(parent).__name__} reads its {", ".join(sorted(attributes))}, '
                     "so that the new module's own forward does not run."
                 )
-        for owner in above(path):
+        for owner in above(path) if layers else ():
             layer = step.tree.modules[owner]
             if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
                 step.journal.keep_attr(layer, "activation_relu_or_gelu")
@@ -123,3 +128,13 @@ def tell_if_bypassed(step: Step, paths: Iterable[str]) -> None:
                     f'"{owner}": the fast path of this nn.TransformerEncoderLayer (eval mode, no gradients) would read '
                     "the weights and not call the new module; it is turned off."
                 )
+
+
+_CALLERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _uses(step: Step, parent: nn.Module, name: str) -> tuple[set[str], bool]:
+    key = (type(parent), name)
+    if key not in step.uses:
+        step.uses[key] = reads(parent, name)
+    return step.uses[key]

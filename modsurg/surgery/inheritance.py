@@ -58,7 +58,7 @@ def settle(
         if module.training != training and held(module) is None:
             step.journal.keep_attr(module, "training")
             module.training = training
-    if any(module._parameters or module._buffers for module in own):
+    if new._parameters or new._buffers or (new._modules and any(m._parameters or m._buffers for m in own)):
         home = _weight(near)
         for owner in above(path) if home is None else ():
             if owner not in step.homes:

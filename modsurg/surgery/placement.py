@@ -80,7 +80,7 @@ def callable_ones(
     """
     kept, left = [], []
     for each in made:
-        why = next(filter(None, (unreadable(step.tree, path, each[0].module, each[2]) for path in each[1])), None)
+        why = next(filter(None, (unreadable(step, path, each[0].module, each[2]) for path in each[1])), None)
         if why:
             left.append(why)
         else:
@@ -96,12 +96,13 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
     made = callable_ones(step, outermost(step, targets(step, selection, untie), make))
     for site, paths, new in made:
         _refuse(step, site, paths, new, kind)
+    layers = any(isinstance(module, nn.TransformerEncoderLayer) for module in step.tree.modules.values())
     for site, paths, new in made:
         take_place(step, site.module, new, paths[0])
         for path in paths:
             parent = step.tree.parent(path)
             step.child(parent, last(path), new)
-        tell_if_bypassed(step, paths)
+        tell_if_bypassed(step, paths, layers)
         step.changes.append(Change(kind, paths, site.module, new))
         step.replaced.append((site.module, new, paths[0]))
         step.made.append((paths, site.module, new))
