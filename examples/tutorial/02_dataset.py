@@ -1,0 +1,45 @@
+"""Dataset: a folder of pictures and a label; two of them joined by a plus."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from material import insects
+from PIL import Image
+from torch.utils.data import Dataset
+
+
+class Labelled(Dataset[tuple[Image.Image, str]]):
+    """The pictures of one folder, all with one label.
+
+    A data set needs `__getitem__`; `__len__` makes it countable, so that a loader can shuffle it.
+    """
+
+    def __init__(self, folder: Path, label: str) -> None:
+        self.files = sorted(folder.iterdir())
+        self.label = label
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        return Image.open(self.files[index]), self.label
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def main() -> None:
+    """Count ants, bees and both; show the two pictures where one folder ends and the other begins."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="a folder with train/ants and train/bees; left out, some are drawn")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = insects(options.data, Path(scratch)) / "train"
+        train_ants, train_bees = Labelled(folder / "ants", "ants"), Labelled(folder / "bees", "bees")
+        train = train_ants + train_bees
+        print("ants, bees, both:", len(train_ants), len(train_bees), len(train))
+        for index in (len(train_ants) - 1, len(train_ants)):
+            with train[index][0] as picture:
+                print(f"train[{index}]:", picture.format, picture.mode, picture.size, train[index][1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Backward: from the loss to a gradient of every parameter."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from material import cifar
+from networks import CifarNet
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import ToTensor
+
+
+def main() -> None:
+    """Print the gradients' sizes before a backward pass, after one, and after two: they add up."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="as for 05_cifar10_dataloader.py")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    network, loss = CifarNet(), nn.CrossEntropyLoss()
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures, labels = next(iter(DataLoader(cifar(options.data, Path(scratch), ToTensor()), 64, shuffle=True)))
+    weight = network.sequential[0].weight
+    print("before:", weight.grad)
+    for times in ("one pass:  ", "two passes:"):
+        loss(network(pictures), labels).backward()
+        print(times, tuple(weight.grad.shape), f"length {weight.grad.norm():.5f}")
+    network.zero_grad()
+    print("after zero_grad:", weight.grad)
+
+
+if __name__ == "__main__":
+    main()
