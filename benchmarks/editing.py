@@ -1,7 +1,7 @@
 """What an edit costs: `python benchmarks/editing.py [--runs 5]`.
 
-`replace` of 20,000 modules in a tree of 101,001, every check on, beside a bare loop of `set_submodule`, interleaved in one
-process; and how much of both is making the new modules.
+`replace` of 20,000 modules in a tree of 101,001, every check on, beside a bare loop of `set_submodule`, interleaved in
+one process; and how much of both is making the new modules.
 """
 
 import argparse
