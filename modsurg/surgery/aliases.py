@@ -32,14 +32,16 @@ def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str]) -> Non
     search = _Search(step, swaps, gone)
     inside = {id(module) for module in _subtrees(step, swaps)}
     tied: dict[int, str] = {}
+    modules = step.tree.modules
+    weights = any(key not in step.tree.paths for key in gone)
     for key, paths in step.tree.paths.items():
         if key in inside:
             continue
-        module = step.tree.modules[paths[0]]
-        for name, value in _own_attributes(module):
+        module = modules[paths[0]]
+        for name, value in _own_attributes(module) if len(module.__dict__) > len(_STANDARD) else ():
             if type(value) not in _PLAIN and name not in _STANDARD:
                 search.attribute(module, name, value, f"{paths[0]}.{name}" if paths[0] else name)
-        for name, parameter in module._parameters.items() if module._parameters else ():
+        for name, parameter in module._parameters.items() if weights and module._parameters else ():
             if id(parameter) in gone and id(parameter) not in tied and not _left(step, paths, gone):
                 tied[id(parameter)] = f"{paths[0]}.{name}" if paths[0] else name
     search.apply()

@@ -187,7 +187,7 @@ def _report_left_behind(step: Step, old: nn.Module, new: nn.Module, path: str) -
     left: list[str] = []
     if "forward" in old.__dict__ and "forward" not in new.__dict__ and wrapper_kind(old) is None:
         left.append("the forward that was set on the old module itself")
-    if is_parametrized(old) and not is_parametrized(new):
+    if "parametrizations" in old._modules and is_parametrized(old) and not is_parametrized(new):
         left.append(f"the parametrization of {', '.join(old.get_submodule('parametrizations')._modules)}")
     for hook in old._forward_pre_hooks.values():
         if belongs_to(hook, old) and not isinstance(hook, MethodType) and not _has_like(new, hook):

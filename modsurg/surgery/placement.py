@@ -54,7 +54,7 @@ def outermost(
     made: list[tuple[Site, tuple[str, ...], nn.Module]] = []
     nested = len(chosen) > 1
     for site, paths in chosen:
-        if nested:
+        if done:
             paths = tuple(path for path in paths if done.isdisjoint(above(path)))
             if not paths:
                 inner.append(site.path)

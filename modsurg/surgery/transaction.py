@@ -1,6 +1,5 @@
 """A transaction: verbs that take effect at once, and all go back if anything fails before the end of the block."""
 
-import gc
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from modsurg.surgery.remapping import Remapping
 from modsurg.surgery.reports import Report, snapshot
 from modsurg.surgery.resizing import Fill, resize_modules
 from modsurg.surgery.steps import Change, Step
+from modsurg.tree.garbage import uncollected
 from modsurg.tree.selection import Selection, Where, resolve
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
@@ -58,7 +58,7 @@ class Edit:
             self._journal.rollback()
             return
         try:
-            with _no_collection():
+            with uncollected():
                 self._report = self._commit()
         except BaseException:
             self._journal.rollback()
@@ -162,7 +162,7 @@ class Edit:
         if self._report is not None:
             raise EditError("this transaction is over; open another: with edit(model) as e: ...")
         self._recorder.settle()
-        with _no_collection():
+        with uncollected():
             step = Step(walk(self._root))
             self._before = self._before or step.tree
             self._journal.open(step.journal)  # before the first change, so that no interrupt can come between
@@ -211,18 +211,6 @@ class Edit:
 
 
 _DESCRIBED_AT_ONCE = 1000
-
-
-@contextmanager
-def _no_collection() -> Generator[None]:
-    """Hold the cyclic garbage collector: it would go through the whole model for every few hundred new modules."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _report_frozen(step: Step, selection: Selection, kind: str, done: Frozen) -> None:

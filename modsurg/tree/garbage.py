@@ -9,6 +9,9 @@ from contextlib import contextmanager
 def uncollected() -> Generator[None]:
     """Hold the collector: it would go through the whole model again for every few hundred new objects.
 
+    What was made meanwhile counts as old afterwards, without being gone through: `gc.freeze` and `gc.unfreeze` only
+    move the list of the young objects to the old ones. Where the program froze objects of its own, that is left out.
+
     Example:
         >>> with uncollected():
         ...     gc.isenabled()
@@ -20,4 +23,7 @@ def uncollected() -> Generator[None]:
         yield
     finally:
         if enabled:
+            if gc.get_freeze_count() == 0:
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
