@@ -57,6 +57,16 @@ class Remapping:
         known: dict[str, str | None] = {new: old for old, new in self._names.items() if new is not None}
         return _rename(state, known | self._new_paths())
 
+    def changed_since(self, journal: Journal) -> str | None:
+        """The children that the edit left somewhere, if others stand there now."""
+        for key, (mapping, _) in journal.dicts.items():
+            left = self._touched[key][1]
+            if not all(isinstance(child, nn.Module | None) for _, child in left):
+                continue
+            if [(name, id(child)) for name, child in mapping.items()] != [(name, id(child)) for name, child in left]:
+                return ", ".join(name for name, _ in left[:5])
+        return None
+
     def _new_holders(self) -> dict[int, list[tuple[str, nn.Module]]]:
         """New modules with children of their own, and what of the old tree stands inside them."""
         return {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -40,7 +40,6 @@ class Report:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     _journal: Journal | None = field(default=None, repr=False)
-    _after: list[tuple[Mapping[str, object], list[tuple[str, object]]]] = field(default_factory=list, repr=False)
     _remapping: Remapping | None = field(default=None, repr=False)
     _recipe: Callable[[], Recipe] | None = field(default=None, repr=False)
 
@@ -54,10 +53,9 @@ class Report:
         """
         if self._journal is None:
             raise UndoError("nothing to undo: this edit was undone already, or is only a plan.")
-        for mapping, items in self._after:
-            if [(name, id(child)) for name, child in mapping.items()] != [(name, id(child)) for name, child in items]:
-                names = ", ".join(name for name, _ in items[:5])
-                raise UndoError(f"the part with the children {names} was changed since; undo the later edits first.")
+        changed = self._remapping.changed_since(self._journal) if self._remapping is not None else None
+        if changed is not None:
+            raise UndoError(f"the part with the children {changed} was changed since; undo the later edits first.")
         self._journal.rollback()
         self._journal = None
 
@@ -119,9 +117,3 @@ def shown(module: nn.Module | None) -> str:
     arguments = module.extra_repr() if module is not None else ""
     name = type(module).__name__
     return f"{name}({arguments})" if arguments and "\n" not in arguments else name
-
-
-def snapshot(journal: Journal) -> list[tuple[Any, list[tuple[Any, Any]]]]:
-    """The children that the edit left where it touched any, to tell later whether they were changed again."""
-    touched = ((mapping, list(mapping.items())) for mapping, _ in journal.dicts.values())
-    return [(mapping, items) for mapping, items in touched if all(isinstance(v, nn.Module | None) for _, v in items)]

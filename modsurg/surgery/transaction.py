@@ -19,7 +19,7 @@ from modsurg.surgery.placement import add_child, insert_sites, remove_sites, ren
 from modsurg.surgery.preflight import Example, preflight
 from modsurg.surgery.recipes import Recorder
 from modsurg.surgery.remapping import Remapping
-from modsurg.surgery.reports import Report, snapshot
+from modsurg.surgery.reports import Report
 from modsurg.surgery.resizing import Fill, resize_modules
 from modsurg.surgery.steps import Change, Step
 from modsurg.tree.garbage import uncollected
@@ -195,7 +195,6 @@ class Edit:
             said,
             tuple(notes),
             self._journal,
-            snapshot(self._journal),
             remapping,
             self._recorder.recipe,
         )
