@@ -3,14 +3,14 @@
 import copy
 import inspect
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from modsurg.errors import EditError
 
 New: TypeAlias = (
-    nn.Module | type[nn.Module] | Callable[[nn.Module], nn.Module | None] | Callable[[nn.Module, str], nn.Module | None]
+    nn.Module | type[nn.Module] | Callable[[Any], nn.Module | None] | Callable[[Any, str], nn.Module | None]
 )
 Maker: TypeAlias = Callable[[nn.Module, str], nn.Module | None]
 
