@@ -38,9 +38,8 @@ def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str]) -> Non
         if key in inside:
             continue
         module = modules[paths[0]]
-        for name, value in _own_attributes(module) if len(module.__dict__) > len(_STANDARD) else ():
-            if type(value) not in _PLAIN and name not in _STANDARD:
-                search.attribute(module, name, value, f"{paths[0]}.{name}" if paths[0] else name)
+        for name, value in _own_attributes(module):
+            search.attribute(module, name, value, f"{paths[0]}.{name}" if paths[0] else name)
         for name, parameter in module._parameters.items() if weights and module._parameters else ():
             if id(parameter) in gone and id(parameter) not in tied and not _left(step, paths, gone):
                 tied[id(parameter)] = f"{paths[0]}.{name}" if paths[0] else name
@@ -52,17 +51,22 @@ def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str]) -> Non
     ]
 
 
-def _own_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What stands in `__dict__` behind the slots that `nn.Module.__init__` makes; all, where they are not first."""
+def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    """What stands in `__dict__` besides plain values and the slots of `nn.Module.__init__`, which mostly come first."""
     attributes = module.__dict__
     size = len(_STANDARD)
-    in_order = next(islice(attributes, size - 1, None), None) == _LAST
-    return islice(attributes.items(), size if in_order else 0, None)
+    if len(attributes) <= size:
+        return []
+    behind = size if next(islice(attributes, size - 1, None)) == _LAST else 0
+    if _PLAIN.issuperset(map(type, islice(attributes.values(), behind, None))):
+        return []
+    return [item for item in attributes.items() if type(item[1]) not in _PLAIN and item[0] not in _STANDARD]
 
 
 def _subtrees(step: Step, swaps: dict[int, nn.Module]) -> Iterator[nn.Module]:
     for key in swaps:
-        yield from step.tree.modules[step.tree.paths[key][0]].modules()
+        module = step.tree.modules[step.tree.paths[key][0]]
+        yield from module.modules() if module._modules else (module,)
 
 
 def _left(step: Step, paths: list[str], gone: dict[int, str]) -> bool:

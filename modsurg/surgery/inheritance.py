@@ -28,6 +28,7 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_EXTRAS = (*_HOOKS, *_STATE_HOOKS, "forward")
 _PLAIN_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
@@ -39,7 +40,7 @@ def take_place(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
     wraps = new._modules and any(module is old for module in new.modules())
     skip = {id(module) for module in old.modules()} if wraps else set()
     settle(step, new, old, path, mode(old), skip)
-    if not wraps:
+    if not wraps and (any(map(old.__dict__.get, _EXTRAS)) or "parametrizations" in old._modules):
         _carry_hooks(step, old, new, path)
         _report_left_behind(step, old, new, path)
 

@@ -1,6 +1,6 @@
 """Selection: which modules a `where` means, resolved before anything changes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -172,7 +172,7 @@ def _match(tree: Tree, where: Where) -> dict[int, list[str]]:
     if isinstance(where, type | tuple):
         return {key: paths for key, paths in tree.paths.items() if isinstance(tree.modules[paths[0]], where)}
     if callable(where):
-        return _match_paths(tree, lambda path: bool(where(path, tree.modules[path])))
+        return _collect((path, module) for path, module in tree.modules.items() if where(path, module))
     raise WhereError(
         f"where={where!r} is a {type(where).__name__}; give a path, a glob, a module class, "
         "a predicate (path, module), a module or a Selection."
@@ -181,16 +181,16 @@ def _match(tree: Tree, where: Where) -> dict[int, list[str]]:
 
 def _match_name(tree: Tree, where: str) -> dict[int, list[str]]:
     if not is_exact(where):
-        return _match_paths(tree, matcher(where))
+        test = matcher(where)
+        return _collect((path, module) for path, module in tree.modules.items() if test(path))
     path = exact_path(tree, where)
     return {} if path is None else {id(tree.modules[path]): [path]}
 
 
-def _match_paths(tree: Tree, test: Callable[[str], bool]) -> dict[int, list[str]]:
+def _collect(places: Iterable[tuple[str, nn.Module]]) -> dict[int, list[str]]:
     matched: dict[int, list[str]] = {}
-    for path, module in tree.modules.items():
-        if test(path):
-            matched.setdefault(id(module), []).append(path)
+    for path, module in places:
+        matched.setdefault(id(module), []).append(path)
     return matched
 
 
