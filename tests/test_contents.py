@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import load_state
+from modsurg import load_state, read_state, save_state
 from modsurg.checkpoints.formats.torchzip import TorchSource
 from modsurg.errors import FormatError, TrustError
 
@@ -229,3 +229,45 @@ def test_a_tensor_of_nothing_but_repetition(tmp_path):
     path = saved(tmp_path, {"w": torch.ones(1).expand(1 << 40)})
     with pytest.raises(FormatError, match=r"a tensor of shape \(1099511627776,\) is to be made of only 1 elements"):
         TorchSource(path)
+
+
+class TestParts:
+    def both(self, tmp_path):
+        state, average = nn.Linear(2, 2).state_dict(), {"module.weight": torch.ones(2, 2), "n": torch.tensor(3)}
+        return saved(tmp_path, {"model": {"state": state, "a.b": average}, "hparams": argparse.Namespace(lr=1), "n": 3})
+
+    @pytest.mark.parametrize(
+        ("part", "keys"),
+        [
+            (None, ["weight", "bias"]),
+            ("model", ["weight", "bias"]),
+            ("model.state", ["weight", "bias"]),
+            ("model.a.b", ["module.weight", "n"]),
+        ],
+    )
+    def test_a_state_by_its_name(self, tmp_path, part, keys):
+        state = read_state(self.both(tmp_path), part=part)
+        assert [key.removeprefix("state.") for key in state if not key.startswith("a.b.")] == keys
+        assert state.source.taken == (part or "model")
+
+    @pytest.mark.parametrize(
+        ("part", "message"),
+        [
+            ("ema", r"there is no part 'ema' in it. It holds: model, hparams, n"),
+            ("model.ema", r"there is no part 'ema' in it. It holds: state, a\.b"),
+            ("n", "it holds a int, not a state_dict"),
+            ("n.x", r"there is no part 'x' in it. It holds: a int"),
+        ],
+    )
+    def test_nothing_there(self, tmp_path, part, message):
+        with pytest.raises(FormatError, match=message):
+            read_state(self.both(tmp_path), part=part)
+
+    def test_what_was_loaded_says_from_where(self, tmp_path):
+        state = read_state(self.both(tmp_path), part="model.state")
+        assert str(load_state(nn.Linear(2, 2), state)) == "loaded 2 of 2 keys from its 'model.state'"
+
+    def test_other_formats_have_no_parts(self, tmp_path):
+        save_state(nn.Linear(2, 2), tmp_path / "x.safetensors")
+        with pytest.raises(FormatError, match="has one state and no parts: choose among its keys"):
+            read_state(tmp_path / "x.safetensors", part="ema")

@@ -16,16 +16,17 @@ _TORCH_TOO = (".ckpt", ".tar", ".jit", ".th")  # other names under which such fi
 _KNOWN = f"name.safetensors, name{INDEX}, name.pt, name.pth and name.bin"
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source:
     """Open a checkpoint of any format for reading.
 
     Args:
         path: A file, or a directory of torch.distributed.checkpoint. `name.safetensors` also opens a set that was saved
             under that name.
+        part: Which of the states in a file of torch.save; by default it is looked for.
 
     Raises:
         FileNotFoundError: Nothing there.
-        FormatError: The name says no format, or the file is not what its name says.
+        FormatError: The name says no format, or the file is not what its name says, or has no such part.
     """
     path = Path(path)
     if path.suffix == ".safetensors" and not path.exists():
@@ -33,6 +34,10 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         path = index if index.exists() else path
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if path.is_file() and path.suffix in (*_TORCH, *_TORCH_TOO):
+        return TorchSource(path, part)
+    if part is not None:
+        raise FormatError(f"{path} has one state and no parts: choose among its keys, read_state(path, where)")
     if (path / ".metadata").exists():
         return DistributedSource(path)
     if not path.is_file():
@@ -43,8 +48,6 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         return ShardedSource(path, open_source)
     if path.suffix == ".safetensors":
         return SafetensorsSource(path)
-    if path.suffix in (*_TORCH, *_TORCH_TOO):
-        return TorchSource(path)
     raise FormatError(f"{path}: the name does not say which format it has. Known are {_KNOWN}")
 
 

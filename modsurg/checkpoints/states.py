@@ -131,6 +131,7 @@ def read_state(
     path: str | os.PathLike[str],
     where: Only = None,
     *,
+    part: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> State:
@@ -139,12 +140,14 @@ def read_state(
     Args:
         path: A file of any format that is known.
         where: Only these keys: a name, glob or `re:`, of keys or of what holds them (`"layer4"`), or several.
+        part: Of a file of torch.save that holds several states, the one under this name: `"state_dict_ema"`. By
+            default `.source.taken` says which was chosen, and `.source.left` what else there is.
         device: Where the tensors shall be; the CPU by default.
         dtype: For floating tensors; as stored by default.
 
     Raises:
         FileNotFoundError: Nothing there.
-        FormatError: The file is not what its name says.
+        FormatError: The file is not what its name says, or has no such part.
         LoadError: `where` fits no key.
 
     Example:
@@ -154,7 +157,7 @@ def read_state(
         >>> list(state), state["1.weight"].shape
         (['1.weight', '1.bias'], torch.Size([1, 2]))
     """
-    source = open_source(path)
+    source = open_source(path, part)
     keys = list(filter(chooser(where), source.keys_in_order))
     if not keys and where is not None:
         shown = ", ".join(source.keys_in_order[:3])
@@ -213,7 +216,8 @@ def load_state(
     options = Options(strict, rename, only, on_mismatch)
     if isinstance(path_or_state, State):
         names = {key: key for key in path_or_state}
-        return load(model, DerivedSource(path_or_state.source, names=names), options, verify)
+        loaded = load(model, DerivedSource(path_or_state.source, names=names), options, verify)
+        return replace(loaded, taken=path_or_state.source.taken)
     if isinstance(path_or_state, Mapping):
         try:
             return load(model, MemorySource(path_or_state), options, verify)

@@ -82,7 +82,7 @@ class Found:
     tree: Mapping[str, Any] | None = None
 
 
-def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") -> Found:
+def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", part: str | None = None) -> Found:
     """The state_dict in a checkpoint: the top, what lies under one of `STATE_NAMES`, or the only dict of tensors.
 
     Of a whole model it is the tensors; its classes need not exist. Several dicts of tensors under other names (a
@@ -91,22 +91,23 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "") 
     Args:
         pickle: What was saved.
         code: Gives the source text of a file of a TorchScript archive.
+        part: Where the state is, in the words of `Found.left`, instead of looking for it.
 
     Raises:
         TrustError: The file wants something called that is no data, or an object of some class stands for a weight.
-        FormatError: A tensor, or anything else that is no state.
+        FormatError: A tensor, or anything else that is no state; nothing at `part`.
     """
-    value = pickle.value
+    value = pickle.value if part is None else _at(pickle.value, part)
+    path = [part] if part else []
     if isinstance(value, Made) and is_scripted(value):
         return _collect(scripted_state(value, code), Found("", []))
     if is_module(value):
-        return _collect(module_state(value), Found("", [], tree=module_tree(value)))
+        return _collect(module_state(value), Found(".".join(path), [], tree=module_tree(value)))
     _refuse_calls(pickle.made)
     if not isinstance(value, dict):
         raise FormatError(
             f"it holds {_kind(value)}, not a state_dict: use torch.load(path, weights_only=True), or save a state_dict"
         )
-    path: list[str] = []
     left: list[str] = []
     while len(path) < _NESTED and (name := _inner(value)) is not None:
         left += [".".join((*path, shown(key))) for key in value if key != name]
@@ -160,6 +161,17 @@ class _Rebuilding:
         if isinstance(value, list | tuple):
             return type(value)(self.give(item, depth) for item in value)
         return value
+
+
+def _at(value: object, part: str) -> object:
+    """What lies at a dotted path of keys, each of which may have dots in it."""
+    if not part:
+        return value
+    keys = [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
+    for key in keys:
+        if part == key or part.startswith(f"{key}."):
+            return _at(value[key], part[len(key) + 1 :])
+    raise FormatError(f"there is no part {part!r} in it. It holds: {', '.join(map(shown, keys[:8])) or _kind(value)}")
 
 
 def _inner(value: Mapping[Any, Any]) -> str | None:

@@ -71,19 +71,19 @@ def open_torch(fd: int, path: Path) -> TorchFile:
 
 
 class TorchSource(Source):
-    """The state in a file of torch.save, found inside a checkpoint if it is one.
+    """The state in a file of torch.save, found inside a checkpoint if it is one, or at a `part` of it.
 
     Raises:
         FormatError: The file is cut off, foreign or lying, or has no state in it.
         TrustError: The file wants something done that is no data. Nothing of it ran.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, part: str | None = None) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._close = weakref.finalize(self, os.close, fd)
         try:
             self._file = open_torch(fd, path)
-            found = find_state(self._file.pickle, self._file.code)
+            found = find_state(self._file.pickle, self._file.code, part)
             self._tensors = found.tensors
             for key, stored in found.tensors.items():
                 _place(self._file, key, stored)
