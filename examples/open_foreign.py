@@ -81,9 +81,7 @@ def run(options: argparse.Namespace) -> None:
     print(load_state(mobilenet_v3_small(num_classes=10), file, rename=rename, on_mismatch="skip"))
 
     kept = save_state(averaged, options.out / "mobilenet.safetensors")
-    print(
-        f"\nkept as {kept}: {kept.stat().st_size:,} bytes instead of {file.stat().st_size:,}, and nothing but weights"
-    )
+    print(f"\n{kept}: {kept.stat().st_size:,} bytes instead of {file.stat().st_size:,}, nothing but weights")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -163,7 +163,7 @@ class _Rebuilding:
         return value
 
 
-def _at(value: object, part: str) -> object:
+def _at(value: Any, part: str) -> Any:
     """What lies at a dotted path of keys, each of which may have dots in it."""
     if not part:
         return value
