@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modsurg.views.units import cells, cut, pad, scaled, size, wrapped
+from modsurg.views.units import cells, cut, padded, scaled, size, widest, wrapped
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,12 @@ def test_size(number, text):
     assert size(number) == text
 
 
-@given(st.text(max_size=40), st.integers(1, 30))
-def test_a_cut_text_fits_and_a_padded_one_fills(text, width):
-    short = cut(text, width)
-    assert cells(short) <= width
-    assert cells(pad(short, width)) == cells(pad(short, width, right=True)) == width
+@given(st.lists(st.text(max_size=40), min_size=1), st.integers(1, 30))
+def test_cut_texts_fit_and_padded_ones_fill(texts, width):
+    short = [cut(text, width) for text in texts]
+    assert widest(short) == max(map(cells, short)) <= width
+    for right in (False, True):
+        assert {cells(text) for text in padded(short, width, right)} == {width}
 
 
 @given(st.text(st.characters(categories=["L", "N", "P", "Zs"]), max_size=200), st.integers(8, 60))

@@ -111,11 +111,13 @@ class _Reader:
                 if fresh:
                     row.notes.append(met.tie(name))
                 continue
-            tensor = self._settled(row.path, name, held) if is_lazy(held) else held
-            if is_lazy(tensor):
-                row.notes.append(f"{name} lazy")
-                self._met[id(held)] = _Met(held, row.path, name, 0)
-                continue
+            tensor = held
+            if is_lazy(held):
+                tensor = self._settled(row.path, name, held)
+                if is_lazy(tensor):
+                    row.notes.append(f"{name} lazy")
+                    self._met[id(held)] = _Met(held, row.path, name, 0)
+                    continue
             number, nbytes = tensor.numel(), tensor.nbytes
             self._met[id(held)] = _Met(held, row.path, name, number if parameter else 0)
             if parameter:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.opening import open_source
+from modsurg.tree.garbage import uncollected
 from modsurg.views.changes import Changes
 from modsurg.views.differences import Diff
 from modsurg.views.elements import Values, compare_values
@@ -57,7 +58,9 @@ def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
     """
     with ExitStack() as stack:
         opened = [_opened(thing, stack) for thing in (old, new)]
-        return _Comparison(*two_sides(*opened), progress).result(_left_out(opened))
+        with uncollected():
+            comparison = _Comparison(*two_sides(*opened), progress)
+        return comparison.result(_left_out(opened))
 
 
 def _opened(thing: object, stack: ExitStack) -> object:

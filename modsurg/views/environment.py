@@ -101,7 +101,7 @@ def _attempt(look: Callable[[], Value]) -> Value | str | None:
 def _torch() -> dict[str, Any]:
     import torch  # a torch that can't be imported is a finding too
 
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         "version": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -110,7 +110,7 @@ def _torch() -> dict[str, Any]:
         "built_for_rocm": torch.version.hip,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,  # type: ignore[no-untyped-call]  # torch's own gap
         "mps": torch.backends.mps.is_available(),
-        "accelerator": str(accelerator) if accelerator is not None and torch.accelerator.is_available() else None,
+        "accelerator": None if accelerator is None else str(accelerator),
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from modsurg.checkpoints.formats.header import BITS, read_header
 from modsurg.errors import FormatError
-from modsurg.tree.outline import Slot, outline, read_tree
+from modsurg.tree.outline import Slot, outline, read_tree, sound
 from modsurg.views.labels import detail
 from modsurg.views.rows import Content, Row, Totals, add_up, mark_frozen
 from modsurg.views.units import written
@@ -60,7 +60,8 @@ def collect_file(path: str | os.PathLike[str]) -> Content:
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
     if tree is not None:
-        return _from_tree(path, tree, stored)
+        with sound():
+            return _from_tree(path, tree, stored)
     try:
         ties = {str(key): str(to) for _, key, to in json.loads(metadata.get(_TIES, "[]"))}
     except (ValueError, TypeError):
@@ -98,6 +99,8 @@ def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
     for name in files:
         if not isinstance(name, str) or Path(name).name != name:
             raise FormatError(f"{index} names a file outside its directory: {name!r}")
+        if not index.with_name(name).is_file():
+            raise FormatError(f"{index} names {name!r:.80}, which is not there: get the whole set")
         header = read_header(index.with_name(name))
         stored |= {key: _stored(record) for key, record in header.records.items()}
         metadata |= header.metadata

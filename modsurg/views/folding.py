@@ -41,6 +41,9 @@ class Line:
 
     def total(self, name: str) -> int | None:
         """The sum of a column; None where no row has it."""
+        if len(self.rows) == 1:
+            total: int | None = getattr(self.rows[0], name)
+            return total
         numbers = [number for row in self.rows if (number := getattr(row, name)) is not None]
         return sum(numbers) if numbers else None
 

@@ -7,7 +7,7 @@ from html import escape
 from modsurg.views.folding import Line
 from modsurg.views.rows import Content, Totals
 from modsurg.views.table import GAP, Column, Style, columns, fit, shapes_text, taken
-from modsurg.views.units import cells, pad, size, wrapped
+from modsurg.views.units import cells, padded, size, wrapped
 
 Styled = tuple[str, Style]
 
@@ -33,8 +33,10 @@ def styled(content: Content, lines: Sequence[Line], medium: Medium) -> list[list
     used = max(taken(table) if table else 0, min(60, medium.width))
     found = list(header(content, used, medium.width))
     if table:
-        found.append([(_cell(column, column.title, column is table[-1]), "dim") for column in table])
-        found += [_line(table, number) for number in range(len(lines))]
+        titles, *rows = zip(*(_padded(column, column is table[-1]) for column in table), strict=True)
+        found.append([(text, "dim") for text in titles])
+        styles = [column.style for column in table]
+        found += [list(zip(row, styles, strict=True)) for row in rows]
     found += [[(text, "title")] for text in _filled(totals_parts(content.totals), medium.width)]
     if content.note:
         found += [[(text, "note")] for text in wrapped(content.note, medium.width)]
@@ -120,12 +122,10 @@ def _macs_text(macs: int) -> str:
     return f"{macs / 10**power:.2f} {unit}MACs"
 
 
-def _line(table: Sequence[Column], number: int) -> list[Styled]:
-    return [(_cell(column, column.texts[number], column is table[-1]), column.style) for column in table]
-
-
-def _cell(column: Column, text: str, last: bool) -> str:
-    return pad(text, column.width, column.right) + ("" if last else " " * GAP)
+def _padded(column: Column, last: bool) -> list[str]:
+    """The title and every text, as wide as the column and the gap behind it."""
+    gap = "" if last else " " * GAP
+    return [text + gap for text in padded([column.title, *column.texts], column.width, column.right)]
 
 
 def picture(lines: Sequence[Sequence[Styled]]) -> str:

@@ -12,7 +12,7 @@ from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.states import State
 from modsurg.errors import SaveError
 from modsurg.tree.blueprint import draw
-from modsurg.tree.outline import BESIDE, outline, read_tree
+from modsurg.tree.outline import BESIDE, outline, read_tree, sound
 from modsurg.tree.walk import walk
 from modsurg.tree.wrappers import unwrap
 from modsurg.views.attributes import attributes, packed_attributes, text_of
@@ -83,6 +83,12 @@ def _from_outline(thing: object) -> Side | None:
         leaf = lambda key: Stored(thing, key)  # noqa: E731
     else:
         return None
+    with sound():
+        return Side(label, _outlined(data, leaf), True)
+
+
+def _outlined(data: Mapping[str, Any], leaf: Callable[[str], Leaf]) -> Node:
+    """The root of a described tree; `leaf` gives a tensor by its key."""
     nodes: dict[str, Node] = {}
     for place in outline(data):
         parent = nodes[place.path.rpartition(".")[0]] if place.path else None
@@ -98,7 +104,7 @@ def _from_outline(thing: object) -> Side | None:
             tensor = leaf(slot.key)
             tensor.requires_grad, tensor.role = slot.trainable, "parameter" if slot.parameter else "buffer"
             _insert(node, slot.name, tensor)
-    return Side(label, nodes[""], True)
+    return nodes[""]
 
 
 def _from_state(thing: object) -> Side:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from modsurg.views.folding import Line
 from modsurg.views.rows import Content, Shape, Totals
-from modsurg.views.units import cells, cut, percent, scaled, size, written
+from modsurg.views.units import cut, percent, scaled, size, widest, written
 
 Style = Literal["plain", "title", "dim", "kind", "number", "bar", "note"]
 GAP = 2
@@ -38,7 +38,7 @@ class Column:
     width: int = 0
 
     def __post_init__(self) -> None:
-        self.width = max(map(cells, (self.title, *self.texts)))
+        self.width = widest([self.title, *self.texts])
 
 
 def columns(content: Content, lines: Sequence[Line]) -> list[Column]:
@@ -78,10 +78,9 @@ def fit(found: list[Column], width: int, bars: bool) -> list[Column]:
         column = next((each for each in kept if each.name == name), None)
         if over > 0 and column is not None:
             column.width = min(column.width, max(least, column.width - over))
+            column.texts = [cut(text, column.width) for text in column.texts]
+            column.title = cut(column.title, column.width)
             kept = [each for each in kept if each.width > 0]
-    for column in kept:
-        column.texts = [cut(text, column.width) for text in column.texts]
-        column.title = cut(column.title, column.width)
     return kept
 
 

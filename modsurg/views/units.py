@@ -99,10 +99,17 @@ def _head(text: str, width: int) -> str:
     return text
 
 
-def pad(text: str, width: int, right: bool = False) -> str:
-    """The text with spaces up to `width` columns, before it if it stands at the right."""
-    space = " " * (width - cells(text))
-    return space + text if right else text + space
+def widest(texts: Sequence[str]) -> int:
+    """Columns that the widest of several texts takes."""
+    return max(map(len if all(map(str.isascii, texts)) else cells, texts), default=0)
+
+
+def padded(texts: Sequence[str], width: int, right: bool = False) -> list[str]:
+    """Each text with spaces up to `width` columns, before it if it stands at the right."""
+    fill = str.rjust if right else str.ljust
+    if all(map(str.isascii, texts)):
+        return [fill(text, width) for text in texts]
+    return [fill(text, width + len(text) - cells(text)) for text in texts]
 
 
 def wrapped(text: str, width: int) -> list[str]:
