@@ -83,8 +83,14 @@ def test_what_can_not_run_on_meta_says_so():
             return x[: int(x.sum().item())]
 
     model = nn.Sequential(Routed(), nn.ReLU())
-    with pytest.warns(ModsurgWarning, match="the example could not be checked: "):
+    with pytest.warns(ModsurgWarning, match="the example was not run; "):
         replace(model, "1", nn.GELU(), example=(3, 3))
+
+
+def test_what_runs_in_eval_mode_only_says_so():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+    with pytest.warns(ModsurgWarning, match=r"the example was run in eval mode; in train mode 1 \(BatchNorm1d"):
+        replace(model, "2", nn.GELU(), example=(1, 4))
 
 
 def test_the_example_runs_once_for_the_whole_transaction():

@@ -30,7 +30,7 @@ def preflight(root: nn.Module, example: Example, fresh: Iterable[nn.Module]) -> 
     trace = run(root, example)
     if trace.failure is not None:
         raise ExampleError(f"the edited model does not run on the example; nothing was changed. {trace.failure}")
-    warnings = [f"the example could not be checked: {trace.note}"] if trace.note else []
+    warnings = [f"the example was {trace.note}"] if trace.note else []
     paths = walk(root).paths
     uncalled = set(trace.uncalled)
     for module in fresh:
