@@ -99,8 +99,8 @@ def test_ctrl_c_leaves_the_old_or_the_new(tmp_path, way, monkeypatch):
     path = save_state(new, tmp_path / "a.safetensors")
     model = net()
     before = copies(model)
-    failing(monkeypatch, 5, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
+    failing(monkeypatch, 5, KeyboardInterrupt("Ctrl-C"))
+    with pytest.raises(KeyboardInterrupt, match="^Ctrl-C$"):
         load_state(model, path)
     assert same(model, before if way == "journal" else copies(new))
 

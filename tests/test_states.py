@@ -152,7 +152,7 @@ class TestReadState:
                 "1.num_batches_tracked"
             ]
             assert "0.weight" not in state
-            with pytest.raises(KeyError):
+            with pytest.raises(KeyError, match=r"0\.weight"):
                 state["0.weight"]
             assert len(state) == 5
             assert repr(state).startswith("<State of 5 keys, 72 bytes, ")
