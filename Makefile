@@ -5,7 +5,7 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/python
 ORDINARY := not models and not legacy and not soak and not examples
 EXTRAS = dev,docs
 
-.PHONY: help demo test lint types unit docs serve bench bench-full models legacy soak examples oldest clean
+.PHONY: help demo test lint types unit docs serve bench bench-full models legacy soak fuzz examples oldest clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -43,8 +43,11 @@ models: .venv/models ## edit, keep and look at models of timm and transformers
 legacy: .venv/legacy ## open real checkpoint files that other packages ship
 	$(RUN) -m pytest -q -m legacy
 
-soak: .venv/dev ## long random runs: edits, kills in the middle of a save, full disks
-	$(RUN) -m pytest -q -m soak
+soak: .venv/dev ## long random runs: edits, saves, kills, full disks (SECONDS=3600; by default ten minutes and a half)
+	MODSURG_SOAK_SECONDS=$(or $(SECONDS),600) $(RUN) -m pytest -q -s -m soak
+
+fuzz: .venv/fuzz ## damaged and hostile files for every reader, guided by coverage (SECONDS=1800 in all, READERS="tree zip")
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m fuzz --seconds $(or $(SECONDS),1800) $(READERS)
 
 examples: .venv/dev ## every example and tutorial script, on the pictures that are there
 	$(RUN) -m pytest -q -n 2 tests/test_examples_*.py
@@ -57,12 +60,13 @@ clean: ## remove what the targets made, the environments too
 
 .venv/demo: EXTRAS = vision,tensorboard
 .venv/models: EXTRAS = dev,models
+.venv/fuzz: EXTRAS = fuzz
 .venv/bench: EXTRAS = vision,bench
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo .venv/dev .venv/models .venv/bench: pyproject.toml | .venv/bin/python
+.venv/demo .venv/dev .venv/models .venv/bench .venv/fuzz: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --disable-pip-version-check --quiet -e ".[$(EXTRAS)]"
 	@touch $@
 
@@ -74,5 +78,7 @@ clean: ## remove what the targets made, the environments too
 .venv-oldest/dev: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --disable-pip-version-check --quiet -e ".[dev]" \
-		"torch==2.6.*" "torchvision==0.21.*" "safetensors==0.4.5" "rich==13.0.*" "xxhash==3.4.*"
+		"torch==2.6.*" "torchvision==0.21.*" "safetensors==0.8.*" "rich==13.0.*" "xxhash==3.4.*" "pillow==10.0.*" \
+		"scikit-learn==1.4.*" "tensorboard==2.16.*" "matplotlib==3.8.*" "numpy==1.26.*" \
+		"pytest==8.0.*" "pytest-xdist==3.5.*" "hypothesis==6.100.*"
 	@touch $@

@@ -223,6 +223,7 @@ def first(index):
         (lambda index: setattr(index.state_dict_metadata["w"], "size", torch.Size([2])), r"a piece \(4,\) at \(0,\)"),
         (lambda index: setattr(index.state_dict_metadata["w"].properties, "dtype", torch.int32), "is not what"),
         (lambda index: setattr(index, "state_dict_metadata", 3), "is damaged"),
+        (lambda index: setattr(index.state_dict_metadata["w"], "size", torch.Size([0, 1 << 59, 1 << 59])), "no memory"),
     ],
 )
 def test_a_lying_index(tmp_path, change, message):
@@ -244,3 +245,11 @@ def test_three_processes_load(shared, tmp_path):
 
     convert(shared, tmp_path / "again")
     launch(LOAD, 3, tmp_path, str(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("text", ['{"notes": "a", "stored": []}', '{"notes": []}', "[" * 100_000, "3", "{"])
+def test_notes_beside_it_that_are_damaged(tmp_path, text):
+    path = saved(tmp_path / "run", {"w": torch.arange(4.0)})
+    (path / "modsurg.json").write_text(text)
+    with pytest.raises(FormatError, match=r"modsurg\.json is damaged|the notes of modsurg"):
+        read_state(path)

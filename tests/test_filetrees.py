@@ -7,8 +7,11 @@ import sys
 import pytest
 from torch import nn
 
-from modsurg import save_model, save_state, summary
+from modsurg import diff, save_model, save_state, summary
+from modsurg.checkpoints.formats.derived import DerivedSource
+from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
 from modsurg.errors import FormatError, NoMatchError, SummaryError
+from modsurg.tree.outline import KEY
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -93,3 +96,22 @@ def test_a_hundred_gigabytes_are_not_read_and_torch_is_not_imported(tmp_path):
     assert "745 x weight 8192x8192" in done.stdout
     assert "params 49,996,103,680" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "", "../a.safetensors", 3])
+def test_an_index_that_names_what_is_not_there(tmp_path, name):
+    index = tmp_path / "a.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(FormatError, match="which is not there: get the whole set|outside its directory"):
+        summary(index)
+
+
+@pytest.mark.parametrize("value", [{"name": 7}, {}, {"list": 3}, {"dict": []}])
+def test_attributes_that_no_model_has(tmp_path, value):
+    save_model(nn.Linear(1, 1), tmp_path / "a.safetensors")
+    with SafetensorsSource(tmp_path / "a.safetensors") as source:
+        tree = json.loads(source.header.metadata[KEY])
+        tree["modules"][0]["attributes"] = {"training": True, "odd": value}
+        write_safetensors(tmp_path / "b.safetensors", DerivedSource(source, metadata={KEY: json.dumps(tree)}))
+    with pytest.raises(FormatError, match="damaged"):
+        diff(tmp_path / "b.safetensors", tmp_path / "b.safetensors")

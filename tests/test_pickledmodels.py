@@ -63,3 +63,9 @@ def test_the_tree_is_in_the_notes(tmp_path):
     with TorchSource(tmp_path / "m.pt") as source:
         tree = read_tree(source.notes.metadata)
     assert [place.name for place in outline(tree)] == ["Sequential", "Linear", "ReLU"]
+
+
+def test_attributes_under_keys_that_are_no_names():
+    odd = made()
+    odd.state[(1, 2)] = 3
+    assert (1, 2) not in module_tree(odd)["modules"][0]["attributes"]

@@ -165,3 +165,13 @@ def test_a_tie_that_breaks_is_told_again():
         recipe = replace(tied(), "head", nn.Linear(3, 5)).recipe
     with pytest.warns(ModsurgWarning, match="was tied"):
         replay(tied(), recipe)
+
+
+@pytest.mark.parametrize("change", [{"shape": [3]}, {"parameter": False}])
+def test_a_module_that_its_class_can_not_initialise(change):
+    recipe = json.loads(replace(net(), "1", nn.Linear(4, 4)).recipe.to_json())
+    recipe["modules"][0]["tensors"][0].update(change)
+    model = net()
+    with pytest.raises(RecipeError, match="module 0 of the recipe, a Linear, can't be initialised: "):
+        replay(model, Recipe.from_json(json.dumps(recipe)))
+    assert str(model) == str(net())

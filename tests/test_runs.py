@@ -1,5 +1,6 @@
 """A run as one file: all of it comes back, or nothing changes."""
 
+import json
 import os
 import pickle
 import random
@@ -16,6 +17,8 @@ from torch import nn
 
 from modsurg import load_checkpoint, read_state, save_checkpoint, verify
 from modsurg.checkpoints.encoding import decode, encode
+from modsurg.checkpoints.formats.derived import DerivedSource
+from modsurg.checkpoints.opening import open_source, write_source
 from modsurg.errors import FormatError, LoadError, SaveError
 
 OPTIMIZERS = [
@@ -219,7 +222,9 @@ class TestRefusals:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         save_checkpoint(path, optimizer=optimizer, failing=failing)
         optimizer.param_groups[0]["lr"] = 7.0
-        with pytest.raises(RuntimeError, match="no"):
+        with pytest.raises(
+            LoadError, match=r"failing does not take its state \(RuntimeError\('no'\)\); nothing was loaded"
+        ):
             load_checkpoint(path, optimizer=optimizer, failing=Failing())
         assert optimizer.param_groups[0]["lr"] == 7.0
 
@@ -237,6 +242,39 @@ class TestRefusals:
         run[0].write_bytes(data[: len(data) // 2])
         with pytest.raises(FormatError, match=r"run.safetensors"):
             load_checkpoint(run[0])
+
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [
+            (("step",), "3"),
+            (("classes",), {}),
+            (("states",), []),
+            (("random", "python"), [3, "x", None]),
+            (("random", "torch"), {"$tensor": "model.0.weight"}),
+            (("random", "numpy"), 3),
+            (("random",), {}),
+            (("states", "optimizer", "groups"), [{}]),
+            (("states", "optimizer"), 3),
+            (("states", "model"), None),
+        ],
+    )
+    def test_a_damaged_run_changes_nothing(self, tmp_path, run, place, value):
+        path = tmp_path / "damaged.safetensors"
+        with open_source(run[0]) as source:
+            data = json.loads(source.notes.metadata["modsurg.run"])
+            inner = data
+            for part in place[:-1]:
+                inner = inner[part]
+            inner[place[-1]] = value
+            write_source(path, DerivedSource(source, metadata={"modsurg.run": json.dumps(data)}))
+        model, before = network(), torch.get_rng_state()
+        kept = {key: value.clone() for key, value in model.state_dict().items()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=7.0, momentum=0.9)
+        with pytest.raises((FormatError, LoadError), match=r"damaged\.safetensors"):
+            load_checkpoint(path, model=model, optimizer=optimizer)
+        assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
+        assert optimizer.param_groups[0]["lr"] == 7.0
+        assert torch.equal(torch.get_rng_state(), before)
 
     def test_what_cannot_be_kept_leaves_the_old_file(self, run):
         before = run[0].read_bytes()

@@ -197,6 +197,8 @@ def with_header(path, change):
         ("modsurg.ties", '[[0, "a", "a"]]'),
         ("modsurg.ties", "[" * 100_000),
         ("modsurg.extra", '{"a": 1}'),
+        ("modsurg.extra", '[[0, "e", [{"$tensor": "x"}, {"x": ["torch.float32", [2], ""]}]]]'),
+        ("modsurg.ties", f'[[{10**30}, "b", "a"]]'),
         ("modsurg.extra", '[[0, "e", [{"$tensor": "x"}, {"x": ["torch.load", [1], ""]}]]]'),
         ("modsurg.versions", '{"a": "b"}'),
         ("modsurg.hashes", "[1]"),

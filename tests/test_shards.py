@@ -161,6 +161,14 @@ class TestWrongSets:
         ):
             read_state(index)
 
+    def test_marks_of_the_files_that_are_no_text(self, tmp_path):
+        index = save(tmp_path / "net.safetensors")
+        data = json.loads(index.read_text())
+        data["metadata"]["modsurg.shards"] = "\ud800"
+        index.write_text(json.dumps(data))
+        with pytest.raises(FormatError, match="where a JSON object has to be"):
+            read_state(index)
+
     def test_a_file_that_lacks_a_key(self, tmp_path):
         index = save(tmp_path / "net.safetensors")
         save_file({"a": torch.ones(1)}, tmp_path / shard_names(3)[1])

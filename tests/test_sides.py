@@ -1,10 +1,19 @@
 """Models, states and files as one kind of tree."""
 
+import json
+
+import pytest
 import torch
 from torch import nn
 
 import modsurg
+from modsurg import diff
+from modsurg.checkpoints.formats.memory import MemorySource
+from modsurg.checkpoints.formats.safetensors import write_safetensors
 from modsurg.checkpoints.opening import open_source
+from modsurg.errors import FormatError
+from modsurg.tree.blueprint import draw
+from modsurg.tree.outline import KEY
 from modsurg.views import nodes
 from modsurg.views.nodes import Held, Stored
 from modsurg.views.sides import two_sides
@@ -73,3 +82,12 @@ def test_bytes_in_pieces(tmp_path, monkeypatch):
 def test_a_key_that_is_also_the_start_of_another():
     old, _ = two_sides({"a": torch.ones(1), "a.b": torch.ones(2)}, {})
     assert paths(old) == ["", "a", "a.b"]
+
+
+def test_a_tree_that_names_what_the_file_has_not(tmp_path):
+    blueprint = draw(nn.Linear(1, 1))
+    path = tmp_path / "a.safetensors"
+    data = json.dumps(blueprint.data)
+    write_safetensors(path, MemorySource({"bias": torch.ones(1)}, {KEY: data}))
+    with pytest.raises(FormatError, match="the tree is damaged: KeyError: 'weight'"):
+        diff(path, path)

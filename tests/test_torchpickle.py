@@ -41,6 +41,12 @@ def test_beyond_the_storage():
         checked(STORAGE, (0, (5, 5), (5, 1)))
 
 
+@pytest.mark.parametrize("shape", [(0, 1 << 61, 1 << 61), (1 << 31, 1 << 31, 0)])
+def test_nothing_of_a_size_that_torch_can_not_count(shape):
+    with pytest.raises(FormatError, match="a shape that no memory can have"):
+        checked(STORAGE, (0, shape, (0, 0, 0)))
+
+
 def test_storage_classes():
     assert storage_dtype(Name("torch", "HalfStorage")) is torch.float16
     assert storage_dtype(Name("torch.cuda", "LongStorage")) is torch.int64

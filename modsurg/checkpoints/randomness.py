@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from modsurg.errors import FormatError
+
 
 def random_states() -> dict[str, Any]:
     """Give the state of every generator that a training step may draw from, as plain data and tensors.
@@ -25,6 +27,26 @@ def random_states() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
     return states
+
+
+def check_random_states(states: dict[str, Any]) -> None:
+    """See that `set_random_states` will take these; nothing is set.
+
+    Raises:
+        FormatError: No states, or damaged ones.
+    """
+    try:
+        random.Random().setstate(states["python"])
+        torch.Generator().set_state(states["torch"])
+        if "numpy" in states:
+            import numpy
+
+            numpy.random.RandomState().set_state(states["numpy"])
+        accelerators = [*states.get("cuda", ()), *([states["mps"]] if "mps" in states else [])]
+        if not all(isinstance(state, torch.Tensor) and state.dtype == torch.uint8 for state in accelerators):
+            raise TypeError("the state of an accelerator that is no tensor of bytes")
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        raise FormatError(f"the random states in it are damaged: {error}") from error
 
 
 def set_random_states(states: dict[str, Any]) -> None:

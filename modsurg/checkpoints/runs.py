@@ -17,7 +17,7 @@ from modsurg.checkpoints import stepping
 from modsurg.checkpoints.encoding import Tensors, decode, encode
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.opening import open_source, write_source
-from modsurg.checkpoints.randomness import random_states, set_random_states
+from modsurg.checkpoints.randomness import check_random_states, random_states, set_random_states
 from modsurg.errors import FormatError, LoadError, SaveError
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
@@ -119,9 +119,13 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             data = json.loads(source.notes.metadata[_KEY])
             tensors = {key: source.read(key) for key in source}
             states = {name: decode(state, tensors) for name, state in data["states"].items()}
-            return Run(path, data["step"], data["classes"], states, decode(data["random"], tensors))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise FormatError(f"{path}: what it says of its run can't be read ({error!r}).") from error
+            run = Run(path, data["step"], data["classes"], states, decode(data["random"], tensors))
+            if type(run.step) is not int or not all(type(run.classes[name]) is str for name in states):
+                raise TypeError("a step or a class that can't be")
+            check_random_states(run.random)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise FormatError(f"{path}: what it says of its run can't be read ({error!r:.200}).") from error
+    return run
 
 
 def restore(run: Run, stateful: Mapping[str, object]) -> None:
@@ -131,7 +135,10 @@ def restore(run: Run, stateful: Mapping[str, object]) -> None:
     if absent:
         raise LoadError(f"{run.path} holds {', '.join(run.states)}, and no {', '.join(absent)}; nothing was loaded.")
     names = stepping.parameter_names(stateful)
-    problems = [line for name, value in stateful.items() for line in _problems(run, name, value, names)]
+    try:
+        problems = [line for name, value in stateful.items() for line in _problems(run, name, value, names)]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{run.path} is damaged: {error!r:.200}; nothing was loaded.") from error
     if problems:
         more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
         lines = "\n  ".join(problems[:10] + more)
@@ -142,10 +149,10 @@ def restore(run: Run, stateful: Mapping[str, object]) -> None:
             undo.append(_setter(value, _snapshot(value)))
             state = run.states[name]
             _setter(value, stepping.numbered(state, value, names) if isinstance(value, Optimizer) else state)()
-    except Exception:
+    except Exception as error:
         for back in reversed(undo):
             back()
-        raise
+        raise LoadError(f"{run.path}: {name} does not take its state ({error!r:.200}); nothing was loaded.") from error
     set_random_states(run.random)
 
 

@@ -154,8 +154,13 @@ def make_module(recipe: Recipe, number: object, trust: Trusted) -> tuple[nn.Modu
     if not isinstance(number, int) or not 0 <= number < len(recipe.modules):
         raise RecipeError(f"the recipe speaks of module {number!r} and has {len(recipe.modules)}.")
     module = build(recipe.modules[number], trust)
-    module.to_empty(device="cpu")
-    return module, [path for path, part in module.named_modules() if not _initialise(part)]
+    try:
+        module.to_empty(device="cpu")
+        return module, [path for path, part in module.named_modules() if not _initialise(part)]
+    except Exception as error:  # whatever the class says of tensors that are not its own
+        raise RecipeError(
+            f"module {number} of the recipe, a {type(module).__name__}, can't be initialised: {error}"
+        ) from error
 
 
 def _initialise(module: nn.Module) -> bool:

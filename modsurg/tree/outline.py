@@ -4,16 +4,18 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from modsurg.errors import FormatError
+from modsurg.errors import FormatError, ModsurgError
 
 KEY = "modsurg.tree"
 BESIDE = "modsurg.beside."
 VERSION = 1
-PATHS = 5_000_000
+PATHS = 100_000
+PATHS_PER_MODULE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,24 @@ def checked(data: Any) -> dict[str, Any]:
         raise FormatError(
             f"the tree has version {data['version']}, this modsurg reads up to {VERSION}: upgrade modsurg"
         )
-    try:
+    with sound():
         _check(data)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from None
     return data
+
+
+@contextmanager
+def sound() -> Generator[None]:
+    """Whatever goes wrong in the block means that the tree is damaged.
+
+    Raises:
+        FormatError: Says so.
+    """
+    try:
+        yield
+    except ModsurgError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from None
 
 
 def _check(data: dict[str, Any]) -> None:
@@ -105,7 +120,18 @@ def _check(data: dict[str, Any]) -> None:
     names, modules, tensors = data["names"], data["modules"], data["tensors"]
     if data["root"] not in range(len(modules)) or not all(type(name) is str for name in names):
         raise ValueError("no root, or a name that is no text")
+    if not all(type(each) is dict for each in (*data["attributes"], *tensors, *modules)):
+        raise ValueError("a list where a module, a tensor or attributes should be")
+    for entry in tensors:
+        sizes_are_whole = type(entry["shape"]) is list and all(type(n) is int and n >= 0 for n in entry["shape"])
+        if not sizes_are_whole or type(entry["dtype"]) is not str or type(entry.get("name", "")) is not str:
+            raise ValueError("a tensor without a name, a dtype or a shape that can be")
+    _check_modules(modules, names, data["attributes"], tensors)
+
+
+def _check_modules(modules: list[Any], names: list[str], attributes: list[Any], tensors: list[Any]) -> None:
     sizes: list[int] = []
+    most = PATHS + PATHS_PER_MODULE * len(modules)
     for node in modules:
         if node["class"] not in range(len(names)):
             raise ValueError("a class that is not in the table")
@@ -115,8 +141,11 @@ def _check(data: dict[str, Any]) -> None:
         if any(type(child) is not int or not 0 <= child < len(sizes) for child in children):
             raise ValueError("a module that comes before its children")
         sizes.append(1 + sum(sizes[child] for child in children))
-        if sizes[-1] > PATHS:
-            raise ValueError(f"over {PATHS} paths")
+        if sizes[-1] > most:
+            raise ValueError(f"over {most} paths of {len(modules)} modules")
+        own = node.get("attributes", {})
+        if type(own) is not dict and own not in range(len(attributes)):
+            raise ValueError("attributes that are not in the table")
         for kind in ("parameters", "buffers"):
             for number in node.get(kind, {}).values():
                 if number is not None and (type(number) is not int or not 0 <= number < len(tensors)):

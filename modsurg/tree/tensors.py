@@ -183,7 +183,10 @@ def _stored(entry: Mapping[str, Any], values: Mapping[str, torch.Tensor] | None)
 
 def _unpacked(entry: Mapping[str, Any], dtype: torch.dtype) -> torch.Tensor:
     size = _nbytes(entry)
-    data = zlib.decompressobj().decompress(base64.b64decode(entry["data"]), size + 1)
+    try:
+        data = zlib.decompressobj().decompress(base64.b64decode(entry["data"]), size + 1)
+    except zlib.error as error:
+        raise FormatError(f"a tensor inside the tree is damaged: {error}") from None
     if len(data) != size:
         raise FormatError(f"a tensor inside the tree has {len(data)} bytes instead of {size}")
     flat = torch.frombuffer(bytearray(data), dtype=dtype) if size else torch.empty(0, dtype=dtype)

@@ -86,7 +86,7 @@ def _unpacked(value: Any, names: Sequence[str]) -> str | None:
         return _brackets([_unpacked(item, names) for item in value], "()")
     if not isinstance(value, dict):
         return repr(value)
-    tag, content = next(iter(value.items()))
+    ((tag, content),) = value.items()
     if tag == "name":
         return names[content].replace(":", ".")
     if tag in ("dtype", "layout", "memory_format"):

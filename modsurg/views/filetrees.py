@@ -97,7 +97,7 @@ def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
     stored: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or not name or Path(name).name != name:
             raise FormatError(f"{index} names a file outside its directory: {name!r}")
         if not index.with_name(name).is_file():
             raise FormatError(f"{index} names {name!r:.80}, which is not there: get the whole set")

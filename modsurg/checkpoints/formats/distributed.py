@@ -19,7 +19,7 @@ import torch
 from modsurg.checkpoints.formats.base import Entry, Notes, Source
 from modsurg.checkpoints.formats.contents import Found, Pickled, find_state, rebuild
 from modsurg.checkpoints.formats.notes import unpack
-from modsurg.checkpoints.formats.torchpickle import Storage, Stored, TorchFile, loading, stored_id
+from modsurg.checkpoints.formats.torchpickle import Storage, Stored, TorchFile, is_countable, loading, stored_id
 from modsurg.checkpoints.formats.torchzip import read_zip
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.checkpoints.formats.unpickling import Made, Name, Unpickled, shown, unpickle
@@ -221,6 +221,8 @@ def _tensor(
     dtype = getattr(torch, kind.name, None)
     if kind.module != "torch" or not isinstance(dtype, torch.dtype):
         raise FormatError(f"{name} is of dtype {shown(kind)}, which this version of torch does not have")
+    if not is_countable(shape):
+        raise FormatError(f"{name} has a shape that no memory can have: {str(shape)[:80]}")
     pieces = []
     for chunk in described["chunks"]:
         box = _fields(chunk, "ChunkStorageMetadata")
@@ -277,7 +279,7 @@ def _read_notes(path: Path) -> Notes:
     try:
         strings = json.loads(_contents(path))
         return unpack(strings["notes"], strings["stored"])
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path.name} is damaged: {error}") from None
 
 

@@ -72,7 +72,7 @@ def unpack(metadata: Mapping[str, str], names: Sequence[str]) -> Notes:
                 raise FormatError(f"{key!r} is tied to {to!r}, which is not there")
         values = {key: _decode(value) for _, key, value in extra}
         return Notes(own, {key: to for _, key, to in ties}, values, {key: int(n) for key, n in versions.items()}, order)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
         raise FormatError(f"the notes of modsurg in the metadata are damaged: {error}") from error
 
 

@@ -65,7 +65,9 @@ def module_tree(root: Made) -> dict[str, Any]:
                         entries.append(_entry(value, keys.get(value.identity), slot == "_parameters"))
                     node[part][name] = number
         node["children"] = {name: numbers[id(child)] for name, child in _items(module, "_modules") if is_module(child)}
-        node["attributes"] = {name: _plain(value) for name, value in module.state.items() if _is_plain(value)}
+        node["attributes"] = {
+            name: _plain(value) for name, value in module.state.items() if type(name) is str and _is_plain(value)
+        }
         numbers[id(module)] = len(nodes)
         nodes.append(node)
     tree = {"version": VERSION, "partial": True, "names": list(names), "attributes": [], "shared": []}

@@ -105,7 +105,7 @@ class ShardedSource(Source):
         for key, name in self._homes.items():
             if key not in self._shards[name]:
                 raise FormatError(f"{path} says that {name} holds {key!r}, and it does not: a file of another save?")
-        seals = parse_json(metadata[SHARDS].encode()) if SHARDS in metadata else {}
+        seals = parse_json(metadata[SHARDS].encode(errors="replace")) if SHARDS in metadata else {}
         for name, expected in seals.items():
             header = getattr(self._shards.get(name), "header", None)
             if header is None or header.metadata.get(SEAL) != expected:

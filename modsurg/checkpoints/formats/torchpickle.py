@@ -204,6 +204,8 @@ def checked(
     offset, shape, stride = view[0], tuple(view[1]), tuple(view[2])
     if len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *shape, *stride)):
         raise FormatError("a tensor of a shape, strides or an offset that can't be")
+    if not is_countable(shape):
+        raise FormatError(f"a tensor of a shape that no memory can have: {str(shape)[:80]}")
     bits = metadata or {}
     dtype = dtype or storage.dtype
     stored = Stored(storage, dtype, offset, shape, stride, bool(bits.get("conj")), bool(bits.get("neg")))
@@ -213,6 +215,11 @@ def checked(
     if stored.nbytes > max(_EXPANDED, 16 * storage.numel * storage.dtype.itemsize):
         raise FormatError(f"a tensor of shape {shape} is to be made of only {storage.numel:,} elements by repetition")
     return stored
+
+
+def is_countable(shape: tuple[int, ...]) -> bool:
+    """Whether torch can make strides for it: a size of 0 does not excuse the others."""
+    return math.prod(max(size, 1) for size in shape) < 1 << 62
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:

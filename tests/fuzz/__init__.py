@@ -1,0 +1,1 @@
+"""Files that nobody would write, for every reader that modsurg has. `python -m fuzz --help` (in tests/)."""
