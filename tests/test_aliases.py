@@ -106,6 +106,16 @@ def test_a_tied_weight_that_comes_apart_is_reported():
         replace(model, "head", nn.Linear(3, 7))
 
 
+def test_removing_one_of_two_tied_says_nothing():
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.Sequential(shared), nn.Linear(3, 3))
+    assert remove(model, "1").warnings == ()
+    model = nn.Sequential(shared, nn.Sequential(shared))
+    model[1].kept = [shared]
+    with pytest.warns(ModsurgWarning, match='"1.kept.0." still holds "0", which left the model'):
+        remove(model, "0")
+
+
 def test_a_replacement_that_keeps_the_tie_says_nothing():
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
     model["head"].weight = model["embed"].weight

@@ -21,19 +21,20 @@ _PLAIN = frozenset({int, float, bool, str, bytes, complex, type(None), type, tor
 _DEPTH = 4
 
 
-def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str]) -> None:
+def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str], *, ties: bool = True) -> None:
     """Find what else in the model refers to modules that were replaced or that left.
 
     Args:
         step: Its tree is the model before the edit.
         swaps: The new module for `id(old)`: references to the old one are changed to it.
         gone: What left without a successor, `id` of module or parameter -> its path: references to it are reported.
+        ties: Whether a weight that stays is reported when it was tied to one that left.
     """
     search = _Search(step, swaps, gone)
     inside = {id(module) for module in _subtrees(step, swaps)}
     tied: dict[int, str] = {}
     modules = step.tree.modules
-    weights = any(key not in step.tree.paths for key in gone)
+    weights = ties and any(key not in step.tree.paths for key in gone)
     for key, paths in step.tree.paths.items():
         if key in inside:
             continue

@@ -133,8 +133,9 @@ def _gone(step: Step, made: Iterable[tuple[Site, tuple[str, ...], nn.Module]]) -
     for site, paths, new in made:
         if len(paths) < len(site.paths):
             continue
-        if site.module._modules:
+        if site.module._modules or len(paths) > 1:
             edited.update(paths)
+        if site.module._modules:
             for name, module in site.module.named_modules(prefix=paths[0]):
                 _note(gone, name, module)
         else:
@@ -194,7 +195,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
     if moved:
         step.notes.append(f"renumbered: {_some([path or type(step.tree.root).__name__ for path in moved])}")
     stays = {id(site.module): new for site, paths, new in made if not cut or not set(paths) & set(cut)}
-    rewire(step, stays, _gone(step, made))
+    rewire(step, stays, _gone(step, made), ties=False)
 
 
 def add_child(step: Step, path: str, child: nn.Module, before: str | None, after: str | None) -> None:
