@@ -1,6 +1,7 @@
 import functools
 import os
 import re
+from collections import deque, namedtuple
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def unpack(data, names=(), shared=()):
         {"slice": [1, 2, 3, 4]},
         {"device": "nowhere"},
         {"partial": [3, [], {}]},
+        {"partial": [{"name": 0}, {"range": [0, 9, 1]}, {}]},
+        {"set": {"range": [0, 9, 1]}},
+        {"slice": {"range": [0, 2, 1]}},
+        {"object": {"class": 1, "base": {"range": [0, 9, 1]}, "length": None}},
         {"regex": ["(", 0]},
         {"handle": [0, [0, "_parameters"]]},
         {"handle": ["x", [0, "_forward_hooks"]]},
@@ -54,7 +59,7 @@ def unpack(data, names=(), shared=()):
 )
 def test_data_that_the_packer_does_not_write_is_refused(data):
     with pytest.raises(WRONG):
-        unpack(data, [nn.Linear])
+        unpack(data, [nn.Linear, deque])
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, type, torch.Tensor, nn.Parameter, functools.partial, range, os.system, 3])
@@ -71,6 +76,14 @@ def test_bottomless_data_is_refused():
         unpack(data)
     with pytest.raises(FormatError, match="nested too deeply"):
         unpack({"shared": 0}, shared=[{"set": [{"shared": 0}]}])
+
+
+def test_a_key_that_would_take_forever_to_hash_is_refused():
+    """Tuples of the same tuple twice: sixty levels would be 2^60 numbers."""
+    levels = [[1, 2], *([{"shared": n}, {"shared": n}] for n in range(60))]
+    shared = [{"object": {"class": 0, "base": level}} for level in levels]
+    with pytest.raises(FormatError, match="a key of more than 10000 parts"):
+        unpack({"set": [{"shared": 60}]}, [namedtuple("Pair", "a b")], shared)
 
 
 def test_no_descriptor_of_a_class_runs():

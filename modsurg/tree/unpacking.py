@@ -21,9 +21,10 @@ from torch.nn.utils import parametrizations
 from torch.utils.hooks import RemovableHandle
 
 from modsurg.errors import FormatError
-from modsurg.tree.values import BASES, DEPTH
+from modsurg.tree.values import BASES
 
 Fill = Callable[[], None]
+_KEY_PARTS = 10_000
 
 
 class Unpacker:
@@ -48,7 +49,6 @@ class Unpacker:
         self._tensors = tensors
         self._shared = shared
         self._ready: dict[int, Any] = {}
-        self._depth = 0
 
     def unpack(self, data: Any) -> Any:
         """The value that `data` stands for.
@@ -61,16 +61,13 @@ class Unpacker:
             return tuple([self.unpack(item) for item in data]) if data else ()
         if type(data) is not dict:
             return data
-        if self._depth >= 2 * DEPTH:
-            raise FormatError("nested too deeply")
-        self._depth += 1
         try:
             value, fill = self._start(data)
             if fill is not None:
                 fill()
-            return value
-        finally:
-            self._depth -= 1
+        except RecursionError:
+            raise FormatError("nested too deeply") from None
+        return value
 
     def _start(self, data: dict[str, Any]) -> tuple[Any, Fill | None]:
         """The value, and for a mutable one what fills it: it may hold itself."""
@@ -104,7 +101,20 @@ class Unpacker:
         return value, lambda: value.update(self._pairs(content))
 
     def _pairs(self, content: list[Any]) -> list[tuple[Any, Any]]:
-        return [(self.unpack(key), self.unpack(item)) for key, item in content]
+        return [(_checked_key(self.unpack(key)), self.unpack(item)) for key, item in content]
+
+    def _each(self, content: list[Any]) -> tuple[Any, ...]:
+        """Items that are written out one by one; a range would need no more room in the file for a million of them."""
+        if type(content) is not list:
+            raise FormatError(f"a {type(content).__name__} in the place of a list")
+        return self.unpack(content)  # type: ignore[no-any-return]  # of a list, it is a tuple
+
+    def _base(self, content: Any, base: type) -> Any:
+        """What an object holds as a list, a string or the like, of just that kind."""
+        value = self.unpack(content)
+        if type(value) is not (tuple if base in (list, deque) else base):
+            raise FormatError(f"a {type(value).__name__} as the content of a {base.__name__}")
+        return value
 
     def _object(self, content: dict[str, Any]) -> tuple[Any, Fill]:
         kind = self._names[content["class"]]
@@ -112,13 +122,13 @@ class Unpacker:
             raise FormatError(f"{kind!r:.80} as the class of a plain object")
         base: Any = next((base for base in BASES if issubclass(kind, base)), object)
         frozen = base in (frozenset, tuple, str, bytes, int, float)
-        value = base.__new__(kind, self.unpack(content["base"])) if frozen else base.__new__(kind)
+        value = base.__new__(kind, self._base(content["base"], base)) if frozen else base.__new__(kind)
 
         def fill() -> None:
             if base is deque:
-                deque.__init__(value, self.unpack(content["base"]), content["length"])
+                deque.__init__(value, self._base(content["base"], base), content["length"])
             elif base in (list, set):
-                base.__init__(value, self.unpack(content["base"]))
+                base.__init__(value, self._base(content["base"], base))
             elif base is defaultdict:
                 defaultdict.__init__(value, self.unpack(content["default"]))
             for key, item in self._pairs(content.get("items", [])):
@@ -139,7 +149,7 @@ class Unpacker:
     def _partial(self, content: list[Any]) -> "functools.partial[Any]":
         function, args, keywords = content
         return functools.partial(
-            self.unpack(function), *self.unpack(args), **{key: self.unpack(item) for key, item in keywords.items()}
+            self.unpack(function), *self._each(args), **{key: self.unpack(item) for key, item in keywords.items()}
         )
 
     def _enum(self, content: list[Any]) -> enum.Enum:
@@ -173,6 +183,19 @@ class Unpacker:
 
     def _hook(self, content: list[Any]) -> _WrappedHook:
         return _WrappedHook(self.unpack(content[0]), self.unpack(content[1]))
+
+
+def _checked_key(key: object) -> object:
+    """A key of a dict or member of a set, if it can be hashed in bounded time: tuples of the same tuples can't."""
+    rest, met = [key], 0
+    while rest:
+        value = rest.pop()
+        met += 1
+        if met > _KEY_PARTS:
+            raise FormatError(f"a key of more than {_KEY_PARTS} parts")
+        if isinstance(value, tuple | frozenset):
+            rest.extend(value)
+    return key
 
 
 def set_attributes(value: object, state: dict[str, Any]) -> None:
@@ -229,9 +252,9 @@ _VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
     "weight_norm": lambda _, content: _weight_norm_hook(content),
     "proxy": lambda self, content: weakref.proxy(self.unpack(content)),
     "weakref": lambda self, content: weakref.ref(self.unpack(content)),
-    "set": lambda self, content: set(self.unpack(content)),
-    "frozenset": lambda self, content: frozenset(self.unpack(content)),
-    "slice": lambda self, content: slice(*self.unpack(content)),
+    "set": lambda self, content: set(map(_checked_key, self._each(content))),
+    "frozenset": lambda self, content: frozenset(map(_checked_key, self._each(content))),
+    "slice": lambda self, content: slice(*self._each(content)),
     "range": lambda _, content: range(*content),
     "float": lambda _, content: _float(content),
     "complex": lambda _, content: complex(*map(float, content)),

@@ -110,12 +110,8 @@ def _change(holder, key, random, places):
     if (isinstance(holder, list) and key >= len(holder)) or (isinstance(holder, dict) and key not in holder):
         return
     other, at = random.choice(places)
-    borrowed = (
-        other[at]
-        if (isinstance(other, dict) and at in other) or (isinstance(other, list) and at < len(other))
-        else None
-    )
-    borrowed = json.loads(json.dumps(borrowed))
+    is_there = at in other if isinstance(other, dict) else at < len(other)
+    borrowed = json.loads(json.dumps(other[at])) if is_there else None
     match random.randrange(10):
         case 0 | 1:
             holder[key] = random.choice((None, True, [], {}, *_TEXTS, *_NUMBERS))
