@@ -29,7 +29,7 @@ class PicturesError(ValueError):
 
 @dataclass(frozen=True)
 class Pictures:
-    """Decoded pictures: `images` is uint8 (N, 32, 32, 3), `labels` int64 (N,), both on the CPU."""
+    """Decoded pictures: `images` is uint8 (N, side, side, 3), `labels` int64 (N,), both on the CPU."""
 
     images: Tensor
     labels: Tensor
@@ -64,7 +64,7 @@ def mixed(count: int, limit: int | None = None) -> Tensor:
 
 
 class Batches:
-    """Normalised batches of pictures: (inputs float32 (B, 3, 32, 32), labels int64 (B,)).
+    """Normalised batches of pictures: (inputs float32 (B, 3, side, side), labels int64 (B,)).
 
     Order and augmentation are a function of the seed, the epoch and the batch alone, so that a run resumed in a new
     process sees the very batches that it would have seen. `set_epoch` says which epoch comes next.
@@ -130,13 +130,14 @@ def shift_and_flip(images: Tensor, generator: torch.Generator, flip: bool, reach
     return images[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def load_pictures(data: str | None, limit: int | None = None) -> Data:
+def load_pictures(data: str | None, limit: int | None = None, side: int = SIDE) -> Data:
     """Find, decode and keep the pictures.
 
     Args:
         data: A folder with CIFAR-10's batches or with train/<class>/* and test/<class>/* pictures; "digits" for the
             embedded ones; None for torchvision's download, with the digits where it can't be reached.
         limit: At most so many training and so many test pictures.
+        side: Of a folder's pictures, in pixels; the other sources have 32.
 
     Raises:
         PicturesError: The folder is not there, or holds no pictures, or one that can't be read.
@@ -146,11 +147,11 @@ def load_pictures(data: str | None, limit: int | None = None) -> Data:
     elif data == "digits":
         found = _digits("Data: the 1,797 handwritten digits that scikit-learn ships, as 32x32 RGB.")
     else:
-        found = _folder(Path(data).expanduser(), limit)
+        found = _folder(Path(data).expanduser(), limit, side)
     return replace(found, train=found.train.first(limit), test=found.test.first(limit))
 
 
-def _folder(folder: Path, limit: int | None) -> Data:
+def _folder(folder: Path, limit: int | None, side: int) -> Data:
     if not folder.is_dir():
         raise PicturesError(f"--data {folder}: there is no such folder")
     for batches in (folder, folder / "cifar-10-batches-py"):
@@ -162,14 +163,14 @@ def _folder(folder: Path, limit: int | None) -> Data:
             f"--data {folder}: no pictures there; it needs CIFAR-10's data_batch_1 ... test_batch, "
             "or train/<class>/* and test/<class>/*"
         )
-    train, held = _decode_split(folder / "train", limit), _decode_split(test, limit)
+    train, held = _decode_split(folder / "train", limit, side), _decode_split(test, limit, side)
     if train.classes != held.classes:
         odd = sorted(set(train.classes) ^ set(held.classes))
         raise PicturesError(f"--data {folder}: train and {test.name} have different classes: {', '.join(odd)}")
     return Data(train, held, f"Data: {len(train):,} + {len(held):,} pictures in {folder}.")
 
 
-def _decode_split(split: Path, limit: int | None) -> Pictures:
+def _decode_split(split: Path, limit: int | None, side: int) -> Pictures:
     """Decode at most `limit` of split/<class>/*, of all classes alike."""
     folders = sorted(path for path in split.iterdir() if path.is_dir())
     files = [
@@ -181,21 +182,21 @@ def _decode_split(split: Path, limit: int | None) -> Pictures:
     if not files:
         raise PicturesError(f"--data {split.parent}: no pictures in {split}/<class>/")
     files = [files[number] for number in mixed(len(files), limit).tolist()]
-    images = np.empty((len(files), SIDE, SIDE, 3), np.uint8)
+    images = np.empty((len(files), side, side, 3), np.uint8)
     for row, (path, _) in enumerate(files):
-        images[row] = _decode(path)
+        images[row] = _decode(path, side)
     labels = torch.tensor([label for _, label in files])
     return Pictures(torch.from_numpy(images), labels, tuple(folder.name for folder in folders))
 
 
-def _decode(path: Path) -> np.ndarray:
-    """One picture as (32, 32, 3) bytes: its shorter side scaled to 32, its middle kept."""
+def _decode(path: Path, side: int) -> np.ndarray:
+    """One picture as (side, side, 3) bytes: its shorter side scaled to that, its middle kept."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
             picture = file.convert("RGB")
-            return np.asarray(picture if picture.size == (SIDE, SIDE) else ImageOps.fit(picture, (SIDE, SIDE)))
+            return np.asarray(picture if picture.size == (side, side) else ImageOps.fit(picture, (side, side)))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise PicturesError(f"--data: {path} is not a picture that can be read ({error})") from None
 
@@ -249,7 +250,7 @@ def _downloaded() -> Data:
 
     root = Path("data")
     if not (root / CIFAR10.base_folder / "test_batch").is_file():
-        trouble = _unreachable(CIFAR10.url)
+        trouble = unreachable(CIFAR10.url)
         if not trouble:
             try:
                 CIFAR10(str(root), download=True)
@@ -263,7 +264,7 @@ def _downloaded() -> Data:
     return _cifar_batches(root / CIFAR10.base_folder)
 
 
-def _unreachable(url: str) -> str:
+def unreachable(url: str) -> str:
     """Why `url` does not answer within a few seconds, looking its name up included; "" when it does."""
     outcome = ["no answer"]
 

@@ -43,6 +43,11 @@ def test_a_folder_of_classes(tmp_path):
     assert len(pictures.load_pictures(str(tmp_path), limit=2).train) == 2
 
 
+def test_a_folder_in_another_size(tmp_path):
+    write_pictures(tmp_path)
+    assert pictures.load_pictures(str(tmp_path), side=48).test.images.shape == (6, 48, 48, 3)
+
+
 def test_val_may_stand_for_test(tmp_path):
     write_pictures(tmp_path, splits=("train", "val"))
     assert len(pictures.load_pictures(str(tmp_path)).test) == 6
@@ -67,7 +72,7 @@ def test_the_digits():
 
 def test_without_a_network_the_digits_stand_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pictures, "_unreachable", lambda url: "no network")
+    monkeypatch.setattr(pictures, "unreachable", lambda url: "no network")
     assert "can't be downloaded" in pictures.load_pictures(None).source
 
 
@@ -78,7 +83,7 @@ def test_a_download_that_is_there_is_used(tmp_path, monkeypatch):
 
 
 def test_nothing_answers_at_a_closed_port():
-    assert pictures._unreachable("http://127.0.0.1:9/x")
+    assert pictures.unreachable("http://127.0.0.1:9/x")
 
 
 class TestBadInput:

@@ -10,10 +10,11 @@ from torchvision.datasets import CIFAR10, ImageFolder
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 INSECTS = {"ants": 124, "bees": 121}
+HELD = {"ants": 70, "bees": 83}
 
 
 def insects(given: Path | None, scratch: Path) -> Path:
-    """A folder with train/ants and train/bees.
+    """A folder with train/ants and train/bees; of drawn pictures, with val/ants and val/bees too.
 
     Args:
         given: The folder that the user named; None draws pictures, as many as the real set has.
@@ -26,11 +27,12 @@ def insects(given: Path | None, scratch: Path) -> Path:
         if not all((given / "train" / name).is_dir() for name in INSECTS):
             raise SystemExit(f"--data {given}: it needs train/ants/*.jpg and train/bees/*.jpg")
         return given
-    for name, count in INSECTS.items():
-        folder = scratch / "train" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            _insect(name, Random(f"{name} {number}")).save(folder / f"{number:04}.jpg")
+    for split, counts in (("train", INSECTS), ("val", HELD)):
+        for name, count in counts.items():
+            folder = scratch / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                _insect(name, Random(f"{split} {name} {number}")).save(folder / f"{number:04}.jpg")
     return scratch
 
 
