@@ -175,9 +175,10 @@ def test_backward(run):
 
 
 def test_optimizer(run):
-    rows = [tuple(map(float, row.split())) for row in run(13, "--epochs", "2", "--limit", "96").splitlines()[1:]]
+    rows = [tuple(map(float, row.split())) for row in run(13, "--epochs", "2", "--limit", "128").splitlines()[1:]]
     assert [epoch for epoch, _, _ in rows] == [0, 1]
     assert rows[0][1] > rows[1][1]
+    assert all(by_hand == pytest.approx(trainer, abs=2e-3) for _, by_hand, trainer in rows)
 
 
 @pytest.mark.filterwarnings("ignore::modsurg.errors.ModsurgWarning")  # the script shows it

@@ -53,6 +53,14 @@ class TestFit:
                 optimizer.step()
         assert same(mine, plain)
 
+    def test_gradients_left_behind_are_not_taken_up(self):
+        clean, used = network(), network()
+        used(torch.ones(1, 6)).sum().backward()
+        for model in (clean, used):
+            torch.manual_seed(5)
+            make(model).fit(DataLoader(data(), batch_size=8), epochs=1)
+        assert same(clean, used)
+
     def test_history_has_a_row_an_epoch_with_means_over_samples(self):
         model = network()
         trainer = make(model, metrics=[accuracy], optimizer=torch.optim.SGD(model.parameters(), lr=0.0))

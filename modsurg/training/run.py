@@ -154,6 +154,7 @@ class Run:
             trainer.screen.line(f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}")
         trainer.running = self
         self._check()
+        self.window.drop()  # gradients that somebody left behind are not this run's
         if not trainer.model.training:
             trainer.model.train()
 
