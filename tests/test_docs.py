@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import modsurg
+from modsurg import errors
+
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r"^<!-- .* -->$|!\[[^]]*\]\(([^)]*)\)", re.MULTILINE)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if FENCE.search(page.read_text())]
@@ -53,3 +57,24 @@ def test_blocks_name_their_language():
         fences = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
         bare = [number for number, language in enumerate(fences[::2]) if not language.strip()]
         assert not bare, f"{page.name}: fence {bare}"
+
+
+def test_every_error_has_its_entry():
+    """Its name in bold, before the cause, the fix and an example."""
+    named = set(re.findall(r"\*\*(\w+)\*\*", (ROOT / "docs/reference/errors.md").read_text()))
+    assert {name for name in vars(errors) if name.endswith(("Error", "Warning"))} <= named | {"ModsurgError"}
+
+
+def test_the_reference_shows_every_public_name():
+    pages = "".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    names = set(re.findall(r"^::: modsurg\.\S+\.(\w+)$", pages, re.MULTILINE))
+    assert set(modsurg.__all__) <= names
+
+
+def test_every_page_has_its_chinese():
+    """Those that a beginner reads."""
+    pages = [ROOT / "docs/index.md", ROOT / "docs/quickstart.md", *(ROOT / "docs/tutorial").glob("*[a-z].md")]
+    for page in pages:
+        if not page.name.endswith(".zh.md"):
+            chinese = page.with_suffix(".zh.md").read_text()
+            assert SHOWN.findall(page.read_text()) == SHOWN.findall(chinese), page.name
