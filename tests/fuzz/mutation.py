@@ -60,7 +60,7 @@ def mutate_json(data: bytes, random: Random) -> bytes:
         value = json.loads(data)
     except (ValueError, RecursionError):
         return mutate_bytes(data, random)
-    if random.randrange(20) == 0:
+    if not isinstance(value, dict | list) or random.randrange(20) == 0:
         return mutate_bytes(data, random)
     for _ in range(random.choice((1, 1, 2, 3))):
         places = list(_places(value))
