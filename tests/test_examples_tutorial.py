@@ -124,6 +124,8 @@ def test_cifar10_and_loader(run):
     assert "a sample: RGB (32, 32) 0 airplane" in printed
     assert "drop_last=False: 4 batches, the last of 8, 200 pictures" in printed
     assert "drop_last=True: 3 batches, the last of 64, 192 pictures" in printed
+    assert "a batch: (64, 3, 32, 32)" in printed
+    assert Path("runs/tutorial/batch.png").exists()
 
 
 def test_module(run):
@@ -147,6 +149,7 @@ def test_activation(run):
     printed = run(9)
     assert "(1, 1, 2, 2) [1.0, -0.5, -1.0, 3.0]" in printed
     assert re.search(r"ReLU\(\) +1.00  0.00  0.00  3.00", printed)
+    assert Path("runs/tutorial/activation.png").exists()
 
 
 def test_sequential(run):
@@ -154,6 +157,7 @@ def test_sequential(run):
     assert "(64, 3, 32, 32) -> (64, 10)" in printed
     assert "    (7): Linear(in_features=1024, out_features=64, bias=True)" in printed
     assert "params 145,578" in printed
+    assert "145,578" in Path("runs/tutorial/network.svg").read_text()
 
 
 def test_losses(run):
@@ -175,10 +179,11 @@ def test_backward(run):
 
 
 def test_optimizer(run):
-    rows = [tuple(map(float, row.split())) for row in run(13, "--epochs", "2", "--limit", "128").splitlines()[1:]]
-    assert [epoch for epoch, _, _ in rows] == [0, 1]
+    rows = [tuple(map(float, row.split())) for row in run(13, "--epochs", "2", "--limit", "128").splitlines()[1:3]]
+    assert [epoch for epoch, _, _ in rows] == [1, 2]
     assert rows[0][1] > rows[1][1]
     assert all(by_hand == pytest.approx(trainer, abs=2e-3) for _, by_hand, trainer in rows)
+    assert Path("runs/tutorial/curves.png").exists()
 
 
 @pytest.mark.filterwarnings("ignore::modsurg.errors.ModsurgWarning")  # the script shows it
@@ -192,6 +197,7 @@ def test_surgery(run):
     assert "Adam: 2 parameters left" in printed
     assert 'nothing at "clasfication.1" in Mynn. Nearest: "classfication.1"' in printed
     assert "nothing was changed. sequential2 (Linear" in printed
+    assert "not called" in Path("runs/tutorial/surgery.svg").read_text()
     assert "after undo, child 8 of sequential1 is Linear(in_features=64" in printed
 
 

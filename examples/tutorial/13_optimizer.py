@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from material import cifar
 from networks import CifarNet
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import ToTensor
 
@@ -31,17 +31,24 @@ def by_hand(network: nn.Module, loader: DataLoader[Any], epochs: int) -> list[fl
     return losses
 
 
+def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    """For each picture, 1 where the highest score is the right one."""
+    return (scores.argmax(1) == labels).float()
+
+
 def main() -> None:
-    """Train twice from the same start on the same batches, and print the losses side by side."""
+    """Train twice from the same start on the same batches, print the losses side by side, and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="as for 05_cifar10_dataloader.py")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--limit", type=int, default=192, help="at most so many pictures")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--limit", type=int, default=160, help="so many pictures to train on, a quarter more to check")
+    parser.add_argument("--out", type=Path, default=Path("runs/tutorial/curves.png"), help="the curves")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         pictures: Any = cifar(options.data, Path(scratch), ToTensor())
-        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[: options.limit].tolist()
-        loader = DataLoader(Subset(pictures, order), batch_size=64)
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
+        loader = DataLoader(Subset(pictures, order[: options.limit]), batch_size=32)
+        held = DataLoader(Subset(pictures, order[options.limit :][: options.limit // 4]), batch_size=32)
         torch.manual_seed(0)
         network = CifarNet()
         start = {key: value.clone() for key, value in network.state_dict().items()}
@@ -49,11 +56,15 @@ def main() -> None:
 
         network.load_state_dict(start)
         optimizer = torch.optim.Adam(network.parameters())
-        trainer = Trainer(network, optimizer, nn.CrossEntropyLoss(), device="cpu", progress=False)
-        history = trainer.fit(loader, epochs=options.epochs)
+        trainer = Trainer(network, optimizer, nn.CrossEntropyLoss(), metrics=[accuracy], device="cpu", progress=False)
+        history = trainer.fit(loader, held, epochs=options.epochs)
     print("epoch  by hand  Trainer")
-    for epoch, (left, right) in enumerate(zip(hand, history["loss"], strict=True)):
+    for epoch, (left, right) in enumerate(zip(hand, history["loss"], strict=True), 1):
         print(f"{epoch:5}  {left:7.4f}  {right:7.4f}")
+    print(f"pictures held out: {history['val_accuracy'][-1]:.0%} right")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    history.plot(options.out)
+    print("curves:", options.out)
 
 
 if __name__ == "__main__":

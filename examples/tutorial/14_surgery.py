@@ -1,12 +1,13 @@
 """Surgery: a module added to a finished network and one replaced, as torch does it and as modsurg does it."""
 
 import argparse
+from pathlib import Path
 
 import torch
 from networks import Mynn
 from torch import nn
 
-from modsurg import add, edit, replace
+from modsurg import add, edit, replace, summary
 from modsurg.errors import ModsurgError
 
 EXAMPLE = (1, 3, 32, 32)
@@ -57,9 +58,14 @@ def refused(network: nn.Module) -> None:
 
 def main() -> None:
     """Edit one network by each way, and show that they print alike."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/tutorial/surgery.svg"), help="the edited network")
+    options = parser.parse_args()
     left, right = plainly(), checked()
     print("both print alike:", str(left) == str(right))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(summary(right, example=EXAMPLE).to_svg())
+    print("the edited network as a picture:", options.out)
     refused(right)
 
 
