@@ -86,7 +86,7 @@ def photographs(tmp_path_factory):
 def test_dataset_of_photographs(run, photographs):
     printed = run(2, "--data", photographs)
     assert "ants, bees, both: 124 121 245\n" in printed
-    assert "train[123]: JPEG RGB" in printed
+    assert "train[123]: JPEG (" in printed
     assert re.search(r"train\[123\].*ants\ntrain\[124\].*bees\n", printed)
 
 
@@ -195,10 +195,11 @@ def test_surgery(run):
     assert "both print alike: True" in printed
     assert '"add_ReLU" (ReLU) is never called' in printed
     assert "Adam: 2 parameters left" in printed
+    printed = re.sub(r"\n  (?=\S)", " ", printed)
     assert 'nothing at "clasfication.1" in Mynn. Nearest: "classfication.1"' in printed
     assert "nothing was changed. sequential2 (Linear" in printed
     assert "not called" in Path("runs/tutorial/surgery.svg").read_text()
-    assert "after undo, child 8 of sequential1 is Linear(in_features=64" in printed
+    assert "after undo, sequential1.8 is Linear(in_features=64" in printed
 
 
 def test_keeping(run):

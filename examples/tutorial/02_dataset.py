@@ -4,15 +4,16 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from material import insects
 from PIL import Image
 from torch.utils.data import Dataset
+
+from material import INSECTS_NEEDED, insects
 
 
 class Labelled(Dataset[tuple[Image.Image, str]]):
     """The pictures of one folder, all with one label.
 
-    A data set needs `__getitem__`; `__len__` makes it countable, so that a loader can shuffle it.
+    A data set needs `__getitem__`; with `__len__` a loader can shuffle it.
     """
 
     def __init__(self, folder: Path, label: str) -> None:
@@ -27,18 +28,20 @@ class Labelled(Dataset[tuple[Image.Image, str]]):
 
 
 def main() -> None:
-    """Count ants, bees and both; show the two pictures where one folder ends and the other begins."""
+    """Count ants, bees and both; look at both sides of where the folders meet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="a folder with train/ants and train/bees; left out, some are drawn")
+    parser.add_argument("--data", type=Path, help=INSECTS_NEEDED)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = insects(options.data, Path(scratch)) / "train"
-        train_ants, train_bees = Labelled(folder / "ants", "ants"), Labelled(folder / "bees", "bees")
+        train_ants = Labelled(folder / "ants", "ants")
+        train_bees = Labelled(folder / "bees", "bees")
         train = train_ants + train_bees
         print("ants, bees, both:", len(train_ants), len(train_bees), len(train))
         for index in (len(train_ants) - 1, len(train_ants)):
-            with train[index][0] as picture:
-                print(f"train[{index}]:", picture.format, picture.mode, picture.size, train[index][1])
+            picture, label = train[index]
+            with picture:
+                print(f"train[{index}]:", picture.format, picture.size, label)
 
 
 if __name__ == "__main__":

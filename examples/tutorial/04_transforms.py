@@ -1,21 +1,22 @@
-"""Transforms: ToTensor, Normalize, Resize and Compose on one picture, side by side in a contact sheet."""
+"""Transforms: ToTensor, Normalize, Resize and Compose on one picture, side by side."""
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from material import insects
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import save_image
+
+from material import INSECTS_NEEDED, insects
 
 SIDE = 128
 
 
 def shown(picture: Tensor) -> Tensor:
-    """Any (3, H, W) picture as one of (3, SIDE, SIDE) with values from 0 to 1, for the sheet."""
+    """Any (3, H, W) picture as (3, SIDE, SIDE) with values from 0 to 1."""
     spread = (picture - picture.min()) / (picture.max() - picture.min())
     return functional.interpolate(spread[None], (SIDE, SIDE))[0]
 
@@ -23,8 +24,8 @@ def shown(picture: Tensor) -> Tensor:
 def main() -> None:
     """Print what each transform makes of the picture, and write the sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="a folder with train/ants and train/bees; left out, some are drawn")
-    parser.add_argument("--out", type=Path, default=Path("runs/tutorial/transforms.png"), help="the contact sheet")
+    parser.add_argument("--data", type=Path, help=INSECTS_NEEDED)
+    parser.add_argument("--out", type=Path, default="runs/tutorial/transforms.png")
     options = parser.parse_args()
     normalize = Normalize(mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
     transforms = {
@@ -38,9 +39,11 @@ def main() -> None:
         picture = Image.open(file).convert("RGB")
     made = {name: transform(picture) for name, transform in transforms.items()}
     for name, tensor in made.items():
-        print(f"{name:9}  {tuple(tensor.shape)!s:14}  from {tensor.min():5.2f} to {tensor.max():5.2f}")
+        lowest, highest = tensor.min(), tensor.max()
+        shape = str(tuple(tensor.shape))
+        print(f"{name:9}  {shape:14}  from {lowest:5.2f} to {highest:5.2f}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid([shown(tensor) for tensor in made.values()], nrow=len(made)), options.out)
+    save_image([shown(tensor) for tensor in made.values()], options.out)
     print("contact sheet:", options.out)
 
 

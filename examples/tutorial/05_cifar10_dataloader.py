@@ -1,4 +1,4 @@
-"""CIFAR-10 and DataLoader: the classes, one sample, and batches of 64 with the last one kept or dropped."""
+"""CIFAR-10 and DataLoader: classes, one sample, and batches of 64."""
 
 import argparse
 import tempfile
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import cifar
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 from torchvision.utils import save_image
+
+from material import CIFAR_NEEDED, cifar
 
 
 def sizes(pictures: Dataset[Any], drop_last: bool) -> list[int]:
@@ -19,12 +20,10 @@ def sizes(pictures: Dataset[Any], drop_last: bool) -> list[int]:
 
 
 def main() -> None:
-    """Print the classes, one sample before and after ToTensor and the sizes of the batches; draw a batch."""
+    """Print the classes, a sample and the sizes of the batches; draw one batch."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--data", type=Path, help="a folder with cifar-10-batches-py, or with test/<class>/*; left out, some are drawn"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/tutorial/batch.png"), help="the picture of one batch")
+    parser.add_argument("--data", type=Path, help=CIFAR_NEEDED)
+    parser.add_argument("--out", type=Path, default="runs/tutorial/batch.png")
     options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -36,9 +35,10 @@ def main() -> None:
         print("as a tensor:", tuple(tensors[0][0].shape), tensors[0][0].dtype)
         for drop_last in (False, True):
             counts = sizes(tensors, drop_last)
-            print(f"drop_last={drop_last}: {len(counts)} batches, the last of {counts[-1]}, {sum(counts)} pictures")
+            found = f"{len(counts)} batches, the last of {counts[-1]}"
+            print(f"drop_last={drop_last}: {found}, {sum(counts)} pictures")
         pictures, labels = next(iter(DataLoader(tensors, batch_size=64, shuffle=True)))
-    print("a batch:", tuple(pictures.shape), "and its labels:", labels[:8].tolist(), "...")
+    print("a batch:", tuple(pictures.shape), "labels:", labels[:8].tolist(), "...")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_image(pictures, options.out)
     print("drawn, eight in a row:", options.out)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class AddOne(nn.Module):
-    """A module says in `forward` what becomes of its input; calling the module calls `forward`."""
+    """`forward` says what becomes of the input; calling the module calls it."""
 
     def forward(self, number: Tensor) -> Tensor:
         """The input and one."""

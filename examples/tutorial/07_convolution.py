@@ -1,4 +1,4 @@
-"""Convolution: from 3 channels to 6 with 3 x 3 kernels, on the tutorial's 5 x 5 picture."""
+"""Convolution: from 3 channels to 6 with 3 x 3 kernels, on a 5 x 5 picture."""
 
 import argparse
 
@@ -14,11 +14,12 @@ def main() -> None:
     torch.manual_seed(0)
     picture = torch.arange(1.0, 6.0).expand(3, 5, 5)
     print("one channel of the picture:", picture[0], sep="\n")
-    convolution = nn.Conv2d(in_channels=3, out_channels=6, kernel_size=3, stride=1, padding=0)
+    convolution = nn.Conv2d(3, 6, kernel_size=3, stride=1, padding=0)
     print(tuple(picture.shape), "->", tuple(convolution(picture).shape))
     nn.init.ones_(convolution.weight)
     nn.init.zeros_(convolution.bias)
-    print("with every weight 1, a pixel is the sum of 27:", convolution(picture)[0], sep="\n")
+    print("with every weight 1, a pixel is the sum of 27:")
+    print(convolution(picture)[0])
     print(summary(convolution, example=(1, 3, 5, 5)))
 
 

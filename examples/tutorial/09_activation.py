@@ -9,17 +9,17 @@ from torch import nn
 
 
 def main() -> None:
-    """Print the tutorial's numbers before and after, with other activations beside them, and draw all as curves."""
+    """Print four numbers before and after each of four activations; draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/tutorial/activation.png"), help="the curves")
+    parser.add_argument("--out", type=Path, default="runs/tutorial/activation.png")
     options = parser.parse_args()
     numbers = torch.tensor([[1.0, -0.5], [-1.0, 3.0]]).reshape(-1, 1, 2, 2)
     print("input:", tuple(numbers.shape), numbers.flatten().tolist())
-    figure, line = Figure(figsize=(8, 3), layout="constrained"), torch.linspace(-3, 3, 121)
-    axis = figure.subplots()
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axis, line = figure.subplots(), torch.linspace(-3, 3, 121)
     for activation in (nn.ReLU(), nn.LeakyReLU(0.1), nn.Sigmoid(), nn.Tanh()):
-        values = " ".join(f"{value:5.2f}" for value in activation(numbers).flatten().tolist())
-        print(f"{activation!s:30} {values}")
+        values = activation(numbers).flatten().tolist()
+        print(f"{activation!s:30}", *(f"{value:5.2f}" for value in values))
         axis.plot(line, activation(line), label=str(activation))
     axis.grid()
     axis.legend()

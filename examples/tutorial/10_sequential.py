@@ -4,15 +4,15 @@ import argparse
 from pathlib import Path
 
 import torch
-from networks import CifarNet
 
 from modsurg import summary
+from networks import CifarNet
 
 
 def main() -> None:
     """Print the network as torch does and as modsurg does, and both shapes; draw it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/tutorial/network.svg"), help="the picture")
+    parser.add_argument("--out", type=Path, default="runs/tutorial/network.svg")
     options = parser.parse_args()
     network = CifarNet()
     print(network)

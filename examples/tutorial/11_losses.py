@@ -7,7 +7,7 @@ from torch import nn
 
 
 def main() -> None:
-    """Print the tutorial's three losses, and cross entropy made by hand beside torch's."""
+    """Print three losses, and cross entropy made by hand beside torch's."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     inputs = torch.tensor([1.0, 2.0, 3.0]).reshape(-1, 1, 1, 3)
     targets = torch.tensor([1.0, 2.0, 5.0]).reshape(-1, 1, 1, 3)
@@ -18,7 +18,8 @@ def main() -> None:
     torch.manual_seed(0)
     scores, classes = torch.randn(10, 4), torch.randint(0, 4, (10,))
     by_hand = -scores.log_softmax(1)[torch.arange(10), classes].mean()
-    print(f"cross entropy: {nn.CrossEntropyLoss()(scores, classes):.4f}, by hand {by_hand:.4f}")
+    loss = nn.CrossEntropyLoss()(scores, classes)
+    print(f"cross entropy: {loss:.4f}, by hand {by_hand:.4f}")
 
 
 if __name__ == "__main__":

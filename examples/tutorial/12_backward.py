@@ -5,22 +5,24 @@ import tempfile
 from pathlib import Path
 
 import torch
-from material import cifar
-from networks import CifarNet
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import ToTensor
 
+from material import CIFAR_NEEDED, cifar
+from networks import CifarNet
+
 
 def main() -> None:
-    """Print the gradients' sizes before a backward pass, after one, and after two: they add up."""
+    """Print a gradient before a backward pass, after one and after two: they add up."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="as for 05_cifar10_dataloader.py")
+    parser.add_argument("--data", type=Path, help=CIFAR_NEEDED)
     options = parser.parse_args()
     torch.manual_seed(0)
     network, loss = CifarNet(), nn.CrossEntropyLoss()
     with tempfile.TemporaryDirectory() as scratch:
-        pictures, labels = next(iter(DataLoader(cifar(options.data, Path(scratch), ToTensor()), 64, shuffle=True)))
+        data = cifar(options.data, Path(scratch), ToTensor())
+        pictures, labels = next(iter(DataLoader(data, 64, shuffle=True)))
     weight = network.sequential[0].weight
     print("before:", weight.grad)
     for times in ("one pass:  ", "two passes:"):

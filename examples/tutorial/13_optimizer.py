@@ -1,4 +1,4 @@
-"""Optimizer and epochs: the training loop of the tutorial, and the same training by modsurg's Trainer."""
+"""Optimizer and epochs: a training loop by hand, and the same training by Trainer."""
 
 import argparse
 import tempfile
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import cifar
-from networks import CifarNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import ToTensor
 
+from material import CIFAR_NEEDED, cifar
 from modsurg import Trainer
+from networks import CifarNet
 
 
 def by_hand(network: nn.Module, loader: DataLoader[Any], epochs: int) -> list[float]:
@@ -26,7 +26,7 @@ def by_hand(network: nn.Module, loader: DataLoader[Any], epochs: int) -> list[fl
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.detach()  # the loss itself would keep every batch's graph alive
+            total += loss.detach()  # the loss itself would keep every graph alive
         losses.append(total.item() / len(loader))
     return losses
 
@@ -37,26 +37,29 @@ def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Train twice from the same start on the same batches, print the losses side by side, and draw the curves."""
+    """Train twice from the same start; print both losses, and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="as for 05_cifar10_dataloader.py")
+    parser.add_argument("--data", type=Path, help=CIFAR_NEEDED)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--limit", type=int, default=160, help="so many pictures to train on, a quarter more to check")
-    parser.add_argument("--out", type=Path, default=Path("runs/tutorial/curves.png"), help="the curves")
+    parser.add_argument("--limit", type=int, default=160, help="train on so many")
+    parser.add_argument("--out", type=Path, default="runs/tutorial/curves.png")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         pictures: Any = cifar(options.data, Path(scratch), ToTensor())
-        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
-        loader = DataLoader(Subset(pictures, order[: options.limit]), batch_size=32)
-        held = DataLoader(Subset(pictures, order[options.limit :][: options.limit // 4]), batch_size=32)
         torch.manual_seed(0)
+        order, limit = torch.randperm(len(pictures)).tolist(), options.limit
+        loader = DataLoader(Subset(pictures, order[:limit]), 32)
+        held = DataLoader(Subset(pictures, order[limit:][: limit // 4]), 32)
         network = CifarNet()
         start = {key: value.clone() for key, value in network.state_dict().items()}
         hand = by_hand(network, loader, options.epochs)
 
         network.load_state_dict(start)
         optimizer = torch.optim.Adam(network.parameters())
-        trainer = Trainer(network, optimizer, nn.CrossEntropyLoss(), metrics=[accuracy], device="cpu", progress=False)
+        loss = nn.CrossEntropyLoss()
+        trainer = Trainer(
+            network, optimizer, loss, metrics=[accuracy], device="cpu", progress=False
+        )
         history = trainer.fit(loader, held, epochs=options.epochs)
     print("epoch  by hand  Trainer")
     for epoch, (left, right) in enumerate(zip(hand, history["loss"], strict=True), 1):

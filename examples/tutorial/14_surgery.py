@@ -1,16 +1,17 @@
-"""Surgery: a module added to a finished network and one replaced, as torch does it and as modsurg does it."""
+"""Surgery: a module added to a network and one replaced, by torch and by modsurg."""
 
 import argparse
 from pathlib import Path
+from textwrap import fill
 
 import torch
-from networks import Mynn
 from torch import nn
 
 from modsurg import add, edit, replace, summary
 from modsurg.errors import ModsurgError
+from networks import Mynn
 
-EXAMPLE = (1, 3, 32, 32)
+EXAMPLE = (1, 3, 32, 32)  # the shape of a picture with which an edit is checked
 
 
 def plainly() -> nn.Module:
@@ -30,7 +31,8 @@ def checked() -> nn.Module:
     optimizer = torch.optim.Adam(network.parameters())
     print("--- the same by modsurg")
     print(add(network, "add_ReLU", nn.ReLU(), example=EXAMPLE))
-    print(replace(network, "classfication.1", nn.ReLU(), count=1, optimizer=optimizer, example=EXAMPLE))
+    where = "classfication.1"
+    print(replace(network, where, nn.ReLU(), optimizer=optimizer, example=EXAMPLE))
     return network
 
 
@@ -38,28 +40,28 @@ def refused(network: nn.Module) -> None:
     """Slips that are found before anything changes, and an edit taken back."""
     print("--- what is refused")
     slips = {
-        "a name with a letter missing": lambda: replace(network, "clasfication.1", nn.ReLU()),
-        "a layer that does not fit": lambda: replace(network, "sequential2", nn.Linear(12, 10), example=EXAMPLE),
-        "a name that is taken": lambda: add(network, "add_ReLU", nn.ReLU()),
+        "a letter is missing": (replace, "clasfication.1", nn.ReLU()),
+        "a layer does not fit": (replace, "sequential2", nn.Linear(12, 10)),
+        "the name is taken": (add, "add_ReLU", nn.ReLU()),
     }
-    for slip, attempt in slips.items():
+    for slip, (verb, where, new) in slips.items():
         try:
-            attempt()
+            verb(network, where, new, example=EXAMPLE)
         except ModsurgError as error:
-            print(f"{slip}: {error}")
+            print(fill(f"{slip}: {error}", 88, subsequent_indent="  "))
     print("--- planned, made and taken back")
     with edit(network, example=EXAMPLE) as e:
         e.remove("add_ReLU", delete=True)
         e.insert_after("sequential1.7", nn.ReLU())
     print(e.report)
     e.report.undo()
-    print("after undo, child 8 of sequential1 is", network.get_submodule("sequential1.8"))
+    print("after undo, sequential1.8 is", network.get_submodule("sequential1.8"))
 
 
 def main() -> None:
     """Edit one network by each way, and show that they print alike."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/tutorial/surgery.svg"), help="the edited network")
+    parser.add_argument("--out", type=Path, default="runs/tutorial/surgery.svg")
     options = parser.parse_args()
     left, right = plainly(), checked()
     print("both print alike:", str(left) == str(right))

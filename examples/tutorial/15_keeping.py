@@ -1,4 +1,4 @@
-"""Keeping: the whole model or its state_dict; what each weighs, and what each needs to be opened."""
+"""Keeping: a whole model or its state_dict, what each weighs and needs to be opened."""
 
 import argparse
 import pickle
@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from networks import Mynn
 
 from modsurg import load_model, load_state, save_model, save_state
 from modsurg.errors import TrustError
+from networks import Mynn
 
 
 def keep(folder: Path) -> Mynn:
@@ -20,7 +20,7 @@ def keep(folder: Path) -> Mynn:
     torch.save(network.state_dict(), folder / "model_state_dict.pth")
     save_model(network, folder / "my_model.safetensors")
     save_state(network, folder / "model_state_dict.safetensors")
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    weights = sum(parameter.nbytes for parameter in network.parameters())
     print(f"{weights:9,} bytes  the weights alone")
     for path in sorted(folder.iterdir()):
         print(f"{path.stat().st_size:9,} bytes  {path.name}")
@@ -28,7 +28,7 @@ def keep(folder: Path) -> Mynn:
 
 
 def open_pickle(folder: Path) -> None:
-    """The tutorial's line, why it fails today, and what opens the file without trusting all of it."""
+    """The usual line, why it fails, and what opens the file without trusting it all."""
     try:
         torch.load(folder / "my_model.pth")
     except pickle.UnpicklingError as error:
@@ -49,13 +49,14 @@ def main() -> None:
         folder = Path(name)
         network = keep(folder)
         open_pickle(folder)
-        from_state = Mynn()  # a state_dict holds no structure: the class must be at hand, and built
+        from_state = Mynn()  # a state_dict holds no structure: build it first
         from_state.load_state_dict(torch.load(folder / "model_state_dict.pth"))
         checked = Mynn()
         print(load_state(checked, folder / "model_state_dict.safetensors"))
         whole = load_model(folder / "my_model.safetensors", trust=(Mynn,))
         pictures = torch.rand(4, 3, 32, 32)
-        same = [torch.equal(network(pictures), other(pictures)) for other in (from_state, checked, whole)]
+        answers = [model(pictures) for model in (from_state, checked, whole)]
+        same = [torch.equal(network(pictures), answer) for answer in answers]
         print("the answers of what was loaded are the same:", same)
 
 
