@@ -61,7 +61,7 @@ def _save(directory: Path, source: Source) -> None:
         entry = source.get(key)
         extra = source.notes.extra
         state[key] = torch.empty(entry.shape, dtype=entry.dtype, device="meta") if entry else extra[key]
-    planner, writer = _LazyPlanner(source), FileSystemWriter(directory, thread_count=1)
+    planner, writer = _LazyPlanner(source), FileSystemWriter(directory, thread_count=1, per_thread_copy_ahead=0)
     try:
         planner.set_up_planner(state, is_coordinator=True)
         writer.set_up_storage_writer(True)
@@ -81,16 +81,25 @@ def _notes(source: Source) -> dict[str, Any]:
 
 
 class _LazyPlanner(DefaultSavePlanner):
-    """Plans with tensors on meta, and reads the values when they are written."""
+    """Plans with tensors on meta, and reads the values when they are written.
+
+    The writer of DCP holds on to every tensor of a file until the file is done. Without copying ahead it has written
+    one when it asks for the next, so that the memory of the one before can go.
+    """
 
     def __init__(self, source: Source) -> None:
         super().__init__()
         self._source = source
+        self._written: torch.Tensor | None = None
 
     def lookup_object(self, index: MetadataIndex) -> Any:
-        if index.fqn in self._source:
-            return as_plain(self._source.read(index.fqn))
-        return super().lookup_object(index)
+        if index.fqn not in self._source:
+            return super().lookup_object(index)
+        if self._written is not None:
+            self._written.untyped_storage().resize_(0)
+        value = as_plain(self._source.read(index.fqn))
+        self._written = value if self._source.path is not None else None  # of a dictionary, the tensor is the user's
+        return value
 
 
 @contextlib.contextmanager
