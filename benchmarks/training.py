@@ -1,23 +1,21 @@
-"""What the trainer costs: `python benchmarks/training.py [--runs 9] [--cpu-time]`.
+"""What the trainer costs beside loops written by hand and other trainers, the whole of `fit` included."""
 
-Two tables, each run beside its peer and interleaved with it, medians: `Linear(48, 10)`, where only overhead shows, the
-whole `fit` included; and the tutorial's network beside the plain loop and beside a loop with the trainer's settings.
-`--cpu-time` counts the process's own time, for a machine on which others work too.
-"""
-
-import argparse
-import statistics
-import time
+import logging
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from benchmarks.harness import Table, interleaved, there
 from modsurg import Trainer
 from modsurg.training.devices import kept_memory, place
 
 CPU = torch.device("cpu")
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
+Peer = Callable[[nn.Module, Batches], object]
 
 
 def linear() -> nn.Module:
@@ -35,10 +33,14 @@ def tutorial() -> nn.Module:
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 64), nn.Linear(64, 10))
 
 
+def parts(model: nn.Module) -> tuple[torch.optim.Optimizer, nn.Module]:
+    """Optimizer and loss."""
+    return torch.optim.SGD(model.parameters(), lr=0.01), nn.CrossEntropyLoss()
+
+
 def loop(model: nn.Module, batches: Batches) -> None:
     """What one writes by hand."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    loss = nn.CrossEntropyLoss()
+    optimizer, loss = parts(model)
     model.train()
     for inputs, target in batches:
         optimizer.zero_grad()
@@ -53,53 +55,93 @@ def tuned(model: nn.Module, batches: Batches) -> None:
         loop(model, batches)
 
 
-def trainer(model: nn.Module, batches: Batches) -> None:
+def ours(model: nn.Module, batches: Batches) -> None:
     """The same by the trainer."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    Trainer(model, optimizer, nn.CrossEntropyLoss(), device=CPU, progress=False).fit(batches)
+    Trainer(model, *parts(model), device=CPU, progress=False).fit(batches)
 
 
-def measure(
-    peers: dict[str, Callable[[nn.Module, Batches], None]],
-    make: Callable[[], nn.Module],
-    batches: Batches,
-    runs: int,
-    clock: Callable[[], float],
-) -> dict[str, float]:
-    """Give milliseconds a step, the median of the runs."""
-    times: dict[str, list[float]] = {name: [] for name in peers}
-    for run in range(runs + 1):
-        for name, peer in peers.items():
-            torch.manual_seed(0)
-            model = make()
-            start = clock()
-            peer(model, batches)
-            if run:
-                times[name].append((clock() - start) / len(batches) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+def ignite(model: nn.Module, batches: Batches) -> None:
+    """The same by Ignite's engine."""
+    from ignite.engine import create_supervised_trainer
+
+    create_supervised_trainer(model, *parts(model)).run(batches, max_epochs=1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    small = [(torch.randn(32, 48), torch.randint(10, (32,))) for _ in range(1000)]
-    times = measure({"loop": loop, "trainer": trainer}, linear, small, options.runs, clock)
-    over = times["trainer"] - times["loop"]
-    print(f"Linear(48, 10)  loop {times['loop']:.3f} ms  trainer {times['trainer']:.3f} ms  over {over:.3f} ms a step")
-    pictures = [(torch.randn(64, 3, 32, 32), torch.randint(10, (64,))) for _ in range(30)]
-    peers = {"loop": loop, "tuned": tuned, "trainer": trainer}
-    times = measure(peers, tutorial, pictures, max(options.runs // 3, 1), clock)
-    ratios = (
-        f"{times['trainer'] / times['loop']:.2f} of the loop, {times['trainer'] / times['tuned']:.2f} of the tuned one"
-    )
-    shown = "  ".join(f"{name} {value:.1f} ms" for name, value in times.items())
-    print(f"tutorial's net  {shown}  {ratios}")
+def accelerate(model: nn.Module, batches: Batches) -> None:
+    """The loop with what Accelerate prepares."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    optimizer, loss = parts(model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    for inputs, target in batches:
+        optimizer.zero_grad()
+        accelerator.backward(loss(model(inputs), target))
+        optimizer.step()
 
 
-if __name__ == "__main__":
-    main()
+def lightning(model: nn.Module, batches: Batches) -> None:
+    """The same by Lightning, with all that can be turned off turned off."""
+    import lightning
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.loss = nn.CrossEntropyLoss()
+
+        def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+            return self.loss(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return parts(self.model)[0]
+
+    loader = DataLoader(batches, batch_size=None)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    lightning.Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(Module(), loader)
+
+
+def each(peers: dict[str, Peer], make: Callable[[], nn.Module], batches: Batches, runs: int) -> dict[str, list[float]]:
+    """Milliseconds a step."""
+
+    def run(peer: Peer) -> None:
+        torch.manual_seed(0)
+        peer(make(), batches)
+
+    times = interleaved({name: partial(run, peer) for name, peer in peers.items()}, runs)
+    return {name: [value / len(batches) * 1e3 for value in values] for name, values in times.items()}
+
+
+def overhead(runs: int) -> list[Table]:
+    """1,000 steps of Linear(48, 10)."""
+    batches = [(torch.randn(32, 48), torch.randint(10, (32,))) for _ in range(1000)]
+    peers: dict[str, Peer] = {"Trainer": ours, "loop by hand": loop}
+    peers |= {name: way for name, way in (("ignite", ignite), ("accelerate", accelerate)) if there(name)}
+    if there("lightning"):
+        peers["lightning"] = lightning
+    times = each(peers, linear, batches, runs)
+    by_hand = times.pop("loop by hand")
+    over = {name: [a - b for a, b in zip(values, by_hand, strict=True)] for name, values in times.items()}
+    middle = sorted(by_hand)[len(by_hand) // 2]
+    note = f"The loop itself takes {middle:.3f} ms a step; each run is compared with the loop beside it."
+    return [Table("`Linear(48, 10)`, what a step takes over a loop by hand", over, 0.05, unit="ms", note=note)]
+
+
+def network(runs: int) -> list[Table]:
+    """30 steps of 64 pictures."""
+    batches = [(torch.randn(64, 3, 32, 32), torch.randint(10, (64,))) for _ in range(30)]
+    peers: dict[str, Peer] = {"Trainer": ours, "plain loop": loop, "loop with the same settings": tuned}
+    times = each(peers, tutorial, batches, runs)
+    title = "The tutorial's network, a step of 64 pictures"
+    alike = {name: times[name] for name in ("Trainer", "loop with the same settings")}
+    return [
+        Table(title, times, 0.85, ("plain loop",), unit="ms"),
+        Table(f"{title}, like with like", alike, 1.02, ("loop with the same settings",), unit="ms"),
+    ]
+
+
+MEASUREMENTS = (overhead, network)
+QUICK = MEASUREMENTS
