@@ -154,6 +154,16 @@ def test_the_error_lists_everything_and_the_line_to_write():
     assert 'load_model(path, trust=("mypkg", "timm", "torch.fx", Head,))' in text
 
 
+def test_nobody_is_told_to_trust_more_than_is_needed():
+    with pytest.raises(
+        TrustError, match=r'trust=\("torch\._C\.Thing", "torch\.utils\.data\.dataset\.Part", Local,\)\)'
+    ):
+        Trust().resolve(["torch.utils.data.dataset:Part", "torch._C:Thing", "mypkg:make.<locals>.Local"])
+    for name in ("torch.utils.cpp_extension:load", "torch.package.package_importer:PackageImporter", "copyreg:pickle"):
+        with pytest.raises(TrustError, match="the file may be hostile"):
+            Trust().resolve([name])
+
+
 def test_nobody_is_told_to_trust_the_operating_system():
     with pytest.raises(TrustError, match=r"posix\.system: the file may be hostile") as caught:
         Trust().resolve(["posix:system", "mypkg:Net"])

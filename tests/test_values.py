@@ -1,14 +1,20 @@
 import collections
 import dataclasses
+import datetime
+import decimal
 import enum
+import fractions
 import functools
 import json
 import logging
 import math
 import pathlib
 import re
+import sys
 import threading
 import types
+import typing
+import uuid
 import weakref
 
 import numpy
@@ -29,6 +35,15 @@ class Color(enum.Enum):
 
 class Number(enum.IntEnum):
     ONE = 1
+
+
+class Permission(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Box(typing.Generic[typing.TypeVar("T")]):
+    pass
 
 
 Point = collections.namedtuple("Point", "x y")
@@ -148,6 +163,19 @@ def round_trip(value, modules=(), tensors=None):
         Registry(a=1),
         numpy.float64(2.5),
         numpy.int8(-3),
+        numpy.dtype("float32"),
+        numpy.uint8,
+        re.compile(rb"a\x00"),
+        torch.per_tensor_affine,
+        Permission.READ | Permission.WRITE,
+        decimal.Decimal("1.50"),
+        fractions.Fraction(1, 3),
+        datetime.datetime(2020, 1, 2, 3, tzinfo=datetime.timezone(datetime.timedelta(hours=1))),
+        datetime.timedelta(days=1),
+        pathlib.PurePosixPath("some/where"),
+        uuid.UUID(int=5),
+        list[int],
+        Box[int],
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -231,7 +259,9 @@ def local_function():
         (local_function(), "net.head  local_function.<locals>.inner, which has no name"),
         (threading.Lock(), "net.head  a _thread.lock"),
         ((i for i in ()), "net.head  a builtins.generator"),
-        (torch.Generator(), "net.head  a torch._C.Generator"),
+        (numpy.ma.array([1, 2], mask=[0, 1]), "net.head  a numpy.ma"),
+        (numpy.arange(3, dtype=">i4" if sys.byteorder == "little" else "<i4"), "net.head  a numpy.ndarray"),
+        (numpy.zeros(2, dtype=numpy.longdouble), "net.head  a numpy.ndarray"),
         ([].append, "net.head  list.append"),
         (weakref.ref(local_function), "net.head  a weak reference to a function"),
         (plain(a=plain(lock=threading.Lock())), "net.head.a.lock  a _thread.lock"),
@@ -243,6 +273,27 @@ def test_what_can_not_be_kept_is_named_by_its_place(value, words):
     (problem,) = problems(value)
     assert re.match(words, problem)
     assert ": " in problem
+
+
+def test_a_generator_goes_on_where_it_was():
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=generator)
+    back = round_trip(generator, tensors=[])
+    assert torch.equal(torch.rand(5, generator=back), torch.rand(5, generator=generator))
+
+
+def test_a_weak_reference_that_is_dead_stays_dead():
+    target = Plain.__new__(Plain)
+    reference = weakref.ref(target)
+    del target
+    assert round_trip(reference)() is None
+
+
+def test_a_read_only_array_does_not_become_writeable_by_the_back_door(recwarn):
+    array = numpy.arange(3)
+    array.flags.writeable = False
+    assert round_trip(array).tolist() == [0, 1, 2]
+    assert not recwarn
 
 
 def test_an_open_file_is_named(tmp_path):

@@ -22,29 +22,19 @@ from modsurg.checkpoints.formats.header import foreign
 from modsurg.checkpoints.formats.pickledmodels import is_module, module_tree
 from modsurg.checkpoints.formats.torchpickle import Storage, loading, stored_id
 from modsurg.checkpoints.formats.transfer import Region
-from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, unpickle
+from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, checked_key, unpickle
+from modsurg.checkpoints.makers import classes_of_numbers, frozen, may_be_allocated, may_be_called
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.tree.blueprint import describe
+from modsurg.tree.drawing import children_first
 from modsurg.tree.frozen import Held, held
 from modsurg.tree.slots import COMPILED, methods
 from modsurg.tree.trust import Renames, Trust, Trusted
+from modsurg.tree.values import slots
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
 PICKLED: Final = (".pt", ".pth", ".bin")
 
-# The functions that a pickle may call, besides those that torchpickle carries out as data.
-_CALLED: Final = frozenset(
-    {
-        "functools.partial",
-        "builtins.slice",
-        "builtins.range",
-        "builtins.xrange",  # Python 2's name of it, which protocol 2 writes
-        "builtins.frozenset",
-        "torch.serialization._get_layout",
-        "torch._utils._rebuild_sparse_tensor",
-        "torch._utils._rebuild_meta_tensor_no_storage",
-    }
-)
 _TYPED: Final = "torch._tensor._rebuild_from_type_v2"
 # torch keeps what its unpickler may name in one list for the whole process: only one file at a time may put names in.
 _LOCK = threading.RLock()
@@ -72,17 +62,21 @@ def read_tree(path: Path) -> dict[str, Any]:
 def save_pickled(model: nn.Module, path: Path) -> None:
     """Write a model with torch.save; before the file takes its name, see that `load_pickled` will open it."""
     model = unwrap(model)
+    children_first(model)  # refuses one that holds itself
     for name, module in model.named_modules():
         kind = wrapper_kind(module)
         if kind is not None:
             raise SaveError(f"{name or 'the model'} is a {type(module).__name__} of {kind}: save the module inside it")
+        if slots(type(module)):
+            what = f"{name or 'the model'} has __slots__, which torch leaves out of a pickle"
+            raise SaveError(f"{what}: save it as {path.stem}.safetensors")
     with pending(path) as file:
         try:
             torch.save(model, file)  # type: ignore[arg-type]  # it only calls write and flush
         except (PickleError, AttributeError, TypeError, RuntimeError) as error:
             describe(model)  # says where, if it is the model
             raise SaveError(f"torch can't pickle it ({error}): save it as {path.stem}.safetensors") from error
-        _try_to_open(file.temporary, path)
+        _try_to_open(model, file.temporary, path)
         file.commit()
 
 
@@ -109,7 +103,11 @@ def read_model(file: BinaryIO, path: Path) -> Unpickled:
         return storage
 
     calls = loading(persistent).calls
-    own = {_TYPED: lambda *args: _typed(calls[_TYPED], *args), "builtins.bytearray": _bytearray}
+    own = {
+        _TYPED: lambda *args: _typed(calls[_TYPED], *args),
+        "builtins.bytearray": _bytearray,
+        "builtins.frozenset": frozen,
+    }
     pickle = unpickle(archive.read("data.pkl"), Loading({**calls, **own}, persistent))
     if not is_module(pickle.value):
         raise FormatError("it holds no model; if it is a state_dict, build the model, then load_state(model, path)")
@@ -135,12 +133,15 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
     pickle = read_model(file, path)
     names = _names(file)
     named = dict(zip(names, trust.resolve([":".join(name.rsplit(".", 1)) for name in names]), strict=True))
-    refused = sorted({str(made.maker) for made in pickle.made if made.called and not _may_be_called(made, named)})
+    refused = sorted({str(made.maker) for made in pickle.made if not _is_data(made, named)})
     if refused:
         raise TrustError(f"it wants to call {', '.join(refused)}, which is no data; nothing of it ran")
     for made in pickle.made:
-        if isinstance(made.state, dict):
-            _refuse_methods(named.get(str(made.maker)), made.state.keys(), _is_held(named, made))
+        kind = named.get(str(made.maker))
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            if not isinstance(made.state, dict):
+                raise FormatError(f"a {kind.__name__} in it has no attributes, or some beside them")
+            _refuse_methods(kind, made.state.keys(), _is_held(named, made))
     return named
 
 
@@ -150,11 +151,15 @@ def _names(file: BinaryIO) -> list[str]:
     try:
         return sorted(get_unsafe_globals_in_checkpoint(file))
     except _DAMAGED as error:
-        raise FormatError(f"torch can't read its pickle: {error}") from error
+        raise FormatError(f"torch can't read its pickle: {_reason(error)}") from error
 
 
-def _may_be_called(made: Made, named: Mapping[str, object]) -> bool:
-    return str(made.maker) in _CALLED or isinstance(named.get(str(made.maker)), enum.EnumMeta)
+def _is_data(made: Made, named: Mapping[str, object]) -> bool:
+    if not made.called:
+        return may_be_allocated(made, named)
+    if isinstance(named.get(str(made.maker)), enum.EnumMeta):
+        return len(made.args) == 1 and checked_key(made.args[0]) is made.args[0]
+    return may_be_called(made)
 
 
 def _is_held(named: Mapping[str, object], made: Made) -> bool:
@@ -165,24 +170,24 @@ def _is_held(named: Mapping[str, object], made: Made) -> bool:
     return isinstance(train.state, dict) and train.state.get("module") is made
 
 
-def _refuse_methods(kind: object, attributes: Set[str], held: bool) -> None:
+def _refuse_methods(kind: type[nn.Module], attributes: Set[str], held: bool) -> None:
     """Refuse a module whose `forward` (or another method) the file puts something else before."""
-    if isinstance(kind, type) and issubclass(kind, nn.Module):
-        replaced = sorted((methods(kind) | {COMPILED}) & attributes - ({"train"} if held else set()))
-        if replaced:
-            raise TrustError(f"the file replaces {', '.join(replaced)} of a {kind.__name__}; nothing of it ran")
+    replaced = sorted((methods(kind) | {COMPILED}) & attributes - ({"train"} if held else set()))
+    if replaced:
+        raise TrustError(f"the file replaces {', '.join(replaced)} of a {kind.__name__}; nothing of it ran")
 
 
 def _load(file: BinaryIO | str, named: Mapping[str, object]) -> nn.Module:
     if not isinstance(file, str):
         file.seek(0)
     known = get_safe_globals()
-    allowed = [(value, name) for name, value in named.items() if (value, name) not in known]
+    allowed: list[Any] = [(value, name) for name, value in named.items() if (value, name) not in known]
+    allowed += classes_of_numbers() if "numpy.dtype" in named else []
     try:
-        with safe_globals(allowed):  # type: ignore[arg-type]  # the stub knows callables only
+        with safe_globals(allowed):
             model = torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, str))
     except _DAMAGED as error:
-        raise FormatError(f"torch can't open it: {error}") from error
+        raise FormatError(f"torch can't open it: {_reason(error)}") from error
     if not isinstance(model, nn.Module):
         raise FormatError(f"it holds a {type(model).__name__}, not a model")
     for module in model.modules():
@@ -191,13 +196,19 @@ def _load(file: BinaryIO | str, named: Mapping[str, object]) -> nn.Module:
     return model
 
 
-def _try_to_open(written: Path, path: Path) -> None:
+def _reason(error: Exception) -> str:
+    """What torch says, without its advice on what else to try."""
+    return str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+
+
+def _try_to_open(model: nn.Module, written: Path, path: Path) -> None:
     """See that the model that was written can be opened by someone who trusts it all; the weights are not read."""
     try:
         with open(written, "rb") as file, _LOCK:
             named = _checked(file, written, Trust(name for name in _names(file) if not name.startswith("builtins.")))
             _load(str(written), named)
     except (FormatError, TrustError) as error:
+        describe(model)  # says where, if there is something that no file can keep
         names = [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
         what = f"it asks for {', '.join(names)}" if names else str(error)
         raise SaveError(

@@ -35,6 +35,7 @@ from modsurg.tree.slots import (
 from modsurg.tree.tensors import TensorTable, make_tensors
 from modsurg.tree.trust import Renames, Trust, Trusted
 from modsurg.tree.unpacking import Unpacker, set_attributes
+from modsurg.tree.values import slots as slots_of
 from modsurg.tree.wrappers import unwrap
 
 
@@ -132,6 +133,7 @@ class _Building:
         self._modules: list[nn.Module] = [object.__new__(kind) for kind in self._kinds]
         self._unpacker = Unpacker(names, self._modules, tensors, data["shared"])
         self._forbidden = {kind: methods(kind) for kind in set(self._kinds)}
+        self._slotted = {kind: bool(slots_of(kind)) for kind in self._forbidden}
 
     def module(self) -> nn.Module:
         """The root, with everything in its place."""
@@ -160,7 +162,10 @@ class _Building:
         for name in attributes:
             if not is_attribute(name):
                 raise FormatError(f"{name!r} of a {type(module).__name__}, which belongs to nn.Module itself")
-        module.__dict__.update(attributes)
+        if self._slotted[type(module)]:
+            set_attributes(module, attributes)
+        else:
+            module.__dict__.update(attributes)
 
     def _fill(self, module: nn.Module, node: Mapping[str, Any]) -> None:
         for kind, slots, objects in (

@@ -1,5 +1,6 @@
 """One model being described: every module, tensor and value gets its number and its line."""
 
+import itertools
 import json
 import types
 from typing import Any
@@ -189,10 +190,20 @@ def children_first(root: nn.Module) -> list[nn.Module]:
         else:
             open_.add(id(module))
             children = [unwrap(child) for child in module._modules.values() if child is not None]
-            if any(id(child) in open_ and id(child) not in order for child in children):
-                raise SaveError(f"a {type(module).__name__} holds itself by way of its children")
+            for child in children:
+                if id(child) in open_ and id(child) not in order:
+                    around = [each for each in stack if id(each) in open_ and id(each) not in order]
+                    raise SaveError(_endless([*map(unwrap, around), child]))
             stack.extend(reversed(children))
     return list(order.values())
+
+
+def _endless(chain: list[nn.Module]) -> str:
+    """What to say of modules each of which holds the next, when the last one holds the others."""
+    steps = itertools.pairwise(chain)
+    names = [name for outer, inner in steps for name, child in outer._modules.items() if child is inner]
+    path = ".".join(names)
+    return f"{path} leads back to a {type(chain[-1]).__name__} that it lies in: keep the way back in a list, [module]"
 
 
 def is_own_method(value: object, module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
+from modsurg.tree import values
 from modsurg.tree.unpacking import Unpacker
 from modsurg.tree.values import Packer
 
@@ -31,7 +32,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     """What a module holds as plain values, but for what every module holds alike."""
     return {
         name: value
-        for name, value in module.__dict__.items()
+        for name, value in values.attributes(module).items()
         if is_attribute(name) and (value is not None or name not in SLOTS)
     }
 

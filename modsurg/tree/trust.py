@@ -48,14 +48,39 @@ _PLAIN = {
         "functools": "partial",
         "modsurg.tree.frozen": "Held",
         "types": "SimpleNamespace",
+        "datetime": "date datetime time timedelta timezone",
+        "decimal": "Decimal",
+        "fractions": "Fraction",
+        "pathlib": "PosixPath WindowsPath PurePosixPath PureWindowsPath",
+        "uuid": "UUID SafeUUID",
+        "logging": "getLogger",
+        "re": "_compile",
         "torch": "Tensor Size device dtype Generator",
+        "torch._C": "Generator",
         "torch.autograd.function": "Function",
+        "torch.utils.hooks": "RemovableHandle",
+        "numpy": "dtype ndarray bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64",
+        "numpy._core.multiarray": "_reconstruct scalar",
+        "numpy.core.multiarray": "_reconstruct scalar",
     }.items()
     for name in names.split()
 }
 # What a hostile file names; no model has a use for them.
 _RUNS = frozenset(
-    {"builtins", "code", "ctypes", "functools", "importlib", "io", "marshal", "multiprocessing", "nt", "operator", "os"}
+    {
+        "builtins",
+        "code",
+        "copyreg",
+        "ctypes",
+        "functools",
+        "importlib",
+        "io",
+        "marshal",
+        "multiprocessing",
+        "nt",
+        "operator",
+        "os",
+    }
     | {
         "pdb",
         "pickle",
@@ -70,7 +95,7 @@ _RUNS = frozenset(
         "tempfile",
         "timeit",
     }
-    | {"trace", "webbrowser", "torch.hub", "torch.serialization"}
+    | {"trace", "webbrowser", "torch.hub", "torch.package", "torch.serialization", "torch.utils.cpp_extension"}
 )
 
 
@@ -176,15 +201,11 @@ class Trust:
             return False
         if any(part.startswith("__") for part in (*module.split("."), *qualname.split("."))) and module != "__main__":
             return False
-        return module == "torch" or self._holds(module, (*_PACKAGES, *_FUNCTIONS, *_BUILTIN_HOMES)) or self._named(name)
+        return module == "torch" or _holds(module, (*_PACKAGES, *_FUNCTIONS, *_BUILTIN_HOMES)) or self._named(name)
 
     def _named(self, name: str) -> bool:
         """Whether the caller's own names cover this one: a package, a module, or the class itself."""
-        return _dotted(name) in self._packages or self._holds(name.partition(":")[0], self._packages)
-
-    @staticmethod
-    def _holds(module: str, packages: Iterable[str]) -> bool:
-        return any(module == package or module.startswith(f"{package}.") for package in packages)
+        return _dotted(name) in self._packages or _holds(name.partition(":")[0], self._packages)
 
     def _load(self, name: str) -> object:
         module, _, qualname = name.partition(":")
@@ -202,14 +223,14 @@ class Trust:
         home = getattr(value, "__module__", None) or ""
         if isinstance(value, type):
             own = _dotted(f"{home}:{value.__qualname__}") in self._packages
-            return own or self._holds(home, (*_PACKAGES, *self._packages))
+            return own or _holds(home, (*_PACKAGES, *self._packages))
         if isinstance(value, FunctionType):
             own = f"{home}.{value.__qualname__}" in self._packages
-            return own or self._holds(home, (*_FUNCTIONS, *self._packages))
+            return own or _holds(home, (*_FUNCTIONS, *self._packages))
         if isinstance(value, BuiltinFunctionType):
             module, _, short = name.partition(":")
             is_math = module in _BUILTIN_HOMES or (module == "torch" and hasattr(torch.Tensor, short))
-            return is_math or self._holds(home, self._packages)
+            return is_math or _holds(home, self._packages)
         return False
 
 
@@ -221,6 +242,10 @@ def _find(module: str, qualname: str) -> object:
             return None
         value = vars(value).get(part)
     return value
+
+
+def _holds(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def _dotted(name: str) -> str:
@@ -239,16 +264,21 @@ def _split(name: str) -> str:
 
 
 def _package(name: str) -> str:
-    """What to trust for this name: its package, and of torch only the part that is meant."""
-    module = name.partition(":")[0].split(".")
-    return ".".join(module[: 2 if module[0] == "torch" else 1])
+    """What to trust for this name: its package, or the class alone in torch's mixed bags; "" for the class itself."""
+    module, _, qualname = name.partition(":")
+    parts = module.split(".")
+    if parts[0] == "__main__" or "<locals>" in qualname:
+        return ""
+    if _holds(module, ("torch.utils", "torch._C")):
+        return _dotted(name)
+    return ".".join(parts[: 2 if parts[0] == "torch" else 1])
 
 
 def _untrusted(names: Sequence[str]) -> str:
     tops = {name: _package(name) for name in names}
-    foreign = [name for name in names if tops[name] in _RUNS]
-    packages = sorted({top for name, top in tops.items() if name not in foreign} - {"__main__"})
-    classes = [name.rpartition(":")[2] for name in names if tops[name] == "__main__"]
+    foreign = [name for name in names if _holds(name.partition(":")[0], _RUNS)]
+    packages = sorted({top for name, top in tops.items() if name not in foreign} - {""})
+    classes = [name.rpartition(":")[2].rpartition("<locals>.")[2] for name in names if not tops[name]]
     entries = [*(f'"{package}"' for package in packages), *classes]
     count = f"{len(names)} names are" if len(names) > 1 else "1 name is"
     lines = [f"{count} not trusted; nothing of it was imported or run.", *(f"  {_dotted(name)}" for name in names)]

@@ -7,9 +7,10 @@ import logging
 import math
 import re
 import types
+import typing
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.hooks import RemovableHandle
 
 from modsurg.errors import FormatError
-from modsurg.tree.values import BASES
+from modsurg.tree.values import ALIASES, BASES, MADE
 
 Fill = Callable[[], None]
 _KEY_PARTS = 10_000
@@ -156,16 +157,38 @@ class Unpacker:
         kind = self._names[content[0]]
         if not isinstance(kind, enum.EnumMeta):
             raise FormatError(f"{kind!r:.80} is no enumeration")
-        member: enum.Enum = kind.__members__[content[1]]
+        flags = issubclass(kind, enum.Flag) and type(content[1]) is int
+        member: enum.Enum = kind(content[1]) if flags else kind.__members__[content[1]]
         return member
+
+    def _made(self, content: list[Any]) -> Any:
+        kind: Any = self._names[content[0]]
+        if kind not in MADE:
+            raise FormatError(f"{kind!r:.80} is not called")
+        return kind(*self._each(content[1]))
+
+    def _alias(self, content: list[Any]) -> Any:
+        origin, arguments = self.unpack(content[0]), self._each(content[1])
+        if not isinstance(origin, type):
+            raise FormatError(f"{origin!r:.80} has no type arguments")
+        plain, generic = ALIASES
+        return (generic if issubclass(origin, typing.Generic) else plain)(origin, arguments)
+
+    def _generator(self, content: list[Any]) -> torch.Generator:
+        return torch.Generator(content[0]).set_state(self._tensors[content[1]])
+
+    def _numpy_dtype(self, name: str) -> Any:
+        import numpy
+
+        kind = numpy.dtype(name)
+        if kind.kind not in "biufc":
+            raise FormatError(f"a numpy dtype {name!r:.40}")
+        return kind
 
     def _scalar(self, content: list[Any]) -> Any:
         import numpy
 
-        kind, data = numpy.dtype(content[0]), base64.b64decode(content[1])
-        if kind.kind not in "biufc":
-            raise FormatError(f"a numpy scalar of dtype {content[0]!r:.40}")
-        return numpy.frombuffer(data, kind)[0]
+        return numpy.frombuffer(base64.b64decode(content[1]), self._numpy_dtype(content[0]))[0]
 
     def _array(self, number: int) -> Any:
         tensor = self._tensors[number]
@@ -198,7 +221,7 @@ def _checked_key(key: object) -> object:
     return key
 
 
-def set_attributes(value: object, state: dict[str, Any]) -> None:
+def set_attributes(value: object, state: Mapping[str, Any]) -> None:
     """Put attributes where they were, into `__dict__` or slots, without a `__setattr__` in between."""
     for key, item in state.items():
         slot = getattr_static(type(value), key, None)
@@ -251,7 +274,7 @@ _VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
     "handle": Unpacker._handle,
     "weight_norm": lambda _, content: _weight_norm_hook(content),
     "proxy": lambda self, content: weakref.proxy(self.unpack(content)),
-    "weakref": lambda self, content: weakref.ref(self.unpack(content)),
+    "weakref": lambda self, content: weakref.ref(set() if content is None else self.unpack(content)),
     "set": lambda self, content: set(map(_checked_key, self._each(content))),
     "frozenset": lambda self, content: frozenset(map(_checked_key, self._each(content))),
     "slice": lambda self, content: slice(*self._each(content)),
@@ -265,7 +288,12 @@ _VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
     "dtype": lambda _, content: _constant(content, torch.dtype),
     "layout": lambda _, content: _constant(content, torch.layout),
     "memory_format": lambda _, content: _constant(content, torch.memory_format),
-    "regex": lambda _, content: re.compile(content[0], content[1]),
+    "qscheme": lambda _, content: _constant(content, torch.qscheme),
+    "regex": lambda self, content: re.compile(self.unpack(content[0]), content[1]),
+    "made": Unpacker._made,
+    "alias": Unpacker._alias,
+    "generator": Unpacker._generator,
+    "numpy": Unpacker._numpy_dtype,
     "ellipsis": lambda _, __: ...,
     "logger": lambda _, content: logging.getLogger(content),
     "path": lambda _, content: Path(content),

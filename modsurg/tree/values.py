@@ -7,6 +7,9 @@ else. A mutable object that is reached twice is written once, and stays one obje
 """
 
 import base64
+import contextlib
+import datetime
+import decimal
 import enum
 import functools
 import json
@@ -16,6 +19,7 @@ import pathlib
 import re
 import sys
 import types
+import typing
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -46,6 +50,11 @@ BASES = (
     types.SimpleNamespace,
 )
 
+# Made again by a call with what `__reduce__` says, which is plain.
+MADE = frozenset(
+    {decimal.Decimal, datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone}
+)
+ALIASES = (types.GenericAlias, typing._GenericAlias)  # type: ignore[attr-defined]  # of Net[int]; no public name
 _NO_SLOTS = frozenset({"__dict__", "__weakref__"})
 _SCALARS = frozenset({type(None), bool, int, str})
 _ATOMS: dict[type, Callable[[Any], dict[str, Any]]] = {
@@ -57,7 +66,7 @@ _ATOMS: dict[type, Callable[[Any], dict[str, Any]]] = {
     range: lambda value: {"range": [value.start, value.stop, value.step]},
     complex: lambda value: {"complex": [repr(value.real), repr(value.imag)]},
     bytes: lambda value: {"bytes": base64.b64encode(value).decode()},
-    re.Pattern: lambda value: {"regex": [value.pattern, value.flags]},
+    torch.qscheme: lambda value: {"qscheme": str(value)[6:]},
     type(...): lambda value: {"ellipsis": None},
     logging.Logger: lambda value: {"logger": value.name},
     pathlib.PosixPath: lambda value: {"path": str(value)},
@@ -180,6 +189,14 @@ class Packer:
             return {"items": self._pairs(value, path)}
         if kind in (set, frozenset):
             return {kind.__name__: sorted(self._each(value, path), key=json.dumps)}
+        if kind is re.Pattern:
+            return {"regex": [self.pack(value.pattern, path), value.flags]}
+        if kind in MADE:
+            return {"made": [self.name(kind, path), self._each(value.__reduce__()[1], path)]}
+        if kind in ALIASES and isinstance(value.__origin__, type):
+            return {"alias": [self.pack(value.__origin__, path), self._each(value.__args__, path)]}
+        if kind is torch.Generator:
+            return {"generator": [str(value.device), self._tree.tensor(value.get_state(), path)]}
         if kind is slice:
             return {"slice": self._each((value.start, value.stop, value.step), path)}
         if kind is bytearray:
@@ -190,7 +207,7 @@ class Packer:
         if kind is types.MethodType:
             return self._pack_method(value, path)
         if isinstance(value, weakref.ref):
-            if not isinstance(value(), nn.Module | torch.Tensor):
+            if not isinstance(value(), nn.Module | torch.Tensor | None):
                 return self.refuse(path, f"a weak reference to a {type(value()).__name__}", "look it up when needed")
             return {"weakref": self.pack(value(), path)}
         if kind is RemovableHandle:
@@ -202,9 +219,8 @@ class Packer:
 
     def _pack_enum(self, value: enum.Enum, path: str) -> Any:
         name = self.name(type(value), path)
-        if value.name not in type(value).__members__:
-            return self.refuse(path, f"{value!r}, a combination of flags", "keep the flags apart")
-        return None if name is None else {"enum": [name, value.name]}
+        combined = value.name not in type(value).__members__
+        return None if name is None else {"enum": [name, value.value if combined else value.name]}
 
     def _pack_method(self, value: types.MethodType, path: str) -> Any:
         name = value.__func__.__name__
@@ -220,11 +236,20 @@ class Packer:
 
     def _pack_numpy(self, value: Any, path: str) -> dict[str, Any] | None:
         numpy = sys.modules.get("numpy")
-        if numpy is None or not isinstance(value, numpy.ndarray | numpy.generic) or value.dtype.kind not in "biufc":
+        if numpy is None:
             return None
-        if isinstance(value, numpy.generic):
+        if isinstance(value, numpy.dtype) and value.kind in "biufc":
+            return {"numpy": value.str}
+        if isinstance(value, numpy.generic) and value.dtype.kind in "biufc":
             return {"scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
-        return {"array": self._tree.tensor(torch.from_numpy(numpy.ascontiguousarray(value)).reshape(value.shape), path)}
+        if type(value) is not numpy.ndarray or value.dtype.kind not in "biufc":
+            return None
+        flat = numpy.ascontiguousarray(value)
+        try:
+            tensor = torch.from_numpy(flat if flat.flags.writeable else flat.copy())
+        except (TypeError, ValueError):  # torch has no such dtype
+            return None
+        return {"array": self._tree.tensor(tensor.reshape(value.shape), path)}
 
     def _pack_instance(self, value: Any, path: str) -> Any:
         """An object of a class: its name, what it holds as a list or dict, and its attributes."""
@@ -256,8 +281,17 @@ class Packer:
 def attributes(value: object) -> dict[str, Any]:
     """The attributes of an object: its `__dict__` and its slots."""
     state = dict(getattr(value, "__dict__", {}))
-    for kind in type(value).__mro__:
-        for name, slot in vars(kind).items():
-            if type(slot) is types.MemberDescriptorType and name not in _NO_SLOTS and hasattr(value, name):
-                state[name] = slot.__get__(value)
+    for name, slot in slots(type(value)).items():
+        with contextlib.suppress(AttributeError):  # an empty one
+            state[name] = slot.__get__(value)
     return state
+
+
+def slots(kind: type) -> dict[str, types.MemberDescriptorType]:
+    """The `__slots__` of a class and of those that it inherits from."""
+    return {
+        name: slot
+        for base in reversed(kind.__mro__)
+        for name, slot in vars(base).items()
+        if type(slot) is types.MemberDescriptorType and name not in _NO_SLOTS
+    }

@@ -16,7 +16,6 @@ from modsurg.errors import FormatError, ModsurgError
 _SHOWN: Final = 100
 _STEPS: Final = 20_000_000
 _OLD_NAMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 keeps to those of Python 2
-_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,18 +211,19 @@ class _Machine:
         if isinstance(target, Name):
             raise FormatError(f"the pickle changes {shown(target)} itself, which no file of torch does")
         if isinstance(target, Made | Ordered):
+            if target.state is not None:  # what was looked at would be only the second
+                raise FormatError(f"the pickle fills {shown(target)} twice, which no file of torch does")
             target.state = state
         return at
 
 
 def checked_key(key: Any) -> Any:
     """A key of a dict or member of a set, if it can be hashed in bounded time: deeply nested tuples can't."""
-    kind = type(key)
-    if kind in _PLAIN or kind is Made or kind is Name:
-        return key
-    if kind is tuple and all(type(item) in _PLAIN for item in key):
-        return key
-    raise FormatError(f"the pickle has a {kind.__name__} as a key, which no state_dict has")
+    parts = (*key.args, *(key.state or {}).values()) if type(key) is Made else (key,)
+    items = (item for part in parts for item in (part if type(part) is tuple else (part,)))
+    if not all(item is None or isinstance(item, str | int | float | bytes | Name) for item in items):
+        raise FormatError(f"the pickle has {shown(key)} as a key, which no state_dict has")
+    return key
 
 
 def _extend(target: object, items: list[Any]) -> None:

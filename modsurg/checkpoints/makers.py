@@ -1,0 +1,112 @@
+"""What the pickle of a whole model may call and allocate: plain values that take no more memory than in the file.
+
+torch's restricted unpickler asks only whether a name is allowed. Here the arguments are looked at too: `tuple` of a
+range takes ten bytes in the file and all memory there is, and numpy believes what it is told of where an object lies.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any, Final
+
+from modsurg.checkpoints.formats.unpickling import Made, Name, checked_key
+
+_ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes, Name})
+_BASES: Final[tuple[tuple[type, tuple[type, ...]], ...]] = (
+    (tuple, (tuple, list)),
+    (str, (str,)),
+    (bytes, (bytes,)),
+    (int, (int,)),
+    (float, (float,)),
+)
+_NUMBERS: Final = "?bBhHiIlLqQefdgFDG"
+_NUMBER: Final = re.compile(r"[biufc]\d{1,2}")
+_PLAIN_DTYPE: Final = (None, None, None, -1, -1, 0)
+
+
+def may_be_called(made: Made) -> bool:
+    """Whether this call makes no more than a plain value of its arguments."""
+    check = CALLED.get(str(made.maker))
+    return check is not None and check(made)
+
+
+def may_be_allocated(made: Made, named: Mapping[str, object]) -> bool:
+    """Whether this object takes no more memory than its arguments do in the file.
+
+    Args:
+        made: What the pickle wants to be allocated.
+        named: The trusted classes by dotted name.
+    """
+    if not made.args:
+        return True
+    kind = named.get(str(made.maker))
+    if not isinstance(kind, type):
+        return False
+    if isinstance(kind.__new__, FunctionType):  # the class's own code, as in a named tuple
+        return True
+    contents = next((plain for base, plain in _BASES if issubclass(kind, base) and kind is not base), ())
+    return len(made.args) == 1 and type(made.args[0]) in contents
+
+
+def classes_of_numbers() -> list[type]:
+    """The classes of numpy's dtypes of numbers, of which torch asks that they are allowed too."""
+    numpy = sys.modules["numpy"]
+    return sorted({type(numpy.dtype(code)) for code in _NUMBERS}, key=str)
+
+
+def frozen(items: Any = ()) -> frozenset[object]:
+    """`frozenset`, of members that can be hashed in bounded time."""
+    return frozenset(checked_key(item) for item in items)
+
+
+def _anything(_: Made) -> bool:
+    return True
+
+
+def _of_atoms(made: Made) -> bool:
+    return all(type(arg) in _ATOMS for arg in made.args)
+
+
+def _of_values(made: Made) -> bool:
+    """Of atoms and of other values of `datetime`: an offset from UTC is a timedelta in a timezone."""
+    return all(type(arg) in _ATOMS or str(getattr(arg, "maker", "")).startswith("datetime.") for arg in made.args)
+
+
+def _dtype(made: Made) -> bool:
+    code, *flags = made.args
+    state = made.state or (3, "<", *_PLAIN_DTYPE)
+    plain = type(state) is tuple and state[2:] == _PLAIN_DTYPE and state[0] == 3 and state[1] in ("<", ">", "=", "|")
+    return plain and type(code) is str and bool(_NUMBER.fullmatch(code)) and all(type(flag) is bool for flag in flags)
+
+
+def _array(made: Made) -> bool:
+    kind, shape, code = made.args
+    return str(kind) == "numpy.ndarray" and shape == (0,) and code == b"b"
+
+
+def _scalar(made: Made) -> bool:
+    dtype, data = made.args
+    return isinstance(dtype, Made) and str(dtype.maker) == "numpy.dtype" and type(data) is bytes
+
+
+CALLED: Final[Mapping[str, Callable[[Made], bool]]] = {
+    "functools.partial": _anything,
+    "builtins.slice": _anything,
+    "builtins.range": _of_atoms,
+    "builtins.xrange": _of_atoms,  # Python 2's name of it, which protocol 2 writes
+    "torch.serialization._get_layout": _anything,
+    "torch._utils._rebuild_sparse_tensor": _anything,
+    "torch._utils._rebuild_meta_tensor_no_storage": _anything,
+    "torch._C.Generator": _of_atoms,
+    "types.SimpleNamespace": _of_atoms,
+    "logging.getLogger": _of_atoms,
+    "re._compile": _of_atoms,
+    "decimal.Decimal": _of_atoms,
+    "fractions.Fraction": _of_atoms,
+    **{f"pathlib.{name}": _of_atoms for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
+    **{f"datetime.{name}": _of_values for name in ("date", "datetime", "time", "timedelta", "timezone")},
+    "numpy.dtype": _dtype,
+    **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("_core", "core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("_core", "core")},
+}
