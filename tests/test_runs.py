@@ -1,5 +1,6 @@
 """A run as one file: all of it comes back, or nothing changes."""
 
+import collections
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -228,6 +230,26 @@ class TestRefusals:
             load_checkpoint(path, optimizer=optimizer, failing=Failing())
         assert optimizer.param_groups[0]["lr"] == 7.0
 
+    def test_who_does_not_take_the_old_state_either_is_named(self, run):
+        class Broken:
+            def state_dict(self):
+                return {"a": 1}
+
+            def load_state_dict(self, state):
+                raise KeyError("a")
+
+        path = run[0].with_name("other.safetensors")
+        note = {"mine": 1}
+        save_checkpoint(path, note={"mine": 2}, broken=Broken())
+        with pytest.raises(LoadError, match=r"broken does not take its state.*and broken did not take the old one"):
+            load_checkpoint(path, note=note, broken=Broken())
+        assert note == {"mine": 1}
+
+    def test_an_optimizer_without_its_model(self, run):
+        optimizer = torch.optim.SGD(network().parameters(), lr=0.1, momentum=0.9)
+        with pytest.raises(LoadError, match=r"optimizer  file has its parameters by the names of their model: pass"):
+            load_checkpoint(run[0], optimizer=optimizer)
+
     def test_a_name_that_the_file_has_not(self, run):
         with pytest.raises(LoadError, match="holds model, optimizer, scheduler, note, and no scaler; nothing was"):
             load_checkpoint(run[0], scaler=torch.GradScaler("cpu"))
@@ -282,7 +304,47 @@ class TestRefusals:
             save_checkpoint(run[0], thing={"a": [1, object()]})
         with pytest.raises(SaveError, match="thing is a builtins.int without state_dict"):
             save_checkpoint(run[0], thing=3)
+        with pytest.raises(SaveError, match=r"step=1\.5: give a whole number"):
+            save_checkpoint(run[0], step=1.5)
         assert run[0].read_bytes() == before
+
+
+def test_a_step_may_be_a_number_of_numpy_or_torch(tmp_path):
+    for step in (numpy.int64(3), torch.tensor(3)):
+        save_checkpoint(tmp_path / "run.safetensors", step=step)
+        assert load_checkpoint(tmp_path / "run.safetensors") == 3
+
+
+def test_a_state_in_a_finer_dtype_than_its_parameter_is_not_rounded(tmp_path):
+    """As optimizers with master weights keep it; torch's own `load_state_dict` rounds."""
+    layers = [nn.Linear(3, 3, dtype=torch.bfloat16) for _ in range(2)]
+    first, second = [torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9) for layer in layers]
+    for parameter in layers[0].parameters():
+        first.state[parameter]["master"] = torch.rand(parameter.shape)
+    save_checkpoint(tmp_path / "run.safetensors", model=layers[0], optimizer=first)
+    load_checkpoint(tmp_path / "run.safetensors", model=layers[1], optimizer=second)
+    assert torch.equal(second.state[layers[1].weight]["master"], first.state[layers[0].weight]["master"])
+
+
+def test_a_state_that_is_none_is_given_back(tmp_path):
+    class Counter:
+        def state_dict(self):
+            return None
+
+        def load_state_dict(self, state):
+            self.got = state
+
+    save_checkpoint(tmp_path / "run.safetensors", counter=Counter())
+    counter = Counter()
+    load_checkpoint(tmp_path / "run.safetensors", counter=counter)
+    assert counter.got is None
+
+
+def test_queues_and_frozen_sets_keep_their_kind():
+    back = decode(encode([collections.deque([1, 2], 4), frozenset({1})], "x", {}), {})
+    assert back == [collections.deque([1, 2], 4), frozenset({1})]
+    assert back[0].maxlen == 4
+    assert type(back[1]) is frozenset
 
 
 def test_a_kill_leaves_a_file_that_opens(tmp_path):

@@ -46,7 +46,10 @@ def encode(value: object, name: str, tensors: Tensors) -> Any:
     if isinstance(value, (list, tuple, set, frozenset, collections.deque)):
         items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
         data = [encode(item, f"{name}.{i}", tensors) for i, item in enumerate(items)]
-        return data if type(value) is list else {"$set" if items is not value else "$tuple": data}
+        if isinstance(value, collections.deque):
+            return {"$deque": [data, value.maxlen]}
+        tag = next((kind.__name__ for kind in (set, frozenset) if isinstance(value, kind)), "tuple")
+        return data if type(value) is list else {f"${tag}": data}
     return _encode_rare(value, name, tensors)
 
 
@@ -120,6 +123,8 @@ _DECODERS: dict[str, Any] = {
     "$float": lambda data, _: float(data),
     "$tuple": lambda data, tensors: tuple(decode(data, tensors)),
     "$set": lambda data, tensors: set(decode(data, tensors)),
+    "$frozenset": lambda data, tensors: frozenset(decode(data, tensors)),
+    "$deque": lambda data, tensors: collections.deque(decode(data[0], tensors), data[1]),
     "$dict": lambda data, tensors: {decode(key, tensors): decode(value, tensors) for key, value in data},
     "$counter": lambda data, tensors: collections.Counter(decode(data, tensors)),
     "$bytes": lambda data, _: bytes.fromhex(data),

@@ -1,7 +1,9 @@
 """A training run as one file: model, optimizer, scheduler, whatever else has a state, and the random states."""
 
+import contextlib
 import copy
 import json
+import operator
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,6 +70,10 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         7
     """
     tensors: Tensors = {}
+    try:
+        step = operator.index(step)
+    except TypeError:
+        raise SaveError(f"step={step!r:.80}: give a whole number, and keep anything else in a dict") from None
     stateful = _unwrapped(stateful)
     names = stepping.parameter_names(stateful)
     states = {name: encode(_state(name, value, names), name, tensors) for name, value in stateful.items()}
@@ -143,17 +149,25 @@ def restore(run: Run, stateful: Mapping[str, object]) -> None:
         more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
         lines = "\n  ".join(problems[:10] + more)
         raise LoadError(f"{run.path} does not fit; nothing was loaded.\n  {lines}")
-    undo: list[Callable[[], object]] = []
+    undo: dict[str, Callable[[], object]] = {}
     try:
         for name, value in sorted(stateful.items(), key=lambda item: isinstance(item[1], nn.Module)):
-            undo.append(_setter(value, _snapshot(value)))
+            if not isinstance(value, nn.Module):  # set last, after its check
+                undo[name] = _setter(value, _snapshot(value))
             state = run.states[name]
             _setter(value, stepping.numbered(state, value, names) if isinstance(value, Optimizer) else state)()
     except Exception as error:
-        for back in reversed(undo):
-            back()
-        raise LoadError(f"{run.path}: {name} does not take its state ({error!r:.200}); nothing was loaded.") from error
+        lost = [other for other, back in reversed(undo.items()) if not _done(back)]
+        end = f"and {', '.join(lost)} did not take the old one either: make it anew." if lost else "nothing was loaded."
+        raise LoadError(f"{run.path}: {name} does not take its state ({error!r:.200}); {end}") from error
     set_random_states(run.random)
+
+
+def _done(back: Callable[[], object]) -> bool:
+    with contextlib.suppress(Exception):
+        back()
+        return True
+    return False
 
 
 def _unwrapped(stateful: Mapping[str, object]) -> dict[str, object]:
@@ -175,9 +189,7 @@ def _state(name: str, value: Any, names: Mapping[int, str]) -> Any:
 
 
 def _snapshot(value: Any) -> Any:
-    """What `_setter` takes to bring the value back. A module is set last, after its check, so it needs none."""
-    if isinstance(value, nn.Module):
-        return None
+    """What `_setter` takes to bring the value back."""
     if isinstance(value, dict):
         return dict(value)
     state = value.state_dict()
@@ -187,7 +199,9 @@ def _snapshot(value: Any) -> Any:
 def _setter(value: Any, state: Any) -> Callable[[], object]:
     if isinstance(value, dict):
         return lambda: _refill(value, state)
-    return lambda: None if state is None else value.load_state_dict(state)
+    if isinstance(value, Optimizer):
+        return lambda: stepping.set_state(value, state)
+    return lambda: value.load_state_dict(state)
 
 
 def _refill(value: dict[Any, Any], state: Mapping[Any, Any]) -> None:

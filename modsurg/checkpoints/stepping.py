@@ -54,6 +54,9 @@ def problems(name: str, saved: Mapping[str, Any], optimizer: Optimizer, names: M
         return [
             f"{name}  file {len(groups)} parameter groups, here {len(called)}: make the groups that it was saved with"
         ]
+    theirs = [key for group in groups for key in group["params"]]
+    if all(key.startswith("#") for key in chain(*called)) and not all(key.startswith("#") for key in theirs):
+        return [f"{name}  file has its parameters by the names of their model: pass that model too"]
     lines = []
     for i, (group, mine) in enumerate(zip(groups, called, strict=True)):
         theirs = group["params"]
@@ -79,6 +82,26 @@ def numbered(saved: Mapping[str, Any], optimizer: Optimizer, names: Mapping[int,
                 state[number] = {key: _laid_out(value, parameter) for key, value in saved["state"][name].items()}
             number += 1
     return {"state": state, "param_groups": groups}
+
+
+def set_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimizer a `state_dict`, each tensor in the dtype that it has there: torch casts it to its parameter's.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), momentum=0.9)
+        >>> set_state(optimizer, {**optimizer.state_dict(), "state": {0: {"momentum_buffer": torch.ones(1, 1)}}})
+        >>> optimizer.state[layer.weight]["momentum_buffer"].dtype
+        torch.float32
+    """
+    optimizer.load_state_dict(state)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in enumerate(parameters):
+        mine = optimizer.state.get(parameter, {})
+        for key, value in state["state"].get(number, {}).items():
+            cast = mine.get(key)
+            if isinstance(value, torch.Tensor) and isinstance(cast, torch.Tensor) and cast.dtype is not value.dtype:
+                mine[key] = value.to(cast.device, copy=True)
 
 
 def carried(
