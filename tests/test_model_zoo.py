@@ -153,6 +153,19 @@ def test_one_of_each_family_of_timm(tmp_path):
             file.unlink()
 
 
+@pytest.mark.models
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_of_transformers_that_was_asked_for_hidden_states(tmp_path):
+    model, x = transformers_models()["gpt2"]
+    model.eval()
+    with torch.no_grad():
+        states = model(**x, output_hidden_states=True).hidden_states
+        save_model(model, tmp_path / "m.safetensors")
+        back = load_model(tmp_path / "m.safetensors", trust="transformers")(**x, output_hidden_states=True)
+    assert all(map(torch.equal, back.hidden_states, states))
+    assert len(states) == 3
+
+
 def transformers_models():
     t = pytest.importorskip("transformers")
     text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

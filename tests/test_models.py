@@ -296,3 +296,11 @@ def test_a_converted_pickle_is_only_looked_at(tmp_path):
     assert "ReLU" in str(summary(tmp_path / "m.safetensors"))
     with pytest.raises(FormatError, match=r"open the \.pt itself"):
         load_model(tmp_path / "m.safetensors")
+
+
+def test_a_version_that_is_no_number(tmp_path):
+    class Versioned(nn.Linear):
+        _version = "0.0.5"
+
+    save_model(Versioned(1, 1), tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors", trust=Versioned).in_features == 1

@@ -21,6 +21,9 @@ HOOKS = tuple(name for name, value in _EMPTY.items() if isinstance(value, Ordere
 _VALUES = frozenset({"training", "_is_full_backward_hook"})
 # What torch.compile leaves on a module; it would be called instead of forward.
 COMPILED = "_compiled_call_impl"
+# transformers hooks a model when it is first asked for hidden states, and again where its mark is missing.
+_CAPTURING = "install_output_capuring_hook.<locals>.output_capturing_hook"
+_CAPTURED = "_output_capturing_hooks_installed"
 
 
 def is_attribute(name: str) -> bool:
@@ -33,7 +36,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.attributes(module).items()
-        if is_attribute(name) and (value is not None or name not in SLOTS)
+        if is_attribute(name) and (value is not None or name not in SLOTS) and name != _CAPTURED
     }
 
 
@@ -54,7 +57,8 @@ def pack_hooks(module: nn.Module, packer: Packer, path: str) -> dict[str, Any]:
     """The hooks of a module as data: those that a class or a module's method stands behind."""
     kept = {}
     for slot in HOOKS:
-        hooks = module.__dict__.get(slot)
+        found = module.__dict__.get(slot) or {}
+        hooks = {number: hook for number, hook in found.items() if getattr(hook, "__qualname__", "") != _CAPTURING}
         if hooks:
             place = f"{path} ({slot.strip('_').removesuffix('s').replace('_', ' ')})"
             kept[slot] = [[number, packer.pack(hook, place)] for number, hook in hooks.items()]

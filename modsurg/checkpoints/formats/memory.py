@@ -42,7 +42,7 @@ class MemorySource(Source):
         versions = {
             path: versions["version"]
             for path, versions in getattr(state, "_metadata", {}).items()
-            if versions.get("version", 1) not in (None, 1)
+            if type(versions.get("version")) is int and versions["version"] != 1  # transformers has "0.0.5"
         }
         super().__init__(None, entries, Notes(metadata or {}, ties, extra, versions, list(state)))
 
