@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -92,9 +93,9 @@ def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Ren
         raise FileNotFoundError(f"there is no file {path}")
     try:
         if path.suffix in PICKLED:
-            return load_pickled(path, trust, rename)
+            return _registered(load_pickled(path, trust, rename))
         if path.suffix == ".safetensors":
-            return _load_safetensors(path, trust, rename)
+            return _registered(_load_safetensors(path, trust, rename))
         raise FormatError(f"the name does not say which format it has: {_SUFFIXES}")
     except (FormatError, TrustError) as error:
         raise _named(error, path) from error.__cause__
@@ -106,6 +107,17 @@ def _load_safetensors(path: Path, trust: Trusted, rename: Renames | None) -> nn.
         if data is None:
             raise FormatError("it holds a state, not a whole model: build the model, then load_state(model, path)")
         return build(data, trust, rename, _mapped(source))
+
+
+def _registered(model: nn.Module) -> nn.Module:
+    """The model, its classes known to transformers as by their constructors; else it would give no hidden states."""
+    known = getattr(sys.modules.get("transformers.utils.output_capturing"), "_CAN_RECORD_REGISTRY", None)
+    if known is not None:
+        for module in model.modules():
+            outputs = getattr(type(module), "_can_record_outputs", None)
+            if isinstance(outputs, dict):
+                known[module] = outputs
+    return model
 
 
 def _mapped(source: SafetensorsSource) -> Mapping[str, torch.Tensor]:
