@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from modsurg.errors import EditError
-from modsurg.surgery.aliases import rewire
+from modsurg.surgery.aliases import rewire, tell_untied
 from modsurg.surgery.containers import is_container, neighbours, without
 from modsurg.surgery.guards import above, refuse_cycle, refuse_offloaded, refuse_wrapped, tell_if_bypassed, unreadable
 from modsurg.surgery.inheritance import settle, take_place
@@ -110,6 +110,7 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
     rewire(
         step, {id(site.module): new for site, paths, new in made if len(paths) == len(site.paths)}, _gone(step, made)
     )
+    tell_untied(step, made)
 
 
 def _refuse(step: Step, site: Site, paths: tuple[str, ...], new: nn.Module, kind: str) -> None:
@@ -196,6 +197,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
         step.notes.append(f"renumbered: {_some([path or type(step.tree.root).__name__ for path in moved])}")
     stays = {id(site.module): new for site, paths, new in made if not cut or not set(paths) & set(cut)}
     rewire(step, stays, _gone(step, made), ties=False)
+    tell_untied(step, made)
 
 
 def add_child(step: Step, path: str, child: nn.Module, before: str | None, after: str | None) -> None:
