@@ -6,6 +6,7 @@ old module without a word.
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from modsurg.tree.slots import HOOKS
 
 _STANDARD = frozenset(nn.Module().__dict__)
 _LAST = list(nn.Module().__dict__)[-1]
+_hooks_of = itemgetter(*(name for name in HOOKS if not name.endswith(("_with_kwargs", "_always_called"))))
 
 
 def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str], *, ties: bool = True) -> None:
@@ -41,12 +43,13 @@ def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str], *, tie
         module = modules[paths[0]]
         for name, value in _own_attributes(module):
             search.attribute(module, name, value, f"{paths[0]}.{name}" if paths[0] else name)
-        _search_hooks(search, module, paths[0])
+        if any(_hooks_of(module.__dict__)):
+            _search_hooks(search, module, paths[0])
         for name, parameter in module._parameters.items() if weights and module._parameters else ():
             if id(parameter) in gone and id(parameter) not in tied:
                 tied[id(parameter)] = f"{paths[0]}.{name}" if paths[0] else name
     for key, new in swaps.items():
-        if not any(id(module) == key for module in (new.modules() if new._modules else ())):
+        if any(_hooks_of(new.__dict__)) and not any(id(module) == key for module in new.modules()):
             _search_hooks(search, new, step.tree.paths[key][0])
     search.apply()
     step.warnings += search.warnings
@@ -72,22 +75,19 @@ def tell_untied(step: Step, made: Iterable[tuple[Site, tuple[str, ...], nn.Modul
 def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
     """What stands in `__dict__` besides plain values and the slots of `nn.Module.__init__`, which mostly come first."""
     attributes = module.__dict__
-    size = len(_STANDARD)
-    if len(attributes) <= size:
+    more = len(attributes) - len(_STANDARD)
+    if more <= 0:
         return []
-    behind = size if next(islice(attributes, size - 1, None)) == _LAST else 0
-    if PLAIN.issuperset(map(type, islice(attributes.values(), behind, None))):
+    plain = PLAIN.issuperset(map(type, islice(reversed(attributes.values()), more)))
+    if plain and next(islice(reversed(attributes), more, None)) == _LAST:
         return []
     return [item for item in attributes.items() if type(item[1]) not in PLAIN and item[0] not in _STANDARD]
 
 
 def _search_hooks(search: Search, module: nn.Module, path: str) -> None:
-    attributes = module.__dict__
-    if any(map(attributes.get, HOOKS)):
-        for name in HOOKS:
-            hooks = attributes.get(name)
-            if hooks:
-                search.swap(hooks, f"{path} ({name.strip('_').replace('_', ' ')})")
+    for name in HOOKS:
+        if module.__dict__[name]:
+            search.swap(module.__dict__[name], f"{path} ({name.strip('_').replace('_', ' ')})")
 
 
 def _subtrees(step: Step, swaps: dict[int, nn.Module]) -> Iterator[nn.Module]:
