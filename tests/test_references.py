@@ -28,12 +28,6 @@ class Slotted:
         return self.__layer
 
 
-class Hidden(nn.Module):
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-
 HOLDERS = {
     "a frozen dataclass with slots": (Frozen, lambda held: held.layer),
     "a private slot": (Slotted, Slotted.get),
@@ -54,7 +48,6 @@ HOLDERS = {
         lambda m: functools.wraps(m.forward)(lambda x: x),
         lambda held: held.__wrapped__.__self__,
     ),
-    "a module in a list": (lambda m: [Hidden(m)], lambda held: held[0].layer),
     "an iterator over a list": (lambda m: iter([m]), next),
 }
 
@@ -90,6 +83,10 @@ def test_whatever_holds_the_old_module_gets_the_new_one_and_back(kind):
         (lambda m: weakref.WeakKeyDictionary({m: 1}), r'"held.data" \(a ReferenceType\) still holds the old module'),
         (lambda m: map(m, []), r'"held" \(a map\) still holds the old module'),
         (lambda m: functools.lru_cache(m.forward), r'"held" \(a _lru_cache_wrapper\) still holds the old module'),
+        (
+            lambda m: [nn.Sequential(m)],
+            r'"held\[0\].0" is still the old module: Sequential is no part of the model and was left',
+        ),
         (lambda m: weakref.ref(m, print), r'"held" \(a ReferenceType\) still holds the old module'),
     ],
 )
@@ -142,3 +139,12 @@ def test_what_is_removed_says_nothing_of_itself():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].me = [model[0]]
     assert remove(model, "0").warnings == ()
+
+
+def test_what_was_put_into_a_dict_since_stays_there():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.table = {"first": model[0]}
+    report = replace(model, "0", nn.Identity())
+    model.table["more"] = 1
+    report.undo()
+    assert model.table == {"first": model[0], "more": 1}

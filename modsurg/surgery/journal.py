@@ -29,6 +29,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.dicts: dict[int, tuple[Mapping, list[tuple[Any, Any]]]] = {}
+        self.tensors: dict[int, torch.Tensor] = {}
         self._seen: set[tuple[int, str]] = set()
         self._undo: list[Callable[[], None]] = []
         self._alive: list[object] = []
@@ -48,7 +49,8 @@ class Journal:
 
     def keep_tensor(self, tensor: torch.Tensor) -> None:
         """Keep which memory the tensor has (not a copy of it), its gradient and requires_grad."""
-        if self._first(tensor, "tensor"):
+        if id(tensor) not in self.tensors:
+            self.tensors[id(tensor)] = tensor
             data, grad, requires_grad = tensor.data, tensor.grad, tensor.requires_grad
             self._undo.append(lambda: _restore_tensor(tensor, data, grad, requires_grad))
 
@@ -68,9 +70,10 @@ class Journal:
         self._undo.append(later.rollback)
 
     def absorb(self, later: "Journal") -> None:
-        """Know of the dicts that a journal opened within this one has kept."""
+        """Know of the dicts and tensors that a journal opened within this one has kept."""
         for key, kept in later.dicts.items():
             self.dicts.setdefault(key, kept)
+        self.tensors |= later.tensors
 
     def rollback(self) -> None:
         """Bring everything back, the latest first."""

@@ -32,8 +32,8 @@ def keep(optimizer: Optimizer, entered: Collection[int], journal: Journal) -> No
         entered: `id` of the parameters that are about to enter: they leave when this is undone.
         journal: Takes the note.
     """
-    for state in states(optimizer):
-        journal.on_undo(partial(_restore, state, list(state.items()), entered))
+    for number, state in enumerate(states(optimizer)):
+        journal.on_undo(partial(_restore, optimizer, number, state, list(state.items()), entered))
 
 
 def forget(optimizer: Optimizer, parameter: torch.Tensor) -> None:
@@ -79,7 +79,7 @@ def resize_state(optimizer: Optimizer, group: dict[str, Any], shape: Reshaped, j
     Tensors of the parameter's shape, and factored ones with a number for each row or column, keep what overlaps; step
     counts stay. An entry with anything else in it begins anew.
     """
-    for state in states(optimizer):
+    for number, state in enumerate(states(optimizer)):
         entry = state.get(shape.tensor)
         if not entry:
             continue
@@ -94,7 +94,7 @@ def resize_state(optimizer: Optimizer, group: dict[str, Any], shape: Reshaped, j
                     del state[shape.tensor]
                     return f"{key} is {tuple(value.shape)}, which is not understood, so its state begins anew"
                 changed[key] = _resized(str(key), value, fitting, shape.tensor, optimizer.defaults | group)
-        journal.on_undo(partial(_refill, entry, list(entry.items())))
+        journal.on_undo(partial(_resize_back, optimizer, number, shape.tensor, list(entry.items())))
         entry.update(changed)
     return None
 
@@ -114,10 +114,22 @@ def _resized(
     return resized(value, axes)
 
 
-def _restore(state: State, items: list[tuple[Any, Any]], entered: Collection[int]) -> None:
+def _restore(
+    optimizer: Optimizer, number: int, kept: State, items: list[tuple[Any, Any]], entered: Collection[int]
+) -> None:
+    """Into the state as it is now: after a `load_state_dict` it is another object, with newer entries."""
+    state = states(optimizer)[number]
     known = {id(parameter) for parameter, _ in items}
     later = [(p, entry) for p, entry in state.items() if id(p) not in known and id(p) not in entered]
+    if state is not kept:
+        items = [(p, state.get(p, entry)) for p, entry in items]
     _refill(state, items + later)
+
+
+def _resize_back(optimizer: Optimizer, number: int, parameter: torch.Tensor, items: list[tuple[Any, Any]]) -> None:
+    entry = states(optimizer)[number].get(parameter)
+    if entry is not None:
+        _refill(entry, items)
 
 
 def _refill(mapping: State, items: list[tuple[Any, Any]]) -> None:

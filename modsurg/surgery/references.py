@@ -25,7 +25,7 @@ class Search:
         journal: Takes note of what is changed.
         swaps: The new module for `id(old)`.
         gone: What left without a successor: `id` of module or parameter -> what to say of it.
-        tree: `id` of modules that are looked through on their own; other modules are plain objects here.
+        tree: `id` of modules that are looked through on their own.
     """
 
     def __init__(
@@ -75,14 +75,16 @@ class Search:
             return self._partial(value, where, depth)
         if isinstance(value, weakref.ref):
             return self._weak(value, where, depth)
-        if isinstance(value, list):
-            self._in_place(value, enumerate(value), partial(self._journal.keep_list, value), where, depth)
+        if isinstance(value, nn.Module):
+            self._outside(value, where)
+        elif isinstance(value, list):
+            self._in_place(value, enumerate(value), where, depth, partial(self._journal.keep_list, value))
         elif isinstance(value, deque):
             undo = partial(self._journal.on_undo, partial(_refill, value, list(value)))
-            self._in_place(value, enumerate(value), undo, where, depth)
+            self._in_place(value, enumerate(value), where, depth, undo)
         elif isinstance(value, dict):
             self._opaque(value, list(value), where, depth)
-            self._in_place(value, value.items(), partial(self._journal.keep_dict, value), where, depth)
+            self._in_place(value, value.items(), where, depth)
         elif isinstance(value, set):
             self._set_of(value, where, depth)
         elif isinstance(value, _CACHED):
@@ -104,13 +106,16 @@ class Search:
         self._journal.on_undo(partial(object.__setattr__, owner, name, getattr(owner, name)))
         object.__setattr__(owner, name, new)
 
-    def _in_place(self, holder: Any, items: Any, keep: Callable[[], None], where: str, depth: int) -> None:
+    def _in_place(
+        self, holder: Any, items: Any, where: str, depth: int, keep: Callable[[], object] | None = None
+    ) -> None:
         for key, value in list(items):
             if type(value) in PLAIN:
                 continue
             new = self.swap(value, f"{where}[{key!r:.50}]", depth)
             if new is not value:
-                self._pending += [keep, partial(holder.__setitem__, key, new)]
+                undo = partial(self._journal.on_undo, partial(_put_back, holder, key, new, value))
+                self._pending += [keep or undo, partial(holder.__setitem__, key, new)]
 
     def _rebuilt(self, value: Any, where: str, depth: int) -> Any:
         elements = list(value)
@@ -161,6 +166,15 @@ class Search:
         self._report(where, value)
         return value
 
+    def _outside(self, module: nn.Module, where: str) -> None:
+        """Another model that shares a module with this one may mean to keep it."""
+        for path, inner in module.named_modules(prefix=where):
+            if id(inner) in self._swaps or id(inner) in self._gone:
+                self.warnings.append(
+                    f'"{path}" is still the old module: {type(module).__name__} is no part of the model and was left '
+                    "as it is; edit it too if it should follow."
+                )
+
     def _function(self, function: FunctionType, where: str, depth: int) -> None:
         for cell in function.__closure__ or ():
             self._cell(cell, where, depth)
@@ -169,9 +183,7 @@ class Search:
             new = self.swap(value, f"{where} (default)", depth)
             if new is not value:
                 self._pending.append(partial(self._assign, function, name, new))
-        self._in_place(
-            vars(function), vars(function).items(), partial(self._journal.keep_dict, vars(function)), where, depth
-        )
+        self._in_place(vars(function), vars(function).items(), where, depth)
 
     def _cell(self, cell: CellType, where: str, depth: int) -> None:
         try:
@@ -214,6 +226,11 @@ def _slots(kind: type) -> list[str]:
         for name in names
         if name not in ("__dict__", "__weakref__")
     ]
+
+
+def _put_back(holder: dict[Any, Any], key: object, new: object, old: object) -> None:
+    if holder.get(key) is new:
+        holder[key] = old
 
 
 def _refill(holder: Any, elements: list[Any]) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from modsurg.surgery.journal import Journal
 from modsurg.tree.walk import Tree, walk
@@ -42,6 +44,7 @@ class Remapping:
     def __init__(self, before: Tree, journal: Journal, positions: Sequence[Positions]) -> None:
         self._before = before
         self._touched = {key: (items, list(mapping.items())) for key, (mapping, items) in journal.dicts.items()}
+        self._tensors = {key: _form(tensor) for key, tensor in journal.tensors.items()}
         self._positions = positions
         self._inside = self._new_holders()
         self._names: dict[str, str | None] | None = None
@@ -58,13 +61,17 @@ class Remapping:
         return _rename(state, known | self._new_paths())
 
     def changed_since(self, journal: Journal) -> str | None:
-        """The children that the edit left somewhere, if others stand there now."""
+        """What the edit left somewhere, if it is not as the edit left it: children, a shape, what trains."""
         for key, (mapping, _) in journal.dicts.items():
             left = self._touched[key][1]
             if not all(isinstance(child, nn.Module | None) for _, child in left):
                 continue
             if [(name, id(child)) for name, child in mapping.items()] != [(name, id(child)) for name, child in left]:
-                return ", ".join(name for name, _ in left[:5])
+                return f"the part with the children {', '.join(name for name, _ in left[:5])}"
+        for path, module in self._before.modules.items() if self._tensors else ():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None and self._tensors.get(id(tensor), _form(tensor)) != _form(tensor):
+                    return f'"{path}.{name}"' if path else f'"{name}"'
         return None
 
     def _new_holders(self) -> dict[int, list[tuple[str, nn.Module]]]:
@@ -129,6 +136,10 @@ class Remapping:
                     ],
                 }
         return state
+
+
+def _form(tensor: torch.Tensor) -> tuple[object, ...]:
+    return (None if is_lazy(tensor) else tensor.shape, tensor.requires_grad)
 
 
 def _rename(state: Mapping[str, Value], names: Mapping[str, str | None]) -> dict[str, Value]:

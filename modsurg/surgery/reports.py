@@ -55,7 +55,7 @@ class Report:
             raise UndoError("nothing to undo: this edit was undone already, or is only a plan.")
         changed = self._remapping.changed_since(self._journal) if self._remapping is not None else None
         if changed is not None:
-            raise UndoError(f"the part with the children {changed} was changed since; undo the later edits first.")
+            raise UndoError(f"{changed} was changed since; undo the later edits first.")
         self._journal.rollback()
         self._journal = None
 
