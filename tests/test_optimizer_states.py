@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from optimizing import OPTIMIZERS, grouped, moving, net, replacing, step
 from torch import nn
 
+import modsurg
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.optimizers import Moved, follow, named_parameters
 from modsurg.surgery.resizing import resize_modules
@@ -126,3 +128,22 @@ def test_resized_twice_in_one_edit(name):
     step(model, optimizer)
     step(model, optimizer)
     assert torch.isfinite(model[3].weight).all()
+
+
+@pytest.mark.parametrize("change", [lambda m: {"out_features": 7}, lambda m: None])
+def test_undo_after_the_optimizer_was_loaded(change):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, optimizer)
+    sizes = change(model)
+    if sizes:
+        report = modsurg.resize(model, "3", optimizer=optimizer, **sizes)
+    else:
+        report = modsurg.replace(model, "3", lambda old: nn.Linear(4, 7), optimizer=optimizer)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(model, optimizer)
+    report.undo()
+    assert {id(p) for p in optimizer.state} == {id(p) for p in model.parameters()}
+    assert all(entry["exp_avg"].shape == p.shape for p, entry in optimizer.state.items())
+    optimizer.load_state_dict(optimizer.state_dict())
+    step(model, optimizer)

@@ -115,6 +115,10 @@ class Recorder:
             self._failure = self._failure or error
             self._pending.clear()
 
+    def refuse(self, why: str) -> None:
+        """Remember why there can be no recipe."""
+        self._failure = self._failure or RecipeError(why)
+
     def recipe(self) -> Recipe:
         """The whole edit.
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 
 from torch import nn
@@ -47,13 +48,25 @@ class Edit:
         self._before: Tree | None = None
         self._report: Report | None = None
         self._following = Following(self._root, optimizer, scheduler)
+        self._state = "new"
+        self._outer: Edit | None = None
 
     def __enter__(self) -> "Edit":
+        if self._state != "new":
+            raise EditError(_OVER)
+        self._outer = next((each for each in reversed(_open.get()) if each._shares(self._root)), None)
+        if self._outer is not None:
+            self._outer._before = self._outer._before or walk(self._outer._root)
+            self._outer._journal.open(self._journal)
+        self._state = "open"
+        _open.set((*_open.get(), self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._state = "over"
+        _open.set(tuple(each for each in _open.get() if each is not self))
         if kind is not None:
             self._journal.rollback()
             return
@@ -63,13 +76,17 @@ class Edit:
         except BaseException:
             self._journal.rollback()
             raise
+        if self._outer is not None:
+            self._outer._take_in(self)
 
     @property
     def report(self) -> Report:
         """What the transaction did; there once the block is over."""
-        if self._report is None:
-            raise EditError("the report is there when the block is over; within it, print(e.plan()).")
-        return self._report
+        if self._report is not None:
+            return self._report
+        if self._state == "over":
+            raise EditError("there is no report: the block failed, and everything is as it was before.")
+        raise EditError("the report is there when the block is over; within it, print(e.plan()).")
 
     def plan(self) -> Report:
         """What was done so far, and is not committed yet."""
@@ -159,8 +176,12 @@ class Edit:
 
     @contextmanager
     def _verb(self) -> Generator[Step]:
-        if self._report is not None:
-            raise EditError("this transaction is over; open another: with edit(model) as e: ...")
+        if self._state == "new":
+            raise EditError("the verbs of a transaction stand in its block: with edit(model) as e: e.replace(...)")
+        if self._state == "over":
+            raise EditError(_OVER)
+        if any(each._outer is self for each in _open.get()):
+            raise EditError("a transaction within this one is open; use its verbs, or let its block end first.")
         self._recorder.settle()
         with uncollected():
             step = Step(walk(self._root))
@@ -173,6 +194,16 @@ class Edit:
                 raise
         self._journal.absorb(step.journal)
         self._steps.append(step)
+
+    def _shares(self, root: nn.Module) -> bool:
+        return any(m is root for m in self._root.modules()) or any(m is self._root for m in root.modules())
+
+    def _take_in(self, inner: "Edit") -> None:
+        """What another transaction did within this one is brought back with this one."""
+        self._journal.absorb(inner._journal)
+        if inner._steps:
+            self._recorder.refuse("another transaction was made within it; use the verbs of one: e.replace(...)")
+            self._said.append(f"within it another edit was made, of {len(inner._changes())} changes: see its report")
 
     def note(self, text: str) -> None:
         """Say something in the report."""
@@ -210,6 +241,8 @@ class Edit:
 
 
 _DESCRIBED_AT_ONCE = 1000
+_OVER = "this transaction is over; open another: with edit(model) as e: ..."
+_open: ContextVar[tuple[Edit, ...]] = ContextVar("open transactions, the innermost last", default=())
 
 
 def _report_frozen(step: Step, selection: Selection, kind: str, done: Frozen) -> None:

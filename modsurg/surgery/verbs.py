@@ -23,7 +23,8 @@ def edit(
     """Open a transaction: the same verbs, and any error rolls back everything, bit for bit.
 
     Each verb takes effect at once, so that the next one meets the tree as it is by then. When the block ends, the
-    optimizers follow, the example runs, and the edit is committed.
+    optimizers follow, the example runs, and the edit is committed. A transaction within another on the same model is
+    brought back with the outer one.
 
     Args:
         model: Edited in place. A torch.compile wrapper is looked through.
