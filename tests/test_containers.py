@@ -1,11 +1,13 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from modsurg import insert_after, insert_before, remove
-from modsurg.errors import ContainerError, NoMatchError
+from modsurg import add, insert_after, insert_before, remove, rename
+from modsurg.errors import ContainerError, ModsurgWarning, NoMatchError
 
 
 def linears(count):
@@ -121,3 +123,71 @@ def test_a_parametrization_list_is_no_container():
     model = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
     with pytest.raises(ContainerError, match="ParametrizationList"):
         insert_after(model, "parametrizations.weight.0", nn.Identity())
+
+
+class ByName(nn.Sequential):
+    def __init__(self):
+        super().__init__(OrderedDict(conv=nn.Linear(3, 3), act=nn.ReLU()))
+
+    def forward(self, x):
+        return self.act(self.conv(x))
+
+
+class ByNumber(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x))
+
+
+class Scaled(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.to(self[0].weight.dtype))
+
+
+class Looping(nn.Sequential):
+    def forward(self, x):
+        for child in self:
+            x = child(x)
+        return x + self[0].bias
+
+
+@pytest.mark.parametrize("model", [ByName(), ByNumber(nn.Linear(3, 3), nn.ReLU())])
+def test_a_sequential_that_picks_its_children_is_no_container(model):
+    first = next(iter(model._modules))
+    with pytest.raises(
+        ContainerError, match=f'"{first}" stands in a By(Name|Number), which calls its children by attr'
+    ):
+        insert_after(model, first, nn.Tanh)
+    x = torch.ones(1, 3)
+    remove(model, nn.ReLU)
+    assert torch.equal(model(x), next(iter(model._modules.values()))(x))
+
+
+@pytest.mark.parametrize("kind", [Scaled, Looping])
+def test_a_sequential_that_runs_all_of_its_children_is_a_container(kind):
+    model = kind(nn.Linear(3, 3), nn.Tanh())
+    insert_after(model, "0", nn.ReLU)
+    assert [type(child) for child in model] == [nn.Linear, nn.ReLU, nn.Tanh]
+
+
+class Picking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)])
+
+    def forward(self, x):
+        return self.layers[-1](self.layers[1](self.layers[0](x)))
+
+
+def test_a_forward_that_picks_children_by_number_is_told_of():
+    with pytest.warns(ModsurgWarning, match=r'"layers": the forward of Picking picks .* by number \(1\), where others'):
+        insert_after(Picking(), "layers.0", nn.Tanh)
+    with pytest.warns(ModsurgWarning, match=r"by number \(-1\), where others stand now"):
+        remove(Picking(), "layers.2")
+    assert insert_after(Picking(), "layers.1", nn.Tanh).warnings == ()
+
+
+def test_a_module_list_finds_its_children_by_their_numbers():
+    with pytest.raises(ContainerError, match="ModuleList is a ModuleList, which finds its children by their numbers"):
+        rename(nn.ModuleList([nn.ReLU()]), "0", "7")
+    with pytest.raises(ContainerError, match="'-1' counts from the end of Sequential; \"1\" is next"):
+        add(nn.Sequential(nn.ReLU()), "-1", nn.ReLU())

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from modsurg.errors import ContainerError
+from modsurg.surgery.reading import numbers, picks
 from modsurg.surgery.steps import Step, last
 from modsurg.tree.walk import walk
 
@@ -13,8 +14,13 @@ Entry = tuple[str | None, nn.Module | None]
 
 
 def is_container(module: nn.Module) -> bool:
-    """Whether a module runs (or lists) its children in their order, so that one more or one less is no surprise."""
+    """Whether a module lists its children in their order."""
     return isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(module, ParametrizationList)
+
+
+def in_order(module: nn.Module) -> bool:
+    """Whether it is a container whose forward, if it has its own, does not pick children by name or number."""
+    return is_container(module) and not picks(module)
 
 
 def numbered(module: nn.Module) -> bool:
@@ -78,7 +84,7 @@ def neighbours(
     placed: dict[int, tuple[nn.Module, nn.Module]] = {}
     for path, new in anchors:
         parent = step.tree.parent(path)
-        if not is_container(parent):
+        if not in_order(parent):
             raise ContainerError(_no_container(path, parent, new, after))
         by_parent.setdefault(id(parent), {})[last(path)] = new
         placed.setdefault(id(new), (new, step.tree.modules[path]))
@@ -90,7 +96,7 @@ def neighbours(
             if name in news:
                 around.insert(len(around) if after else 0, (None, news[name]))
             entries += around
-        step.children(parent, renamed(parent, entries))
+        _put(step, parent, renamed(parent, entries))
     paths = walk(step.tree.root).paths
     return [(new, anchor, paths[id(new)]) for new, anchor in placed.values()]
 
@@ -120,5 +126,25 @@ def without(step: Step, paths: Iterable[str]) -> list[str]:
         after = renamed(parent, entries) if is_container(parent) else [(name or "", child) for name, child in entries]
         if [name for name, _ in after] != [name for name, _ in entries]:
             moved.append(step.tree.paths[key][0])
-        step.children(parent, after)
+        _put(step, parent, after)
     return moved
+
+
+def _put(step: Step, container: nn.Module, entries: list[tuple[str, nn.Module | None]]) -> None:
+    before = list(container._modules.values())
+    step.children(container, entries)
+    after = list(container._modules.values())
+    for path in step.tree.paths[id(container)]:
+        if not path:
+            continue
+        parent = step.tree.parent(path)
+        wrong = sorted(n for n in numbers(parent, last(path)) if _at(before, n) is not _at(after, n))
+        if wrong:
+            step.warnings.append(
+                f'"{path}": the forward of {type(parent).__name__} picks children of {last(path)} by number '
+                f"({', '.join(map(str, wrong))}), where others stand now."
+            )
+
+
+def _at(children: list[nn.Module | None], number: int) -> nn.Module | None:
+    return children[number] if -len(children) <= number < len(children) else None

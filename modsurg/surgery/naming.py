@@ -53,6 +53,12 @@ def free_name(parent: nn.Module, path: str, name: str, keep: str | None = None) 
             f'{owner} is numbered up to {last}, so that the next child is "{next_number(parent)}", not "{name}"; '
             "for another place use insert_before or insert_after."
         )
+    if is_container(parent) and name[0] == "-" and name[1:].isdecimal():
+        raise ContainerError(f'{name!r} counts from the end of {owner}; "{next_number(parent)}" is next.')
+    if isinstance(parent, nn.ModuleList) and keep is not None and name != keep:
+        raise ContainerError(
+            f"{owner} is a ModuleList, which finds its children by their numbers: they can't be renamed."
+        )
     if isinstance(parent, nn.ModuleList) and not name.isdecimal():
         raise ContainerError(f'{owner} is a ModuleList, whose children are numbered: "{next_number(parent)}" is next.')
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from modsurg.errors import EditError
 from modsurg.surgery.aliases import rewire, tell_untied
-from modsurg.surgery.containers import is_container, neighbours, without
+from modsurg.surgery.containers import in_order, neighbours, without
 from modsurg.surgery.guards import above, refuse_cycle, refuse_offloaded, refuse_wrapped, tell_if_bypassed, unreadable
 from modsurg.surgery.inheritance import settle, take_place
 from modsurg.surgery.making import Maker
@@ -182,7 +182,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
     cut: list[str] = []
     for site, paths, identity in made:
         refuse_offloaded(paths[0], site.module)
-        out = [path for path in paths if delete or is_container(step.tree.parent(path))]
+        out = [path for path in paths if delete or in_order(step.tree.parent(path))]
         rest = tuple(path for path in paths if path not in out)
         cut += out
         if out:

@@ -32,6 +32,43 @@ def reads(parent: nn.Module, name: str) -> tuple[set[str], bool]:
     return found, called
 
 
+def picks(container: nn.Module) -> bool:
+    """Whether a container's own forward picks children by name or number, rather than run all in their order.
+
+    Example:
+        >>> class Pair(nn.Sequential):
+        ...     def forward(self, x):
+        ...         return self[0](x) + self[1](x)
+        >>> picks(Pair(nn.ReLU(), nn.Tanh())), picks(nn.Sequential(nn.ReLU()))
+        (True, False)
+    """
+    if type(container).forward in (nn.Sequential.forward, nn.ModuleList.forward):
+        return False
+    functions = _forward_functions(type(container))
+    loops = any(step.opname == "FOR_ITER" for function in functions for step in dis.get_instructions(function))
+    if loops or any("super" in function.__code__.co_names for function in functions):
+        return False
+    named = any(_uses(function, name) != (set(), False) for function in functions for name in container._modules)
+    return named or bool(numbers(container, None))
+
+
+def numbers(parent: nn.Module, name: str | None) -> set[int]:
+    """The numbers by which forward picks children of `self.name`, as in `self.name[0]`; without a name, of `self`."""
+    found: set[int] = set()
+    for function in _forward_functions(type(parent)):
+        code = function.__code__
+        steps = list(dis.get_instructions(function)) if code.co_varnames else []
+        for place, step in enumerate(steps[:-1]):
+            before = [each for each in steps[max(0, place - 2) : place] if each.opname != "CACHE"]
+            holder, me = (before[-1:], before[-1:]) if name is None else (before[-1:], before[-2:-1])
+            indexed = steps[place + 1].opname == "BINARY_SUBSCR" or steps[place + 1].argrepr == "[]"
+            if indexed and isinstance(step.argval, int) and step.opname in ("LOAD_CONST", "LOAD_SMALL_INT"):
+                mine = me and me[0].argval == code.co_varnames[0] and me[0].opname.startswith("LOAD_FAST")
+                if mine and (name is None or holder[0].argval == name):
+                    found.add(step.argval)
+    return found
+
+
 def _forward_functions(kind: type[nn.Module]) -> list[FunctionType]:
     """Forward, and every method of the class that is named in it or in one of those."""
     waiting, functions = ["forward"], {}
