@@ -58,3 +58,11 @@ def test_what_makes_no_module():
     with pytest.raises(EditError, match="makes no module; give a module"):
         replace(model, "1", 5)
     assert isinstance(model[1], nn.ReLU)
+
+
+@pytest.mark.parametrize("function", [lambda: nn.ReLU(), lambda old, path, more: nn.ReLU()])
+def test_a_function_of_other_arguments_is_refused(function):
+    with pytest.raises(
+        EditError, match=r"can't be called with the old module, nor with it and its path; write it as \(old"
+    ):
+        replace(nn.Sequential(nn.ReLU()), "0", function)

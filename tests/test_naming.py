@@ -92,7 +92,7 @@ def test_the_parent_must_exist():
         add(Net(), "frst.x", nn.ReLU())
 
 
-@pytest.mark.parametrize("path", ["", "first."])
+@pytest.mark.parametrize("path", ["", "first.", 3])
 def test_no_path(path):
     with pytest.raises(EditError, match="is no path for a child"):
         add(Net(), path, nn.ReLU())

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -71,7 +73,7 @@ def test_a_compiled_model_is_looked_through(net):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("2.7", r'nothing at "2.7" in Sequential: it has 2 children, 0 to 1'),
+        ("2.7", r'nothing at "2.7" in Sequential: "2" has 2 children, 0 to 1'),
         ("-5", "it has 4 children, 0 to 3"),
         ("0.weight", "weight is a tensor of Linear, not a module"),
         (nn.LSTM, r"no LSTM in Sequential. It has Sequential \(2\), Linear \(2\)"),
@@ -115,3 +117,60 @@ def test_the_nearest_paths_and_no_others():
     model = nn.Sequential(nn.ModuleDict({"conv1": nn.ReLU(), "conv2": nn.ReLU()}), nn.ModuleDict({"conv1": nn.ReLU()}))
     with pytest.raises(NoMatchError, match=r'nothing at "0.con1" in Sequential. Nearest: "0.conv1", "0.conv2"\.$'):
         select(model, "0.con1")
+
+
+@pytest.mark.parametrize(
+    "where, said",
+    [
+        ("blocks[1].conv", 'Nearest: "blocks.1.conv"'),
+        ("blocks/1/conv", 'Nearest: "blocks.1.conv"'),
+        ("blocks..1.conv", 'Nearest: "blocks.1.conv"'),
+        ("model.blocks.0.conv", 'Nearest: "blocks.0.conv"'),
+        ("1.conv", 'Nearest: "blocks.1.conv"'),
+        ("blocks.7.conv", '"blocks" has 2 children, 0 to 1'),
+        ("blocks.0.skip.0.conv", r"the slot is empty \(None\). Fill it: add\(model, \"blocks.0.skip\", module\)"),
+        ("blocks.0.conv.weight.data", "weight is a tensor of Conv2d, not a module"),
+        ("blocks.0. conv", 'Nearest: "blocks.0.conv"'),
+        (".", "nothing at"),
+        (".blocks", 'Nearest: "blocks"'),
+    ],
+)
+def test_what_is_meant_by_a_path_of_another_kind_is_named(where, said):
+    block = nn.ModuleDict({"conv": nn.Conv2d(1, 1, 1), "skip": nn.Identity()})
+    block["skip"] = None
+    model = nn.ModuleDict({"blocks": nn.Sequential(block, copy.deepcopy(block)), "conv": nn.Conv2d(1, 1, 1)})
+    with pytest.raises(NoMatchError, match=said):
+        select(model, where)
+
+
+def test_a_union_of_classes():
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.GELU())
+    assert select(model, nn.ReLU | nn.GELU).paths == ("1", "2")
+    with pytest.raises(NoMatchError, match="no torch.nn.* in Sequential. It has"):
+        select(model, nn.Tanh | nn.SiLU)
+
+
+@pytest.mark.parametrize(
+    "where, said",
+    [
+        ((nn.ReLU, 3), "does not hold classes only; give classes"),
+        (lambda path: True, "can't be called with a path and a module: too many positional arguments"),
+        (["0", "1"], r"is a list; give a path, .*; several are select\(model, a\) \| select\(model, b\)"),
+    ],
+)
+def test_a_where_of_another_kind_is_refused(where, said):
+    with pytest.raises(WhereError, match=said):
+        select(nn.Sequential(nn.ReLU(), nn.ReLU()), where)
+
+
+@pytest.mark.parametrize(
+    "model, said", [("fc", "a str"), ({}, "a dict"), (None, "a NoneType"), (nn.ReLU, "the class ReLU")]
+)
+def test_what_is_no_model_is_refused(model, said):
+    with pytest.raises(WhereError, match=f"the model is {said}, not an nn.Module object; the model comes first"):
+        select(model, "fc")
+
+
+def test_a_compiled_part_is_looked_through():
+    model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), backend="eager"))
+    assert select(model, "0.1").paths == select(model, "0.-1").paths == ("0._orig_mod.1",)

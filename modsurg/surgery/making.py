@@ -82,6 +82,19 @@ def _wants_path(function: Callable[..., object]) -> bool:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:
         return False
+    if not _accepts(function, 1) and not _accepts(function, 2):
+        raise EditError(
+            f"{function!r} can't be called with the old module, nor with it and its path; "
+            "write it as (old) or (old, path): lambda old: nn.GELU()."
+        )
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
     return len(required) >= 2 or (len(positional) >= 2 and positional[1].name == "path")
+
+
+def _accepts(function: Callable[..., object], count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True

@@ -16,10 +16,10 @@ def parent_of(tree: Tree, path: str) -> tuple[str, str]:
         NoMatchError: There is no such parent; the message names the nearest paths.
         EditError: The path or its last segment is empty.
     """
-    above, _, name = path.rpartition(".")
+    above, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
     if not name:
         raise EditError(f'"{path}" is no path for a child; write "parent.name", or "name" for a child of the root.')
-    parent = exact_path(tree, above)
+    parent = exact_path(tree, above) if above or path == name else None
     if parent is None:
         raise NoMatchError(f'the parent must exist before "{name}" can be added: {nearest(tree, above)}')
     return parent, name
@@ -53,7 +53,7 @@ def free_name(parent: nn.Module, path: str, name: str, keep: str | None = None) 
             f'{owner} is numbered up to {last}, so that the next child is "{next_number(parent)}", not "{name}"; '
             "for another place use insert_before or insert_after."
         )
-    if is_container(parent) and name[0] == "-" and name[1:].isdecimal():
+    if numbered(parent) and name[0] == "-" and name[1:].isdecimal():
         raise ContainerError(f'{name!r} counts from the end of {owner}; "{next_number(parent)}" is next.')
     if isinstance(parent, nn.ModuleList) and keep is not None and name != keep:
         raise ContainerError(

@@ -1,9 +1,11 @@
 """What to say when nothing matches: the paths that are nearest to what was asked for."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
+from types import UnionType
 
 from torch import nn
 
@@ -20,8 +22,10 @@ def nearest(tree: Tree, where: object) -> str:
         return (
             f"this {type(where).__name__} object is not in {root}; select by path or class, or pass the module itself."
         )
-    if isinstance(where, type | tuple):
-        names = ", ".join(kind.__name__ for kind in (where if isinstance(where, tuple) else (where,)))
+    if isinstance(where, type | tuple | UnionType):
+        names = ", ".join(
+            getattr(kind, "__name__", str(kind)) for kind in (where if isinstance(where, tuple) else (where,))
+        )
         classes = Counter(type(tree.modules[paths[0]]).__name__ for paths in tree.paths.values())
         return f"no {names} in {root}. It has {', '.join(f'{name} ({n})' for name, n in classes.most_common(6))}."
     if callable(where):
@@ -36,26 +40,39 @@ def _hint(tree: Tree, where: str) -> str:
     slot = _slot(tree, segments)
     if slot:
         return slot
-    descended = _descend(tree, "", segments)
-    found = list(dict.fromkeys([*descended, *_same_end(tree, segments[-1], close=not descended)]))[:3]
+    if is_exact(where) or "[" in where:
+        segments = [segment for segment in re.split(r"[./\[\]]", where) if segment]  # as in layers[0].conv, layers/0
+    descended = [*_descend(tree, "", segments), *_shifted(tree, segments)]
+    found = list(dict.fromkeys([*descended, *_same_end(tree, segments[-1:], close=not descended)]))[:3]
     if not found:
         return ": print(select(model, '**')) lists its paths."
     return f". Nearest: {_quoted(found)}."
+
+
+def _shifted(tree: Tree, segments: list[str]) -> list[str]:
+    """Paths that lack some of the first segments, or have others before them."""
+    for start in range(len(segments) - 1):
+        end = f".{'.'.join(segments[start:])}"
+        found = [path for path in tree.modules if path.endswith(end) or (start and path == end[1:])]
+        if found:
+            return found[:3]
+    return []
 
 
 def _slot(tree: Tree, segments: list[str]) -> str | None:
     """A hint for a place that is there but empty, or a number past the end of its container."""
     parent = tree.modules.get(".".join(segments[:-1]))
     if parent is None:
-        return None
+        return _slot(tree, segments[:-1]) if len(segments) > 1 else None
     path, name = ".".join(segments), segments[-1]
-    if name in parent._modules or (name in parent.__dict__ and parent.__dict__[name] is None):
+    if parent._modules.get(name, parent) is None or (name in parent.__dict__ and parent.__dict__[name] is None):
         return f': the slot is empty (None). Fill it: add(model, "{path}", module).'
     if name in parent._parameters or name in parent._buffers:
         return f": {name} is a tensor of {type(parent).__name__}, not a module."
     if isinstance(parent, nn.Sequential | nn.ModuleList) and name.lstrip("-").isdecimal():
         names = list(parent._modules)
-        return f": it has {len(names)} children, {names[0]} to {names[-1]}." if names else ": it has no children."
+        it = f'"{".".join(segments[:-1])}"' if len(segments) > 1 else "it"
+        return f": {it} has {len(names)} children, {names[0]} to {names[-1]}." if names else f": {it} has no children."
     return None
 
 
@@ -70,7 +87,9 @@ def _descend(tree: Tree, path: str, segments: list[str]) -> list[str]:
     elif not is_exact(head) and head != "**":
         candidates = list(islice(filter(matcher(head), names), 3))
     else:
-        candidates = get_close_matches(head, names[:2000], 3, 0.6)
+        candidates = get_close_matches(head.strip(), names[:2000], 3, 0.6)
+        if head.isdecimal() and names and names[-1].isdecimal():
+            candidates = names[: -3 if len(names) > 2 else -len(names) - 1 : -1]
     found: list[str] = []
     for name in candidates:
         child = f"{path}.{name}" if path else name
@@ -78,15 +97,16 @@ def _descend(tree: Tree, path: str, segments: list[str]) -> list[str]:
     return found
 
 
-def _same_end(tree: Tree, last: str, close: bool) -> list[str]:
+def _same_end(tree: Tree, last: list[str], close: bool) -> list[str]:
     """Paths anywhere that end with this segment, or else with a name that is close to it."""
     ends: dict[str, str] = {}
     for path in tree.modules:
         ends.setdefault(path.rpartition(".")[2], path)
     ends.pop("", None)
-    if last in ends:
-        return [ends[last]]
-    return [ends[name] for name in get_close_matches(last.strip("*?"), list(ends)[:2000], 3, 0.6)] if close else []
+    name = "".join(last).strip()
+    if name in ends:
+        return [ends[name]]
+    return [ends[name] for name in get_close_matches(name.strip("*?"), list(ends)[:2000], 3, 0.6)] if close else []
 
 
 def _quoted(paths: Iterable[str]) -> str:

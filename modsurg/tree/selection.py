@@ -1,8 +1,10 @@
 """Selection: which modules a `where` means, resolved before anything changes."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from types import UnionType
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -102,7 +104,13 @@ def _joint(site: Site, others: dict[int, Site]) -> Site:
 
 
 Where: TypeAlias = (
-    str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.Module], bool] | nn.Module | Selection
+    str
+    | type[nn.Module]
+    | tuple[type[nn.Module], ...]
+    | UnionType
+    | Callable[[str, nn.Module], bool]
+    | nn.Module
+    | Selection
 )
 
 
@@ -113,8 +121,8 @@ def select(model: nn.Module, where: Where, *, count: int | None = None) -> Selec
         model: Looked through when it is a torch.compile wrapper.
         where: `"layer4.0.conv1"` (exact; a negative number counts from the end of a Sequential or ModuleList),
             `"layer?.*.bn1"` or `"**.relu"` (glob), `"re:layer[34]\\..*"` (regular expression, full match),
-            a module class or a tuple of them (isinstance), `lambda path, module: ...`, a module object of the model,
-            or a `Selection`.
+            a module class, a tuple or a union of them (isinstance), `lambda path, module: ...`, a module object of
+            the model, or a `Selection`.
         count: How many sites there must be.
 
     Returns:
@@ -169,14 +177,32 @@ def _match(tree: Tree, where: Where) -> dict[int, list[str]]:
     if isinstance(where, nn.Module):
         found = tree.paths.get(id(unwrap(where)))
         return {id(unwrap(where)): found} if found else {}
-    if isinstance(where, type | tuple):
+    if isinstance(where, type | tuple | UnionType):
+        _check_classes(where)
         return {key: paths for key, paths in tree.paths.items() if isinstance(tree.modules[paths[0]], where)}
     if callable(where):
+        _check_predicate(where)
         return _collect((path, module) for path, module in tree.modules.items() if where(path, module))
     raise WhereError(
         f"where={where!r} is a {type(where).__name__}; give a path, a glob, a module class, "
-        "a predicate (path, module), a module or a Selection."
+        "a predicate (path, module), a module or a Selection; several are select(model, a) | select(model, b)."
     )
+
+
+def _check_classes(where: type | tuple[Any, ...] | UnionType) -> None:
+    try:
+        isinstance(None, where)
+    except TypeError:
+        raise WhereError(f"where={where!r} does not hold classes only; give classes: (nn.Conv1d, nn.Conv2d).") from None
+
+
+def _check_predicate(where: Callable[..., object]) -> None:
+    try:
+        inspect.signature(where).bind("", nn.Module())
+    except TypeError as error:
+        raise WhereError(f"where={where!r} can't be called with a path and a module: {error}.") from None
+    except ValueError:  # a function of C that does not say what it takes
+        pass
 
 
 def _match_name(tree: Tree, where: str) -> dict[int, list[str]]:
@@ -196,10 +222,12 @@ def _collect(places: Iterable[tuple[str, nn.Module]]) -> dict[int, list[str]]:
 
 def exact_path(tree: Tree, where: str) -> str | None:
     """The path that an exact name means, with negative numbers counted from the end of their container."""
-    if where in tree.modules or "-" not in where:
-        return where if where in tree.modules else None
+    if where in tree.modules:
+        return where
     path = ""
     for segment in where.split("."):
+        while "_orig_mod" in tree.modules[path]._modules and segment != "_orig_mod":  # of torch.compile
+            path = f"{path}._orig_mod" if path else "_orig_mod"
         children = tree.modules[path]._modules
         name = segment
         if segment not in children and isinstance(tree.modules[path], nn.Sequential | nn.ModuleList):
@@ -207,6 +235,6 @@ def exact_path(tree: Tree, where: str) -> str | None:
             if segment[:1] == "-" and segment[1:].isdecimal() and 0 < int(segment[1:]) <= len(names):
                 name = names[int(segment)]
         path = f"{path}.{name}" if path else name
-        if path not in tree.modules:
+        if not name or path not in tree.modules:
             return None
     return path

@@ -4,9 +4,14 @@ import sys
 
 from torch import nn
 
+from modsurg.errors import WhereError
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a torch.compile wrapper; any other model as it is.
+
+    Raises:
+        WhereError: It is no module.
 
     Example:
         >>> import torch
@@ -17,6 +22,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     while dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         model = model._modules["_orig_mod"]
+    if not isinstance(model, nn.Module):
+        made = f"a {type(model).__name__}" if not isinstance(model, type) else f"the class {model.__name__}"
+        raise WhereError(f"the model is {made}, not an nn.Module object; the model comes first, `where` second.")
     return model
 
 
