@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from modsurg import edit, freeze, insert_after, remove, replace, resize, select, wrap
+from modsurg import edit, freeze, insert_after, remove, rename, replace, resize, select, wrap
 from modsurg.errors import EditError, ModsurgWarning, WrapperError
 from modsurg.tree.wrappers import wrapper_kind
 
@@ -78,6 +80,42 @@ def test_a_hook_of_accelerate_is_refused_and_may_be_wrapped():
     with pytest.raises(EditError, match="would not know of the edit"):
         resize(model, "0", out_features=3)
     wrap(model, "0", nn.Sequential)
+
+
+def test_nothing_new_is_put_beside_offloaded_weights():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU())).to("meta")
+    model[1][0]._hf_hook = object()
+    linear = nn.Linear(2, 2)
+    for verb in (
+        lambda: insert_after(model, "1.0", linear),
+        lambda: wrap(model, "1.0", lambda old: nn.Sequential(old, nn.Linear(2, 2))),
+        lambda: replace(model, "1.1", linear),
+    ):
+        with pytest.raises(EditError, match=r'"1\.[01]" is under a hook of accelerate'):
+            verb()
+    assert not linear.weight.is_meta
+    replace(model, "0", nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda m: remove(m, "0.parametrizations"),
+        lambda m: remove(m, "0.parametrizations", delete=True),
+        lambda m: wrap(m, "0.parametrizations.weight", nn.Sequential),
+        lambda m: remove(m, "0.parametrizations.weight.0"),
+        lambda m: rename(m, "0.parametrizations.weight", "bias"),
+        lambda m: rename(m, "0.parametrizations", "made"),
+    ],
+)
+def test_where_torch_keeps_a_parametrization_is_no_place(verb):
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    before = model(torch.ones(1, 2))
+    with pytest.raises(EditError, match=r'"0.parametr.*take it off: .*remove_param.*get_submodule\("0"\), "weight"\)'):
+        verb(model)
+    assert torch.equal(model(torch.ones(1, 2)), before)
+    replace(model, lambda path, module: not module._modules, copy.deepcopy)
+    assert torch.equal(model(torch.ones(1, 2)), before)
 
 
 def test_what_attention_reads_is_told():

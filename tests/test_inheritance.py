@@ -199,3 +199,15 @@ def test_a_lazy_replacement_initialises_itself():
     replace(model, "1", nn.LazyLinear(4))
     assert model(torch.ones(1, 2)).shape == (1, 4)
     assert type(model[1]) is nn.Linear
+
+
+@pytest.mark.parametrize("home", [torch.float16, "meta"])
+def test_a_lazy_module_takes_device_and_dtype_over(home):
+    model = nn.Sequential(nn.Linear(4, 4).to(home))
+    new = nn.LazyLinear(3)
+    weight = new.weight
+    report = insert_after(model, "0", new)
+    assert type(new.weight) is nn.UninitializedParameter
+    assert (new.weight.dtype, new.weight.device) == (model[0].weight.dtype, model[0].weight.device)
+    report.undo()
+    assert new.weight is weight

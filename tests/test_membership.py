@@ -3,6 +3,7 @@ import torch
 from optimizing import grouped, moving, net, replacing, split, step
 from torch import nn
 
+from modsurg import wrap
 from modsurg.errors import OptimizerError
 
 
@@ -151,6 +152,10 @@ def test_sparse_adam_is_nobodys_neighbour():
     moving(model, lambda m: m.update({"extra": nn.Linear(2, 2)}), [sparse, dense])
     moving(model, replacing("table", nn.Embedding(7, 3, sparse=True)), [sparse, dense])
     assert grouped(sparse, model) == [["table.weight"]]
+    wrap(model, "table", lambda old: nn.Sequential(old, nn.Linear(3, 3)), optimizer=[sparse, dense])
+    assert grouped(sparse, model) == [["table.0.weight"]]
+    model["out"](model["table"](torch.tensor([1, 2]))).sum().backward()
+    sparse.step()
 
 
 def test_optimizers_that_cannot_be_told_apart():

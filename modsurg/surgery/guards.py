@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from modsurg.errors import EditError, WrapperError
 from modsurg.surgery.reading import reads
@@ -86,9 +87,31 @@ def refuse_offloaded(path: str, old: nn.Module) -> None:
         )
 
 
+def parametrizing(tree: Tree, path: str, *, gone: bool) -> str | None:
+    """Why a place where torch keeps a parametrization can't be edited, with the line that takes it off.
+
+    Args:
+        tree: The model.
+        path: Of the place.
+        gone: Whether nothing would stand there, so that a single parametrization can't be taken out either.
+    """
+    head, _, name = path.rpartition(".parametrizations.")
+    if path.endswith(".parametrizations"):
+        head, name = path.removesuffix(".parametrizations"), ""
+    if not head or not is_parametrized(tree.modules[head]) or ("." in name and not gone):
+        return None
+    tensor = name.partition(".")[0] or next(iter(tree.modules[path]._modules))
+    return (
+        f'"{path}" is where torch keeps a parametrization of the {type(tree.modules[head]).__name__}; '
+        f'take it off: torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule("{head}"), "{tensor}")'
+    )
+
+
 def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | None:
     """Why a module can't stand at `path`: its parent reads what the old module has and the new one has not."""
     parent = step.tree.parent(path)
+    if "parametrizations" in path and (why := parametrizing(step.tree, path, gone=type(new) is nn.Identity)):
+        return why
     if isinstance(parent, (*_CALLERS, nn.TransformerEncoderLayer)):
         return None
     attributes, _ = _uses(step, parent, last(path))
@@ -96,7 +119,8 @@ def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | N
     if not missing:
         return None
     return (
-        f'"{path}": {type(parent).__name__} reads {", ".join(missing)} of it, which {type(new).__name__} does not have'
+        f'"{path}": {type(parent).__name__} reads {", ".join(missing)} of it, which {type(new).__name__} does not '
+        "have; replace the parent, or give the new module these attributes"
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from modsurg.errors import EditError
-from modsurg.surgery.guards import above
+from modsurg.surgery.guards import above, refuse_offloaded
 from modsurg.surgery.steps import Step
 from modsurg.tree.frozen import held, mode
 from modsurg.tree.wrappers import wrapper_kind
@@ -60,10 +60,10 @@ def settle(
             step.journal.keep_attr(module, "training")
             module.training = training
     if new._parameters or new._buffers or (new._modules and any(m._parameters or m._buffers for m in own)):
-        home = _weight(near)
+        home = _weight(near, path)
         for owner in above(path) if home is None else ():
             if owner not in step.homes:
-                step.homes[owner] = _weight(step.tree.modules[owner])
+                step.homes[owner] = _weight(step.tree.modules[owner], path)
             home = step.homes[owner]
             if home is not None:
                 break
@@ -71,14 +71,20 @@ def settle(
             _move(step, own, home, path)
 
 
-def _weight(module: nn.Module) -> torch.Tensor | None:
-    """The tensor whose device and dtype speak for a module: its first floating parameter, else such a buffer."""
+def _weight(module: nn.Module, path: str) -> torch.Tensor | None:
+    """The tensor whose device and dtype speak for a module: its first floating parameter, else such a buffer.
+
+    Raises:
+        EditError: It is not where the module runs, but offloaded; named by `path`, where a new module is to stand.
+    """
     buffer = None
     stack = [module]
     while stack:
         module = stack.pop()
         for parameter in module._parameters.values():
             if parameter is not None and parameter.dtype in _PLAIN_FLOATS:
+                if parameter.is_meta:
+                    refuse_offloaded(path, module)
                 return parameter
         for tensor in module._buffers.values():
             if buffer is None and tensor is not None and tensor.dtype in _PLAIN_FLOATS:
@@ -94,13 +100,16 @@ def _move(step: Step, modules: list[nn.Module], home: torch.Tensor, path: str) -
     for module in modules:
         for slots in (module._parameters, module._buffers):
             for name, tensor in slots.items():
-                if tensor is None or is_lazy(tensor):
+                if tensor is None:
                     continue
                 dtype = home.dtype if tensor.dtype in _PLAIN_FLOATS else tensor.dtype
                 if tensor.device == home.device and tensor.dtype == dtype:
                     continue
                 _check_meta(tensor, home, path, module)
-                if home.is_meta:
+                if is_lazy(tensor):
+                    step.journal.keep_dict(slots)
+                    slots[name] = moved.setdefault(id(tensor), _lazy(tensor, home, dtype))
+                elif home.is_meta:
                     step.journal.keep_dict(slots)
                     slots[name] = moved.setdefault(id(tensor), _on_meta(tensor, dtype))
                 elif id(tensor) not in moved:
@@ -121,6 +130,11 @@ def _check_meta(tensor: torch.Tensor, home: torch.Tensor, path: str, module: nn.
 def _on_meta(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     meta = tensor.detach().to("meta", dtype)
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
+def _lazy(tensor: Any, home: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    made: torch.Tensor = type(tensor)(requires_grad=tensor.requires_grad, device=home.device, dtype=dtype)
+    return made
 
 
 def _carry_hooks(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:

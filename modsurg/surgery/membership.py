@@ -138,7 +138,7 @@ class Membership:
         """The group of what it replaces, or of its nearest neighbour; None for one that is not trained."""
         for same, older in self._ancestry.of(name, parameter):
             place = self._held.get(id(older))
-            if place and (same or parameter.requires_grad) and admits(self._optimizers[place.optimizer], parameter):
+            if place and (same or parameter.requires_grad) and self._fits(place, same, parameter):
                 return place
         if not parameter.requires_grad:
             return None
@@ -148,6 +148,12 @@ class Membership:
                 return self._held[nearest]
         groups = [Place(i, 0) for i, o in enumerate(self._optimizers) if o.param_groups and admits(o, parameter)]
         return groups[0] if len(groups) == 1 else None
+
+    def _fits(self, place: Place, same: bool, parameter: nn.Parameter) -> bool:
+        """SparseAdam takes what stood in the place of one of its own, no other, where another can have it."""
+        optimizer = self._optimizers[place.optimizer]
+        alone = all(isinstance(each, SparseAdam) for each in self._optimizers)
+        return admits(optimizer, parameter) and (same or alone or not isinstance(optimizer, SparseAdam))
 
     def _index(self, parameter: nn.Parameter, gone: bool) -> Neighbours:
         key = (parameter.ndim == 2, gone)

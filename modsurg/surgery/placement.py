@@ -7,7 +7,15 @@ from torch import nn
 from modsurg.errors import EditError
 from modsurg.surgery.aliases import rewire, tell_untied
 from modsurg.surgery.containers import in_order, neighbours, without
-from modsurg.surgery.guards import above, refuse_cycle, refuse_offloaded, refuse_wrapped, tell_if_bypassed, unreadable
+from modsurg.surgery.guards import (
+    above,
+    parametrizing,
+    refuse_cycle,
+    refuse_offloaded,
+    refuse_wrapped,
+    tell_if_bypassed,
+    unreadable,
+)
 from modsurg.surgery.inheritance import settle, take_place
 from modsurg.surgery.making import Maker
 from modsurg.surgery.naming import called_by_name, free_name, parent_of, sibling
@@ -86,8 +94,8 @@ def callable_ones(
         else:
             kept.append(each)
     if left and not kept:
-        raise EditError(f"{left[0]}. Replace the parent, or give the new module these attributes.")
-    step.warnings += [f"{why}: left as it was." for why in left]
+        raise EditError(f"{left[0]}.")
+    step.warnings += [f"{why.partition('; ')[0]}: left as it was." for why in left]
     return kept
 
 
@@ -233,6 +241,8 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     above_path, _, old = paths[0].rpartition(".")
     parent = step.tree.modules[above_path]
     free_name(parent, above_path, name, keep=old)
+    if why := parametrizing(step.tree, paths[0], gone=False):
+        raise EditError(f"{why}.")
     step.children(parent, [(name if n == old else n, child) for n, child in parent._modules.items()])
     if called_by_name(parent, old):
         step.warnings.append(
