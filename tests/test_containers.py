@@ -1,3 +1,4 @@
+import functools
 from collections import OrderedDict
 
 import pytest
@@ -169,11 +170,20 @@ def test_a_sequential_that_runs_all_of_its_children_is_a_container(kind):
     assert [type(child) for child in model] == [nn.Linear, nn.ReLU, nn.Tanh]
 
 
+def decorated(forward):
+    @functools.wraps(forward)
+    def outer(self, *args):
+        return forward(self, *args)
+
+    return outer
+
+
 class Picking(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)])
 
+    @decorated
     def forward(self, x):
         return self.layers[-1](self.layers[1](self.layers[0](x)))
 

@@ -88,7 +88,7 @@ def refuse_offloaded(path: str, old: nn.Module) -> None:
 
 
 def parametrizing(tree: Tree, path: str, *, gone: bool) -> str | None:
-    """Why a place where torch keeps a parametrization can't be edited, with the line that takes it off.
+    """What to say of an edit where torch keeps a parametrization, with the line that takes it off.
 
     Args:
         tree: The model.
@@ -103,15 +103,13 @@ def parametrizing(tree: Tree, path: str, *, gone: bool) -> str | None:
     tensor = name.partition(".")[0] or next(iter(tree.modules[path]._modules))
     return (
         f'"{path}" is where torch keeps a parametrization of the {type(tree.modules[head]).__name__}; '
-        f'take it off: torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule("{head}"), "{tensor}")'
+        f'to take it off: torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule("{head}"), "{tensor}")'
     )
 
 
 def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | None:
     """Why a module can't stand at `path`: its parent reads what the old module has and the new one has not."""
     parent = step.tree.parent(path)
-    if "parametrizations" in path and (why := parametrizing(step.tree, path, gone=type(new) is nn.Identity)):
-        return why
     if isinstance(parent, (*_CALLERS, nn.TransformerEncoderLayer)):
         return None
     attributes, _ = _uses(step, parent, last(path))

@@ -111,6 +111,7 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
             parent = step.tree.parent(path)
             step.child(parent, last(path), new)
         tell_if_bypassed(step, paths, layers)
+        _tell_parametrizing(step, paths, gone=False)
         step.changes.append(Change(kind, paths, site.module, new))
         step.replaced.append((site.module, new, paths[0]))
         step.made.append((paths, site.module, new))
@@ -119,6 +120,11 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
         step, {id(site.module): new for site, paths, new in made if len(paths) == len(site.paths)}, _gone(step, made)
     )
     tell_untied(step, made)
+
+
+def _tell_parametrizing(step: Step, paths: tuple[str, ...], *, gone: bool) -> None:
+    found = (parametrizing(step.tree, path, gone=gone) for path in paths if "parametrizations" in path)
+    step.warnings += [f"{why}." for why in found if why]
 
 
 def _refuse(step: Step, site: Site, paths: tuple[str, ...], new: nn.Module, kind: str) -> None:
@@ -190,6 +196,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
     cut: list[str] = []
     for site, paths, identity in made:
         refuse_offloaded(paths[0], site.module)
+        _tell_parametrizing(step, paths, gone=True)
         out = [path for path in paths if delete or in_order(step.tree.parent(path))]
         rest = tuple(path for path in paths if path not in out)
         cut += out
@@ -241,8 +248,7 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     above_path, _, old = paths[0].rpartition(".")
     parent = step.tree.modules[above_path]
     free_name(parent, above_path, name, keep=old)
-    if why := parametrizing(step.tree, paths[0], gone=False):
-        raise EditError(f"{why}.")
+    _tell_parametrizing(step, paths, gone=False)
     step.children(parent, [(name if n == old else n, child) for n, child in parent._modules.items()])
     if called_by_name(parent, old):
         step.warnings.append(

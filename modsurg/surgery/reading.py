@@ -6,6 +6,7 @@ methods it uses, tells.
 """
 
 import dis
+import inspect
 from types import FunctionType
 
 from torch import nn
@@ -55,7 +56,7 @@ def picks(container: nn.Module) -> bool:
 def numbers(parent: nn.Module, name: str | None) -> set[int]:
     """The numbers by which forward picks children of `self.name`, as in `self.name[0]`; without a name, of `self`."""
     found: set[int] = set()
-    for function in _forward_functions(type(parent)):
+    for function in map(inspect.unwrap, _forward_functions(type(parent))):
         code = function.__code__
         steps = list(dis.get_instructions(function)) if code.co_varnames else []
         for place, step in enumerate(steps[:-1]):
