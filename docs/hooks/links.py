@@ -50,8 +50,10 @@ def trouble(site: Path, file: Path, link: str) -> str:
 
 @event_priority(-100)
 def on_post_build(config: MkDocsConfig, **kwargs: Any) -> None:
-    """Check all pages, of both languages."""
+    """Check all pages, of both languages; a site without an address has no map of addresses."""
     site = Path(config.site_dir)
+    for file in () if config.site_url else site.glob("sitemap.xml*"):
+        file.unlink()
     read.cache_clear()
     files = [file for file in site.rglob("*.html") if file.name != "404.html"]
     wrong = {
