@@ -10,7 +10,9 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples/tutorial"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
-INSECTS = Path(__file__).parents[2] / "shared/data/hymenoptera.tar"
+SHARED = Path(__file__).parents[2] / "shared"
+INSECTS = SHARED / "data/hymenoptera.tar"
+TEXT = SHARED / "tutorial/pytorch-tutorial-zh.txt"
 BODY = """\
 Mynn(
   (sequential1): Sequential(
@@ -93,6 +95,35 @@ def test_dataset_of_photographs(run, photographs):
 def test_a_folder_without_insects(run, tmp_path):
     with pytest.raises(SystemExit, match="it needs train/ants"):
         run(2, "--data", tmp_path)
+
+
+@pytest.fixture
+def text():
+    if not TEXT.exists():
+        pytest.skip(f"the tutorial's text is not at {TEXT}")
+    return TEXT.read_text()
+
+
+def test_what_the_text_says_of_the_photographs(run, photographs, text):
+    counts, shape = "124 121 245", "(512, 768, 3)"
+    assert f"# {counts}\n" in text
+    assert f"# {shape}\n" in text
+    assert f"ants, bees, both: {counts}\n" in run(2, "--data", photographs)
+    assert f"step 1: HWC {shape}, " in run(3, "--data", photographs)
+
+
+def test_what_the_text_says_of_cifar10(run, text):
+    (classes,) = re.findall(r"^\['airplane'.*\]$", text, re.MULTILINE)
+    assert f"{classes}\na sample: RGB (32, 32) " in run(5)
+
+
+@pytest.mark.filterwarnings("ignore::modsurg.errors.ModsurgWarning")  # the script shows it
+def test_the_trees_are_those_of_the_text(run, text):
+    printed = run(14)
+    trees = re.findall(r"^Mynn\(\n.*?^\)\n", text, re.MULTILINE | re.DOTALL)
+    assert len(trees) == 3
+    for tree in trees:
+        assert tree.replace("classficatipm", "classfication") in printed  # a slip of the second
 
 
 def test_tensorboard(run, tmp_path):
