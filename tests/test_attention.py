@@ -34,7 +34,7 @@ def test_attention_over_other_keys():
     fused = nn.MultiheadAttention(4, 2)
     with pytest.raises(ResizeError, match="share one weight here, so kdim and vdim follow embed_dim"):
         resize(fused, kdim=3)
-    with pytest.raises(ResizeError, match="a head keeps its size of 2, so embed_dim=5 can't be; nearest: embed_dim=4"):
+    with pytest.raises(ResizeError, match="embed_dim=5 can't be with num_heads=2; nearest: embed_dim=4, num_heads=2"):
         resize(fused, embed_dim=5)
 
 

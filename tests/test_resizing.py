@@ -184,8 +184,21 @@ def test_a_config_that_says_otherwise_is_pointed_out():
     model = gpt()
     model.config = types.SimpleNamespace(vocab_size=5)
     first, second = resize(model, "lm_head", out_features=8)[0]
-    assert second.notes == ("the model's loss goes by its config, which still says 5: model.config.vocab_size = 8",)
-    assert first.notes == resize(model, "wte", num_embeddings=9)[0][0].notes == ()
+    assert first.notes == ("the model may go by its vocab_size, which still says 5: model.config.vocab_size = 8",)
+    assert second.notes == resize(model, "wte", num_embeddings=9)[0][0].notes == ()
+
+
+def test_numbers_of_labels_and_channels_that_say_otherwise_are_pointed_out():
+    model = nn.ModuleDict({"patches": nn.ModuleDict({"projection": nn.Conv2d(3, 4, 2)}), "head": nn.Linear(4, 2)})
+    model.config = types.SimpleNamespace(num_labels=2, num_channels=3)
+    model["patches"].num_channels = 3
+    assert resize(model, "head", out_features=4)[0][0].notes == ()
+    resize(model, "head", out_features=2)
+    model.num_labels = 2
+    note = "the model may go by its num_labels, which still says 2: model.config.num_labels = model.num_labels = 4"
+    assert resize(model, "head", out_features=4)[0][0].notes == (note,)
+    (note, _) = resize(model, "patches.projection", in_channels=1)[0][0].notes[::-1]
+    assert 'model.config.num_channels = model.get_submodule("patches").num_channels = 1' in note
 
 
 def test_ties_that_cannot_follow_are_refused():
@@ -227,6 +240,24 @@ def test_sizes_that_cannot_be(sizes, message):
     with pytest.raises(ResizeError, match=message):
         resize(model, "0", **sizes)
     assert model[0].weight.shape == (3, 2)
+
+
+@pytest.mark.parametrize("size", [10**13, 10**30])
+def test_a_size_beyond_all_memory(size):
+    model = nn.Sequential(nn.Linear(2, 3))
+    with pytest.raises(ResizeError, match=rf'"0" \(Linear\): there is no memory for a weight of \({size}, 2\): '):
+        resize(model, "0", out_features=size)
+    assert model[0].weight.shape == (3, 2)
+
+
+def test_weights_of_eight_bits():
+    model = nn.Sequential(nn.Linear(2, 3)).to(torch.float8_e4m3fn)
+    old = model[0].weight.detach().float()
+    (report,), _ = resize(model, "0", out_features=5, in_features=4)
+    assert model[0].weight.dtype == torch.float8_e4m3fn
+    assert torch.equal(model[0].weight.float()[:3, :2], old)
+    assert model[0].weight.float()[3:].any()
+    assert report.difference < 1e-6
 
 
 def test_nothing_changes_when_the_last_site_is_refused():

@@ -26,9 +26,10 @@ class Attention(Layer):
         elif "num_heads" not in asked:
             new["num_heads"] = new["embed_dim"] // head
         if new["embed_dim"] != new["num_heads"] * head or new["num_heads"] < 1:
+            whole = max(1, round(new["embed_dim"] / head))
             raise ResizeError(
-                f"a head keeps its size of {head}, so embed_dim={new['embed_dim']} can't be; "
-                f"nearest: embed_dim={max(1, round(new['embed_dim'] / head)) * head}, and num_heads follows."
+                f"a head keeps its size of {head}, so embed_dim={new['embed_dim']} can't be with "
+                f"num_heads={new['num_heads']}; nearest: embed_dim={whole * head}, num_heads={whole}."
             )
         if module._qkv_same_embed_dim:
             if any(new[name] != old[name] for name in ("kdim", "vdim") if name in asked):

@@ -55,7 +55,7 @@ def difference(layer: Layer, before: nn.Module, after: nn.Module, old: Sizes, ne
 
 def precise(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor in a precision in which every device computes."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
 
 
 def _pair(axes: Axes, generator: torch.Generator, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

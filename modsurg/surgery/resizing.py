@@ -22,6 +22,13 @@ from modsurg.tree.walk import Tree
 Fill = Literal["init", "zeros"]
 
 _LAYERS: tuple[Layer, ...] = (*TABLES, Convolutions(), Attention())
+_SPOKEN_OF = (  # by the models of transformers and timm: a size of a layer, and what they call it
+    ("num_embeddings", "vocab_size"),
+    ("out_features", "vocab_size"),
+    ("out_features", "num_labels"),
+    ("out_features", "num_classes"),
+    ("in_channels", "num_channels"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +132,9 @@ def _plans(tree: Tree, sites: Sequence[tuple[str, nn.Module]], sizes: Mapping[st
         path, module, asked = waiting.popleft()
         if id(module) not in plans:
             plan = plans[id(module)] = _plan(path, module, asked)
-            stale = _stale(plan, getattr(tree.root, "config", None))
-            plan.notes += [note for note in stale if all(note not in other.notes for other in plans.values())]
+            plan.notes += [
+                note for note in _stale(tree, plan) if all(note not in other.notes for other in plans.values())
+            ]
             for holder, name, mine in _holding(plan, holders):
                 where = tree.paths[id(holder)][0]
                 following = _following(plan, holder, name, mine, asked, where)
@@ -186,12 +194,21 @@ def _plan(path: str, module: nn.Module, asked: Mapping[str, object]) -> _Plan:
     return _Plan(path, module, layer, old, new, axes, [note] if note else [])
 
 
-def _stale(plan: _Plan, config: object) -> list[str]:
-    """What a model of transformers computes its loss by."""
-    old, new = (sizes.get("num_embeddings") for sizes in (plan.old, plan.new))
-    if old is None or old == new or getattr(config, "vocab_size", None) != old:
-        return []
-    return [f"the model's loss goes by its config, which still says {old}: model.config.vocab_size = {new}"]
+def _stale(tree: Tree, plan: _Plan) -> list[str]:
+    """Numbers beside the layer by which a model computes its loss or checks its input, and which say the old size."""
+    above = [plan.path[:at] for at, letter in enumerate(plan.path) if letter == "."]
+    owners = {"model.config": getattr(tree.root, "config", None), "model": tree.root}
+    owners |= {f'model.get_submodule("{path}")': tree.modules[path] for path in above}
+    notes = []
+    for size, attribute in _SPOKEN_OF:
+        old, new = plan.old.get(size), plan.new.get(size)
+        if old == new or (attribute == "num_labels" and not hasattr(tree.root, attribute)):
+            continue
+        places = [f"{name}.{attribute}" for name, owner in owners.items() if getattr(owner, attribute, None) == old]
+        if places:
+            line = " = ".join((*places, str(new)))
+            notes.append(f"the model may go by its {attribute}, which still says {old}: {line}")
+    return notes
 
 
 def _holders(tree: Tree) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -231,22 +248,37 @@ def _values(plan: _Plan, fill: Fill, known: dict[int, _Value]) -> list[_Value]:
         plan.layer.carry(plan.module, tensor.detach(), begin[name], plan.axes[name])
         if tensor.grad is not None and tensor.grad.layout is not torch.strided:
             plan.notes.append(f"the sparse gradient of {name} was dropped")
-    return [_Value(tensor, plan.axes[name], like(begin[name], tensor)) for name, tensor in mine.items()]
+    return [
+        _Value(tensor, plan.axes[name], like(begin[name].to(tensor.dtype), tensor)) for name, tensor in mine.items()
+    ]
 
 
 def _beginning(plan: _Plan, mine: dict[str, torch.Tensor], fill: Fill) -> dict[str, torch.Tensor]:
     """What new tensors hold where nothing is kept."""
-    begin = {name: tensor.detach().new_zeros(new_shape(plan.axes[name])) for name, tensor in mine.items()}
+    begin = {name: _zeros(plan, name, tensor) for name, tensor in mine.items()}
     grows = any(prod(axis.new) > prod(axis.old) for name in mine for axis in plan.axes[name] if not axis.reads)
     buffers = [name for name, tensor in mine.items() if not isinstance(tensor, nn.Parameter)]
     if grows and (fill == "init" or buffers):
         every = {name: torch.zeros_like(buffer) for name, buffer in plan.module.named_buffers()}
-        every |= {n: t.detach().new_zeros(new_shape(plan.axes[n])) for n, t in _tensors(plan).items()} | begin
+        every |= {name: _zeros(plan, name, tensor) for name, tensor in _tensors(plan).items()} | begin
         with torch.no_grad():
             plan.layer.initialise(scratch(plan.module, every, plan.layer.attributes(plan.module, plan.new)))
             for name in begin.keys() - buffers if fill == "zeros" else ():
                 begin[name].zero_()
     return begin
+
+
+def _zeros(plan: _Plan, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Memory for a tensor's new values; one of 8 bits is filled in a precision in which torch can fill it."""
+    shape = new_shape(plan.axes[name])
+    dtype = torch.float32 if tensor.dtype.itemsize == 1 else tensor.dtype
+    try:
+        return torch.zeros(shape, dtype=dtype, device=tensor.device)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ResizeError(
+            f'"{plan.path}" ({type(plan.module).__name__}): there is no memory for a {name} of {shape}: {reason}'
+        ) from error
 
 
 def _result(plan: _Plan, mine: list[_Value], values: dict[int, _Value]) -> Resized:
