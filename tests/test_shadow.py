@@ -331,3 +331,56 @@ def test_memory_of_outputs():
     trace = run(model, (3, 4))
     assert [trace.activations.get(str(index), 0) for index in range(5)] == [96, 0, 0, 24, 24]
     assert trace.activations[""] == 144
+
+
+@torch.library.custom_op("modsurg_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+class Calling(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.layer, x)
+
+
+def energy(layer, x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(layer(x).square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("function", [energy, lambda layer, x: torch.vmap(layer)(x)], ids=["gradient", "vmap"])
+def test_gradients_and_vmap_inside_forward_run_on_meta(function):
+    trace = run(Calling(function), (2, 4))
+    assert (trace.failure, trace.note) == (None, "")
+    assert trace.outputs[""] == ((2, 4),)
+
+
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (lambda layer, x: doubled(x), "no fake impl"),
+        (lambda layer, x: torch.autocast(x.device.type, enabled=False).__enter__(), "unsupported scalarType"),
+    ],
+    ids=["custom operator", "autocast"],
+)
+def test_what_meta_can_not_do_is_no_failure(function, reason):
+    trace = run(Calling(function), (2, 4))
+    assert trace.failure is None
+    assert reason in trace.note
+
+
+@pytest.mark.parametrize(
+    "model, reason",
+    [
+        (nn.Sequential(nn.ModuleList([nn.ReLU()])), 'missing the required "forward"'),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), "bilinear mode needs 4D input"),
+    ],
+)
+def test_what_torch_has_no_forward_for_is_a_failure(model, reason):
+    assert reason in str(run(model, (1, 3, 4)).failure)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from modsurg.tree.cloning import SMALL, to_meta
 from modsurg.tree.counting import RULES, count
+from modsurg.tree.mismatches import check
 from modsurg.tree.shapes import shaped
 from modsurg.tree.walk import Tree
 
@@ -155,7 +156,7 @@ class Recorder:
         """The tensors whose memory was not seen before."""
         found = []
         for tensor in tensors(value):
-            if tensor.layout is not torch.strided:
+            if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
                 continue
             storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # torch's own
             if storage not in self._storages:
@@ -209,7 +210,8 @@ class Functions(TorchFunctionMode):
             args, kwargs = _stay(args, kwargs)
         elif name in _FACTORIES or kwargs.get("device") is not None:
             return _made(func, name, args, kwargs)
-        out = shaped(name, args, kwargs)
+        check(name, args, kwargs)
+        out = NotImplemented if torch.is_grad_enabled() else shaped(name, args, kwargs)
         if out is not NotImplemented:
             return out
         try:

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -191,8 +192,12 @@ _FAST_PATH = "in eval mode TransformerEncoderLayer can take a fast path that rea
 
 def _is_limit(failure: Failure) -> bool:
     """Whether the error is meta's (a value was asked for, a kernel is missing) and not the model's."""
-    words = r"\b[Mm]eta\b|same device|[Dd]ata.dependent|GuardOnData"
-    return isinstance(failure.error, NotImplementedError) or re.search(words, str(failure.error)) is not None
+    words = r"\b[Mm]eta\b|same device|[Dd]ata.dependent|GuardOnData|fake impl|unsupported scalarType"
+    if re.search(words, str(failure.error)):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(failure.error.__traceback__)]
+    layer = frames[-1].f_globals.get("__name__", "").startswith("torch.nn.")  # it knows no such forward, no such input
+    return isinstance(failure.error, NotImplementedError) and not layer
 
 
 def _with_note(trace: Trace, way: _Way, before: Trace | None) -> Trace:

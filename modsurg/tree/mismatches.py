@@ -1,0 +1,80 @@
+"""Calls that torch refuses on every real device and lets pass on meta."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def check(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise what a real device would raise.
+
+    Args:
+        name: A torch function's name.
+        args: Its arguments; those by which it is recognised must be given by position.
+        kwargs: Its keyword arguments.
+
+    Raises:
+        RuntimeError: Dtypes that don't go together, another number of channels.
+        IndexError: A number that the table does not have.
+
+    Example:
+        >>> check("linear", (torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.half)), {})
+        Traceback (most recent call last):
+        RuntimeError: mat1 and mat2 must have the same dtype, but got float32 and float16
+    """
+    given = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    if name in _NORMS and given:
+        _norms(*given, *(arg for arg in kwargs.values() if isinstance(arg, torch.Tensor)))
+    elif name in _RULES and len(given) > 1:
+        _RULES[name](*given)
+
+
+def _products(one: torch.Tensor, other: torch.Tensor, *rest: torch.Tensor) -> None:
+    if one.dtype != other.dtype and not _is_autocast():
+        pair = f"{_named(one)} and {_named(other)}"
+        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {pair}")
+
+
+def _norms(x: torch.Tensor, *weights: torch.Tensor) -> None:
+    for weight in weights:
+        if weight.dtype != x.dtype and weight.dtype in (torch.float16, torch.bfloat16) and not _is_autocast():
+            raise RuntimeError(f"expected parameters of {_named(x)}, the input's dtype, but got {_named(weight)}")
+
+
+def _attention(query: torch.Tensor, *others: torch.Tensor) -> None:
+    for other in others:
+        _products(query, other)
+
+
+def _transposed(x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
+    channels = x.shape[1 - (x.dim() < weight.dim())]
+    if channels != weight.shape[0]:
+        raise RuntimeError(
+            f"given a transposed weight of size {list(weight.shape)}, expected an input of {weight.shape[0]} channels, "
+            f"but got {channels}"
+        )
+
+
+def _lookups(numbers: torch.Tensor, table: torch.Tensor, *rest: torch.Tensor) -> None:
+    if not numbers.is_meta and numbers.numel() and not numbers.is_floating_point():
+        low, high = (int(each) for each in numbers.aminmax())
+        if low < 0 or high >= table.shape[0]:
+            raise IndexError(f"{high if low >= 0 else low} is looked up in a table of {table.shape[0]} rows")
+
+
+def _named(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _is_autocast() -> bool:
+    return any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+
+
+_NORMS = frozenset({"layer_norm", "group_norm", "batch_norm"})
+_RULES: dict[str, Callable[..., None]] = {
+    **dict.fromkeys(("linear", "matmul", "__matmul__", "bmm", "mm"), _products),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
+    "embedding": _lookups,
+    "multi_head_attention_forward": _attention,
+}
