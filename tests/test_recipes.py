@@ -69,7 +69,7 @@ def test_several_verbs_that_meet_each_others_modules():
 def test_a_class_of_ones_own_is_trusted_by_name():
     model, other = net(), net()
     recipe = wrap(model, nn.Linear, Lora).recipe
-    with pytest.raises(TrustError, match="Lora"):
+    with pytest.raises(TrustError, match=r"Lora\nIf you trust them: replay\(model, recipe, trust="):
         replay(other, recipe)
     assert str(other) == str(net())
     replay(other, recipe, trust=(Lora,))
@@ -136,6 +136,7 @@ def test_texts_that_are_no_recipes(text, message):
     [
         ([{"verb": "explode"}], 'the verb "explode", which this version of modsurg does not know'),
         ([{"verb": "rename"}], "an edit that is not whole"),
+        ([{"verb": "freeze", "paths": "1"}], "an edit that is not whole"),
         ([{"verb": "add", "path": "x", "new": 4, "before": None, "after": None}], "speaks of module 4 and has 0"),
     ],
 )

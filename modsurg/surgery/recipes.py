@@ -5,6 +5,10 @@
      "modules": [...]}                                        new modules, each as a blueprint: structure without
          weights
 
+What a new module has of the model itself (the old module that it wraps, a weight that it shares) stands beside "new" as
+{"modules": {path in it: path in the model}, "parameters": {...}}. A part of the module that the same verb made for the
+site "a" is written "+a:path in that module".
+
 It holds no pickle. A new module is built from its blueprint, without a call to its constructor, and then initialised by
 its own `reset_parameters`.
 """
@@ -17,10 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from modsurg.errors import ModsurgError, RecipeError
+from modsurg.errors import ModsurgError, RecipeError, TrustError
+from modsurg.surgery.loans import loans, parameter_names, taken_out
 from modsurg.surgery.steps import Step
 from modsurg.tree.blueprint import build, describe
 from modsurg.tree.trust import Trusted
+from modsurg.tree.walk import Tree
 
 VERSION = 1
 
@@ -88,22 +94,16 @@ class Recorder:
         """A verb that brings no new module."""
         self._pending.append(lambda: {"verb": verb, **arguments})
 
-    def add(self, path: str, module: nn.Module, before: str | None, after: str | None) -> None:
-        """One new module at a new path."""
+    def add(self, path: str, module: nn.Module, tree: Tree, before: str | None, after: str | None) -> None:
+        """One new module at a new path of the model, of which `tree` is what it was."""
         self._pending.append(
-            lambda: {"verb": "add", "path": path, "new": self._number(module), "before": before, "after": after}
+            lambda: {"verb": "add", "path": path, **self._new(module, *_known(tree)), "before": before, "after": after}
         )
 
     def sites(self, verb: str, step: Step, untie: bool) -> None:
         """New modules in, around or beside the sites of a step."""
-        made = list(step.made)
-        self._pending.append(
-            lambda: {
-                "verb": verb,
-                "untie": untie,
-                "sites": [self._site(verb, paths, old, new) for paths, old, new in made],
-            }
-        )
+        made, tree = list(step.made), step.tree
+        self._pending.append(lambda: {"verb": verb, "untie": untie, "sites": self._sites(made, tree)})
 
     def settle(self) -> None:
         """Describe what was noted; what can't be described is told when the recipe is asked for."""
@@ -130,19 +130,29 @@ class Recorder:
             raise RecipeError(f"this edit can't be recorded: {self._failure}") from self._failure
         return Recipe(self._edits, self._modules)
 
-    def _site(self, verb: str, paths: tuple[str, ...], old: nn.Module, new: nn.Module) -> dict[str, Any]:
-        site = {"paths": list(paths), "class": type(old).__name__, "new": self._number(new)}
-        if verb in ("replace", "wrap") and new._modules:
-            held = [path for path, module in new.named_modules() if module is old]
-            return site | {"held": held} if held else site
-        return site
+    def _sites(self, made: list[tuple[tuple[str, ...], nn.Module, nn.Module]], tree: Tree) -> list[dict[str, Any]]:
+        modules, parameters = _known(tree)
+        sites = []
+        for paths, old, new in made:
+            sites.append({"paths": list(paths), "class": type(old).__name__, **self._new(new, modules, parameters)})
+            for inner, module in new.named_modules():  # a later site may get the same
+                modules.setdefault(id(module), f"+{paths[0]}:{inner}")
+        return sites
 
-    def _number(self, module: nn.Module) -> int:
-        blueprint = describe(module)
+    def _new(self, module: nn.Module, modules: dict[int, str], parameters: dict[int, str]) -> dict[str, Any]:
+        loan = loans(module, modules, parameters)
+        if "" in loan.get("modules", ()):
+            return {"new": None, **loan}
+        with taken_out(module, loan):
+            blueprint = describe(module)
         number = self._numbers.setdefault(json.dumps(blueprint, sort_keys=True), len(self._modules))
         if number == len(self._modules):
             self._modules.append(blueprint)
-        return number
+        return {"new": number, **loan}
+
+
+def _known(tree: Tree) -> tuple[dict[int, str], dict[int, str]]:
+    return {key: paths[0] for key, paths in tree.paths.items()}, parameter_names(tree)
 
 
 def make_module(recipe: Recipe, number: object, trust: Trusted) -> tuple[nn.Module, list[str]]:
@@ -157,7 +167,10 @@ def make_module(recipe: Recipe, number: object, trust: Trusted) -> tuple[nn.Modu
     """
     if not isinstance(number, int) or not 0 <= number < len(recipe.modules):
         raise RecipeError(f"the recipe speaks of module {number!r} and has {len(recipe.modules)}.")
-    module = build(recipe.modules[number], trust)
+    try:
+        module = build(recipe.modules[number], trust)
+    except TrustError as error:
+        raise TrustError(str(error).replace("load_model(path,", "replay(model, recipe,")) from None
     try:
         module.to_empty(device="cpu")
         return module, [path for path, part in module.named_modules() if not _initialise(part)]

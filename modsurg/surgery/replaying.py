@@ -1,6 +1,6 @@
 """Replay: a recorded edit on another copy of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modsurg.errors import RecipeError
+from modsurg.surgery.loans import give_back
 from modsurg.surgery.preflight import Example
 from modsurg.surgery.recipes import Recipe, make_module
 from modsurg.surgery.reports import Report
@@ -81,7 +82,8 @@ class _Replayed:
         if verb in ("replace", "wrap", "insert_before", "insert_after"):
             self._sites(verb, record)
         elif verb == "add":
-            self.edit.add(record["path"], self._make(record["new"]), before=record["before"], after=record["after"])
+            new = self._make(record, walk(self.root).modules)
+            self.edit.add(record["path"], new, before=record["before"], after=record["after"])
         elif verb == "remove":
             self.edit.remove(self._select(record["paths"]), delete=record["delete"], untie=record["untie"])
         elif verb == "rename":
@@ -97,6 +99,7 @@ class _Replayed:
         sites = {path: site for site in record["sites"] for path in site["paths"]}
         if not sites:
             return
+        modules = dict(walk(self.root).modules)
 
         def make(old: nn.Module, path: str) -> nn.Module:
             site = sites[path]
@@ -104,23 +107,26 @@ class _Replayed:
                 raise RecipeError(
                     f'"{path}" is a {type(old).__name__} here and was a {site["class"]} where the recipe was recorded.'
                 )
-            new = self._make(site["new"])
-            for held in site.get("held", ()):
-                above, _, name = held.rpartition(".")
-                new.get_submodule(above)._modules[name] = old
+            new = self._make(site, modules)
+            modules.update({f"+{site['paths'][0]}:{inner}": module for inner, module in new.named_modules()})
             return new
 
         selection = self._select(list(sites))
         method = getattr(self.edit, verb)
         method(selection, make, untie=record["untie"])
 
-    def _make(self, number: object) -> nn.Module:
-        module, empty = make_module(self.recipe, number, self.trust)
+    def _make(self, record: dict[str, Any], modules: Mapping[str, nn.Module]) -> nn.Module:
+        if record["new"] is None:
+            return modules[record["modules"][""]]
+        module, empty = make_module(self.recipe, record["new"], self.trust)
+        give_back(module, record, modules.__getitem__)
         if empty:
             self.edit.note(f"not initialised by their class, so zeros until weights are loaded: {', '.join(empty)}")
         return module
 
     def _select(self, paths: list[str]) -> Selection:
+        if not isinstance(paths, list):
+            raise TypeError("paths must be a list")
         wanted, tree = set(paths), walk(self.root)
         missing = next((path for path in paths if path not in tree.modules), None)
         if missing is not None:

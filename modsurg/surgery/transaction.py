@@ -96,7 +96,7 @@ class Edit:
         """See `modsurg.add`."""
         with self._verb() as step:
             add_child(step, path, module, before, after)
-            self._recorder.add(path, module, before, after)
+            self._recorder.add(path, module, step.tree, before, after)
 
     def insert_before(self, where: Where, new: New, *, count: int | None = None, untie: bool = False) -> None:
         """See `modsurg.insert_before`."""

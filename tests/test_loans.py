@@ -1,0 +1,112 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from modsurg import Recipe, add, edit, replace, replay, wrap
+from modsurg.errors import RecipeError
+from modsurg.surgery.loans import give_back, loans, taken_out
+
+
+class Foreign(nn.Module):
+    """No recipe could build it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.function = lambda x: x
+
+    def forward(self, x):
+        return self.function(self.layer(x))
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(Foreign(), nn.Linear(3, 3), nn.Linear(3, 3))
+
+
+def replayed(report):
+    other = net()
+    replay(other, Recipe.from_json(report.recipe.to_json()))
+    return other
+
+
+def test_what_is_wrapped_is_not_described_and_need_not_be_trusted():
+    model, x = net(), torch.randn(2, 3)
+    was = model(x)
+    other = replayed(wrap(model, "0", nn.Sequential))
+    assert isinstance(model[0][0], Foreign)
+    assert isinstance(other[0][0], Foreign)
+    assert torch.equal(other(x), was)
+
+
+def test_one_new_module_in_two_places_stays_one():
+    model = net()
+    with edit(model) as e:
+        e.replace("1", shared := nn.Linear(3, 3))
+        e.replace("2", shared)
+    assert (other := replayed(e.report))[1] is other[2]
+    shared = nn.ReLU()
+    other = replayed(wrap(net(), nn.Linear, lambda old: nn.Sequential(shared, old)))
+    assert other[0].layer[0] is other[1][0] is other[2][0]
+
+
+def test_a_module_of_the_model_in_another_place_is_that_module():
+    model = net()
+    assert (other := replayed(replace(model, "2", lambda old: model[1])))[2] is other[1]
+    model = net()
+    assert (other := replayed(add(model, "3", nn.Sequential(nn.ReLU(), model[1]))))[3][1] is other[1]
+
+
+def test_a_weight_of_the_model_is_that_weight():
+    def tied(old):
+        new = nn.Linear(3, 3)
+        new.weight = old.weight
+        return new
+
+    other = replayed(replace(net(), "1", tied))
+    assert torch.equal(other[1].weight, net()[1].weight)
+    model = net()
+    head = nn.Linear(3, 3)
+    head.weight = model[1].weight
+    report = replace(model, "2", head)
+    assert (other := replayed(report))[2].weight is other[1].weight
+    smaller = net()
+    smaller[1] = nn.Linear(2, 2)
+    with pytest.raises(RecipeError, match=r"1.weight is \(2, 2\) here and was \(3, 3\) where the recipe was recorded"):
+        replay(smaller, report.recipe)
+
+
+def test_the_new_module_is_whole_again():
+    old = nn.Linear(2, 2)
+    new = nn.Sequential(nn.ReLU(), old, nn.Sequential(old))
+    loan = loans(new, {id(old): "fc"}, {})
+    assert loan == {"modules": {"1": "fc", "2.0": "fc"}}
+    with pytest.raises(ZeroDivisionError, match="division"), taken_out(new, loan):
+        assert isinstance(new[1], nn.Identity)
+        _ = 1 / 0
+    assert new[1] is new[2][0] is old
+    give_back(new, loan, {"fc": (other := nn.Linear(2, 2))}.__getitem__)
+    assert new[1] is new[2][0] is other
+
+
+@pytest.mark.parametrize(
+    "loan",
+    [
+        {"modules": {"forward": "1"}},
+        {"modules": {"": "1"}},
+        {"modules": {"0": "9"}},
+        {"modules": 3},
+        {"parameters": {"x": "1.weight"}},
+        {"parameters": {"weight": "1.nothing"}},
+        {"new": None},
+    ],
+)
+def test_loans_that_do_not_hold_together(loan):
+    data = json.loads(replace(net(), "1", nn.Linear(3, 3)).recipe.to_json())
+    data["edits"][0]["sites"][0] |= loan
+    model = net()
+    with pytest.raises(RecipeError, match="an edit that is not whole"):
+        replay(model, Recipe.from_json(json.dumps(data)))
+    assert str(model) == str(net())
