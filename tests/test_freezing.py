@@ -255,3 +255,28 @@ def test_compiled_forward_of_a_held_norm():
     body = snapshot(model[0])
     compiled.train()(torch.randn(2, 3, 8, 8)).sum().backward()
     assert same(snapshot(model[0]), body)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(2))
+        self.body, self.norm, self.head = nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2)
+
+
+def test_parameters_of_the_model_itself_that_were_forgotten_are_told():
+    model = Tokens()
+    message = r'token of Tokens itself still trains: freeze\(model, "\*\*"\), then unfreeze\(model, ...\)'
+    with pytest.warns(modsurg.errors.ModsurgWarning, match=message):
+        modsurg.freeze(model, modsurg.select(model, "*") - modsurg.select(model, "head"))
+    assert model.token.requires_grad
+
+
+@pytest.mark.filterwarnings("error")
+def test_parameters_of_the_model_itself_that_were_not_meant_are_not():
+    model = Tokens()
+    modsurg.freeze(model, "body")
+    modsurg.freeze(model, "**")
+    modsurg.freeze(model, "*")
+    modsurg.unfreeze(model, "head")
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]

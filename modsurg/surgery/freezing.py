@@ -1,5 +1,6 @@
 """Freezing: parameters that no optimizer moves, and statistics that stay when the model trains."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -49,7 +50,8 @@ def freeze_modules(tree: Tree, modules: Iterable[nn.Module], journal: Journal) -
     for module in holding:
         _keep_mode(module, journal)
         hold(module)
-    return Frozen(*_names(tree, parameters, holding), _shared(tree, roots, inside, "frozen"))
+    notes = (*_shared(tree, roots, inside, "frozen"), *_left_out(tree, roots, inside))
+    return Frozen(*_names(tree, parameters, holding), notes)
 
 
 def unfreeze_modules(tree: Tree, modules: Iterable[nn.Module], journal: Journal) -> Frozen:
@@ -118,6 +120,19 @@ def _shared(tree: Tree, roots: list[nn.Module], inside: dict[int, nn.Module], st
         for name, parameter in module._parameters.items():
             if id(parameter) in own:
                 notes.append(f"{path}.{name}".lstrip(".") + f" is the same parameter as one inside: it is {state} too")
+    return tuple(notes)
+
+
+def _left_out(tree: Tree, roots: list[nn.Module], inside: dict[int, nn.Module]) -> tuple[str, ...]:
+    """Parameters of a parent itself, of whose children several were frozen: whoever selects those may forget them."""
+    above = Counter(tree.paths[id(root)][0].rpartition(".")[0] for root in roots)
+    notes = []
+    for path in (path for path, children in above.items() if children > 1):
+        parent = tree.modules[path]
+        names = [name for name, p in parent._parameters.items() if p is not None and p.requires_grad]
+        if names and id(parent) not in inside:
+            trains = f"{', '.join(names)} of {type(parent).__name__} itself still train{'s' * (len(names) == 1)}"
+            notes.append(f'{trains}: freeze(model, "{path or "**"}"), then unfreeze(model, ...) what is to train')
     return tuple(notes)
 
 

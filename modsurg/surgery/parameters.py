@@ -68,9 +68,10 @@ def freeze(
 
     Args:
         model: Edited in place.
-        where: See `select`. `"**"` is everything; a `Selection` can leave something out.
+        where: See `select`. `"**"` is everything, with the parameters of the model itself; a `Selection` can leave
+            something out.
         count: How many sites there must be.
-        optimizer: See `edit`.
+        optimizer: See `edit`. An LBFGS must be given: its history moves what has no gradient too.
         scheduler: See `edit`.
         example: See `edit`.
 

@@ -68,7 +68,8 @@ def _slot(tree: Tree, segments: list[str]) -> str | None:
     if parent._modules.get(name, parent) is None or (name in parent.__dict__ and parent.__dict__[name] is None):
         return f': the slot is empty (None). Fill it: add(model, "{path}", module).'
     if name in parent._parameters or name in parent._buffers:
-        return f": {name} is a tensor of {type(parent).__name__}, not a module."
+        named = f'; name the module: "{".".join(segments[:-1])}"' if len(segments) > 1 else ""
+        return f": {name} is a tensor of {type(parent).__name__}, not a module{named}."
     if isinstance(parent, nn.Sequential | nn.ModuleList) and name.lstrip("-").isdecimal():
         names = list(parent._modules)
         it = f'"{".".join(segments[:-1])}"' if len(segments) > 1 else "it"
