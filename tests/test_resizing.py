@@ -308,3 +308,18 @@ def test_any_sequence_keeps_the_smallest_part(steps, conv):
         journal.rollback()
     assert torch.equal(layer.weight, first)
     assert getattr(layer, names[0]) == 4
+
+
+def test_what_a_forward_of_its_own_makes_of_it_is_not_said():
+    class Doubled(nn.Linear):
+        def forward(self, input):
+            return super().forward(input) * self.in_features
+
+    model = nn.Sequential(Doubled(2, 3), nn.modules.linear.NonDynamicallyQuantizableLinear(3, 3))
+    (report,), _ = resize(model, "0", in_features=4)
+    assert report.difference is None
+    assert report.notes == ("0: Doubled has a forward of its own, so what becomes of its output was not measured",)
+    (report,), _ = resize(model, "1", in_features=4)
+    assert report.difference < 1e-6
+    model[1].forward = lambda x: x
+    assert resize(model, "1", in_features=5)[0][0].difference is None

@@ -74,8 +74,17 @@ class Layer:
 
     def respond(self, scratch: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         """The output of a scratch layer, by the forward of torch's own class."""
-        base = next((kind for kind in type(scratch).__mro__ if kind in self.classes), type(scratch))
-        return cast(torch.Tensor, base.forward(scratch, *inputs))
+        return cast(torch.Tensor, self.base(scratch).forward(scratch, *inputs))
+
+    def base(self, module: nn.Module) -> type[nn.Module]:
+        """The class of the family that `module` is of."""
+        return next((kind for kind in type(module).__mro__ if kind in self.classes), type(module))
+
+    def computes_its_own_way(self, module: nn.Module) -> bool:
+        """Whether the forward is another than that of the family, so that a trial of the latter says nothing of it."""
+        kind, base = type(module), self.base(module)
+        names = ("forward", "_conv_forward")
+        return "forward" in vars(module) or any(getattr(kind, n, None) is not getattr(base, n, None) for n in names)
 
 
 class Table(Layer):

@@ -41,7 +41,7 @@ class Resized:
         sizes: Each size that changed, before and after.
         tensors: The parameters and buffers that changed.
         difference: The greatest difference between the old and the new layer's output, where both have one, on a random
-            input (a gray one where colours become gray). None on meta.
+            input (a gray one where colours become gray). None on meta, and where a subclass has a forward of its own.
         notes: What the user should know.
     """
 
@@ -287,6 +287,12 @@ def _result(plan: _Plan, mine: list[_Value], values: dict[int, _Value]) -> Resiz
         name: values[id(tensor)].new if id(tensor) in values else tensor.detach()
         for name, tensor in _tensors(plan).items()
     }
+    own_way = plan.layer.computes_its_own_way(plan.module)
+    if own_way:
+        kind = type(plan.module).__name__
+        plan.notes.append(
+            f"{plan.path}: {kind} has a forward of its own, so what becomes of its output was not measured"
+        )
     attributes = plan.layer.attributes(plan.module, plan.new)
     was, now = (
         scratch(plan.module, {name: precise(tensor) for name, tensor in tensors.items()}, changed)
@@ -297,7 +303,7 @@ def _result(plan: _Plan, mine: list[_Value], values: dict[int, _Value]) -> Resiz
         module=plan.module,
         sizes={name: (old, plan.new[name]) for name, old in plan.old.items() if plan.new[name] != old},
         tensors=tuple(Reshaped(value.tensor, value.axes) for value in mine),
-        difference=difference(plan.layer, was, now, plan.old, plan.new),
+        difference=None if own_way else difference(plan.layer, was, now, plan.old, plan.new),
         notes=tuple(plan.notes),
     )
 
