@@ -1,7 +1,10 @@
+import copy
 import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from modsurg import Recipe, add, edit, replace, replay, wrap
@@ -110,3 +113,58 @@ def test_loans_that_do_not_hold_together(loan):
     with pytest.raises(RecipeError, match="an edit that is not whole"):
         replay(model, Recipe.from_json(json.dumps(data)))
     assert str(model) == str(net())
+
+
+def ties(model):
+    """Every path and name, and which of them are one object."""
+    numbers = {}
+    objects = (*model.named_modules(remove_duplicate=False), *model.named_parameters(remove_duplicate=False))
+    return [
+        (path, numbers.setdefault(id(each), len(numbers)), getattr(each, "shape", type(each))) for path, each in objects
+    ]
+
+
+def tying(old, weight):
+    new = nn.Linear(2, 2)
+    new.weight = weight
+    return new
+
+
+leaves = st.sampled_from([nn.ReLU, nn.Tanh, lambda: nn.Linear(2, 2)]).map(lambda make: make())
+trees = st.recursive(
+    leaves, lambda inner: st.lists(inner, min_size=1, max_size=4).map(lambda cs: nn.Sequential(*cs)), max_leaves=8
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(tree=trees, data=st.data())
+@pytest.mark.filterwarnings("ignore::modsurg.errors.ModsurgWarning")
+def test_random_edits_are_replayed_with_their_ties(tree, data):
+    model = nn.Sequential(tree, nn.Linear(2, 2))
+    model.append(data.draw(st.sampled_from(list(tree.modules()))))
+    other, weight, shared = copy.deepcopy(model), model[1].weight, nn.Linear(2, 2)
+    before = ties(model)
+    with edit(model) as e:
+        for _ in range(data.draw(st.integers(1, 4))):
+            paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
+            path = data.draw(st.sampled_from(paths))
+            place = data.draw(st.sampled_from([path, lambda path, module: path and not module._modules]))
+            verb = data.draw(st.sampled_from(["share", "wrap", "beside", "tie", "move", "insert"]))
+            if verb == "share":
+                e.replace(place, lambda old: shared)
+            elif verb == "wrap":
+                e.wrap(place, nn.Sequential)
+            elif verb == "beside":
+                e.wrap(place, lambda old: nn.Sequential(shared, old))
+            elif verb == "tie":
+                e.replace(place, lambda old: tying(old, weight))
+            elif verb == "move":
+                leaf = data.draw(st.sampled_from([m for m in model.modules() if not m._modules]))
+                e.replace(path, lambda old, leaf=leaf: leaf)
+            else:
+                e.insert_after(place, lambda old: nn.Identity())
+    report = replay(other, Recipe.from_json(e.report.recipe.to_json()))
+    assert ties(other) == ties(model)
+    report.undo()
+    e.report.undo()
+    assert ties(other) == ties(model) == before
