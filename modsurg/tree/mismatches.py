@@ -23,11 +23,12 @@ def check(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         RuntimeError: mat1 and mat2 must have the same dtype, but got float32 and float16
     """
-    given = [arg for arg in args if isinstance(arg, torch.Tensor)]
-    if name in _NORMS and given:
-        _norms(*given, *(arg for arg in kwargs.values() if isinstance(arg, torch.Tensor)))
-    elif name in _RULES and len(given) > 1:
-        _RULES[name](*given)
+    rule = _RULES.get(name)
+    if rule is not None:
+        named = kwargs.values() if rule is _norms else ()  # which of them is which, does not matter there alone
+        given = [arg for arg in (*args, *named) if isinstance(arg, torch.Tensor)]
+        if args and len(given) > 1:
+            rule(*given)
 
 
 def _products(one: torch.Tensor, other: torch.Tensor, *rest: torch.Tensor) -> None:
@@ -71,9 +72,9 @@ def _is_autocast() -> bool:
     return any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
 
 
-_NORMS = frozenset({"layer_norm", "group_norm", "batch_norm"})
 _RULES: dict[str, Callable[..., None]] = {
     **dict.fromkeys(("linear", "matmul", "__matmul__", "bmm", "mm"), _products),
+    **dict.fromkeys(("layer_norm", "group_norm", "batch_norm"), _norms),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
     "embedding": _lookups,
     "multi_head_attention_forward": _attention,
