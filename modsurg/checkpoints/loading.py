@@ -10,6 +10,7 @@ from torch import nn
 from modsurg.checkpoints.customised import load_through_torch, snapshot
 from modsurg.checkpoints.filling import fill
 from modsurg.checkpoints.formats.base import Source
+from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.matching import Options, Plan, judge_keys, make_plan
 from modsurg.checkpoints.reports import LoadReport, Problems
 from modsurg.checkpoints.targets import Targets, fill_meta, find_targets
@@ -32,6 +33,9 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
     _refuse_leftover_meta(targets, options)
     if verify:
         insist(source, plan.keys(source))
+    if isinstance(source, MemorySource):
+        stays = {fill.key: fill.target.tensor for fill in plan.fills if not fill.overlap}
+        source.keep_apart((target.tensor for target in targets.tensors.values()), stays)
     with ExitStack() as way_back:
         if custom:
             back_to_meta = fill_meta(targets.tensors.values())

@@ -1,6 +1,6 @@
 """A state_dict in memory, seen as a source like any file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class MemorySource(Source):
 
     def __init__(self, state: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
         self._state = state
+        self._copies: dict[str, torch.Tensor] = {}
         entries: dict[str, Entry] = {}
         ties: dict[str, str] = {}
         extra: dict[str, object] = {}
@@ -48,8 +49,24 @@ class MemorySource(Source):
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor itself."""
-        tensor: torch.Tensor = self._state[key]
+        tensor: torch.Tensor = self._copies[key] if key in self._copies else self._state[key]
         return tensor.detach()
+
+    def keep_apart(self, places: Iterable[torch.Tensor], stays: Mapping[str, torch.Tensor]) -> None:
+        """Copy the values that lie in memory which is about to be overwritten.
+
+        Args:
+            places: Tensors that will be filled.
+            stays: By key, the tensor that it will fill: where that is the value itself, nothing changes.
+        """
+        dense = (tensor for tensor in places if tensor.layout is torch.strided and not is_lazy(tensor))
+        memories = {tensor.untyped_storage().data_ptr() for tensor in dense} - {0}
+        for key in self:
+            value = self.read(key)
+            if value.untyped_storage().data_ptr() not in memories:
+                continue
+            if key not in stays or _identity(stays[key]) != _identity(value):
+                self._copies[key] = value.clone()
 
 
 def _identity(tensor: torch.Tensor) -> object:
@@ -93,9 +110,11 @@ def _checked_extra(key: str, value: object) -> object:
     if key.rpartition(".")[2] == EXTRA_STATE:
         return value
     kind = type(value).__name__
-    if isinstance(value, Mapping) and all(isinstance(item, torch.Tensor) for item in value.values()):
-        raise SaveError(f"{key} is itself a state ({kind} of {len(value)} tensors): save_state(state[{key!r}], ...)")
+    if isinstance(value, Mapping) and value and all(isinstance(item, torch.Tensor) for item in value.values()):
+        raise SaveError(f"{key} is itself a state ({kind} of {len(value)} tensors): give state[{key!r}]")
+    if hasattr(value, "__array__"):
+        raise SaveError(f"{key} is of type {kind}, and a state_dict holds tensors: give torch.as_tensor of it")
     raise SaveError(
-        f"{key} is of type {kind}, and a state_dict holds tensors: put it into metadata={{{key!r}: ...}} as text, "
-        "or keep a whole run with save_checkpoint"
+        f"{key} is of type {kind}, and a state_dict holds tensors: leave it out, save it in metadata={{{key!r}: ...}} "
+        "as text, or keep a whole run with save_checkpoint"
     )
