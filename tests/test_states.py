@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -95,6 +96,25 @@ def test_a_state_in_memory(tmp_path):
     assert old[3].weight.abs().sum() > 0
 
 
+def test_a_state_that_lies_in_the_memory_of_the_model():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    first, second = (layer.weight.detach().clone() for layer in model)
+    load_state(model, model.state_dict(), rename={"0": "1", "1": "0"})
+    assert torch.equal(model[0].weight, second)
+    assert torch.equal(model[1].weight, first)
+    load_state(model, {"0.weight": model[0].weight.t()}, only="0.weight")
+    assert torch.equal(model[0].weight, second.t())
+
+
+def test_modules_with_loading_code_get_a_state_that_lies_in_their_memory():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    model[0].register_load_state_dict_post_hook(lambda module, keys: None)
+    model[0].weight.data.fill_(2)
+    load_state(model, model.state_dict(), rename={"0": "1", "1": "0"})
+    assert model[0].weight.sum() == 3
+    assert model[1].weight.sum() == 6
+
+
 def test_a_state_that_was_read(tmp_path):
     old, new = net(), net()
     with read_state(save_state(old, tmp_path / "net.safetensors")) as state:
@@ -105,10 +125,34 @@ def test_a_state_that_was_read(tmp_path):
 
 
 def test_something_that_is_no_state():
-    with pytest.raises(LoadError, match=r"can't be loaded: model is itself a state .*state\['model'\]"):
+    with pytest.raises(LoadError, match=r"can't be loaded: model is itself a state .*: give state\['model'\]"):
         load_state(net(), {"model": net().state_dict(), "epoch": 3})
-    with pytest.raises(LoadError, match="can't be loaded: epoch is of type int"):
+    with pytest.raises(LoadError, match="can't be loaded: epoch is of type int.*: leave it out"):
         load_state(net(), {"epoch": 3})
+    with pytest.raises(LoadError, match=r"weight is of type ndarray.*: give torch\.as_tensor of it"):
+        load_state(net(), {"weight": np.zeros(3)})
+    with pytest.raises(SaveError, match="state is of type dict"):
+        save_state(torch.optim.SGD(net().parameters()).state_dict(), "a.pt")
+
+
+def test_a_dtype_that_loses_what_floating_tensors_hold(tmp_path):
+    path = save_state(net(), tmp_path / "a.pt")
+    for dtype in (torch.int8, torch.complex64):
+        with pytest.raises(SaveError, match=f"dtype={dtype} would lose what floating tensors hold: take torch.float16"):
+            save_state(net(), path, dtype=dtype)
+        with pytest.raises(LoadError, match=f"dtype={dtype} would lose"):
+            read_state(path, dtype=dtype)
+    with pytest.raises(SaveError, match="dtype='float16' is no dtype of torch: take torch.float16"):
+        save_state(net(), path, dtype="float16")
+
+
+def test_arguments_of_another_kind(tmp_path):
+    with pytest.raises(LoadError, match=r"has a Sequential where the path should be.*other\.state_dict\(\)"):
+        load_state(net(), net())
+    with pytest.raises(LoadError, match="has a str where the model should be"):
+        load_state("a.pt", net())
+    with pytest.raises(SaveError, match="a SGD is neither a model nor a state_dict.*save_checkpoint"):
+        save_state(torch.optim.SGD(net().parameters()), tmp_path / "a.pt")
 
 
 def test_nothing_there(tmp_path):
@@ -126,6 +170,10 @@ def test_nothing_there(tmp_path):
 def test_metadata(tmp_path):
     path = save_state(net(), tmp_path / "net.safetensors", metadata={"epoch": "3"})
     assert read_state(path).metadata == {"epoch": "3"}
+    with pytest.raises(SaveError, match=r"metadata\['a'\] is no valid text .*repr\(\)"):
+        save_state(net(), tmp_path / "b.safetensors", metadata={"a": "\ud800"})
+    with pytest.raises(SaveError, match=r"metadata is of type list: give names and texts"):
+        save_state(net(), tmp_path / "b.safetensors", metadata=["a"])
     with pytest.raises(SaveError, match=r"metadata\['epoch'\] is of type int.*str"):
         save_state(net(), tmp_path / "b.safetensors", metadata={"epoch": 3})
     with pytest.raises(SaveError, match=r"begin with 'modsurg\.' are taken"):

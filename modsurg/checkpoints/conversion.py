@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from modsurg.checkpoints.formats.base import Source
-from modsurg.checkpoints.formats.derived import DerivedSource
+from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.opening import open_source, write_source
 from modsurg.checkpoints.renaming import Only, Rename, chooser, renamer
 from modsurg.errors import LoadError, SaveError
@@ -88,7 +88,7 @@ def convert(
     """
     with open_source(source) as opened:
         names = _names(opened, rename, only)
-        derived = _Watched(DerivedSource(opened, names=names, dtype=_floating(dtype)), progress)
+        derived = _Watched(DerivedSource(opened, names=names, dtype=floating(dtype, SaveError)), progress)
         written = _write(Path(target), derived, shard_size)
         kept = set(names.values())
         left = (*opened.left, *(key for key in opened.keys_in_order if key not in kept))
@@ -123,12 +123,6 @@ def _write(target: Path, source: Source, shard_size: int | str | None) -> Path:
 
     write_distributed(target, source)
     return target
-
-
-def _floating(dtype: torch.dtype | None) -> torch.dtype | None:
-    if dtype is not None and not dtype.is_floating_point:
-        raise SaveError(f"dtype={dtype} would lose what floating tensors hold: take torch.float16 or torch.bfloat16")
-    return dtype
 
 
 def _names(source: Source, rename: Rename, only: Only) -> dict[str, str]:

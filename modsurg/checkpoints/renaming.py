@@ -112,8 +112,9 @@ def _rule(old: str, new: str | None) -> Callable[[str], tuple[str | None] | None
     if old.startswith("re:"):
         try:
             pattern = re.compile(old[3:])
-        except re.error as error:
-            raise PatternError(f"rename: {old!r} does not parse: {error}") from None
+            pattern.sub(new or "", "")
+        except (re.error, IndexError) as error:
+            raise PatternError(f"rename: {old!r}: {new!r} does not parse: {error}") from None
 
         def by_pattern(key: str) -> tuple[str | None] | None:
             match = pattern.fullmatch(key)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from modsurg.checkpoints.formats.base import Source
-from modsurg.checkpoints.formats.derived import DerivedSource
+from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.loading import load
 from modsurg.checkpoints.matching import OnMismatch, Options
@@ -116,6 +116,12 @@ def save_state(
         '3'
     """
     _check_metadata(metadata)
+    dtype = floating(dtype, SaveError)
+    if not isinstance(model_or_state, nn.Module | Mapping):
+        raise SaveError(
+            f"save_state(model, path): a {type(model_or_state).__name__} is neither a model nor a state_dict; a whole "
+            "run, optimizer included, is kept by save_checkpoint"
+        )
     if isinstance(model_or_state, State):
         state = model_or_state
         names = {key: key for key in state}
@@ -148,7 +154,7 @@ def read_state(
     Raises:
         FileNotFoundError: Nothing there.
         FormatError: The file is not what its name says, or has no such part.
-        LoadError: `where` fits no key.
+        LoadError: `where` fits no key, or `dtype` is no floating one.
 
     Example:
         >>> import tempfile
@@ -157,6 +163,7 @@ def read_state(
         >>> list(state), state["1.weight"].shape
         (['1.weight', '1.bias'], torch.Size([1, 2]))
     """
+    dtype = floating(dtype, LoadError)
     source = open_source(path, part)
     keys = list(filter(chooser(where), source.keys_in_order))
     if not keys and where is not None:
@@ -213,6 +220,13 @@ def load_state(
           sliced  weight  file (4, 3), model (2, 3)
           sliced  bias    file (4,), model (2,)
     """
+    for given, kind in ((model, nn.Module), (path_or_state, str | os.PathLike | Mapping)):
+        if not isinstance(given, kind):
+            place = "model" if given is model else "path"
+            raise LoadError(
+                f"load_state(model, path) has a {type(given).__name__} where the {place} should be; nothing was loaded."
+                " From another model: load_state(model, other.state_dict())"
+            )
     options = Options(strict, rename, only, on_mismatch)
     if isinstance(path_or_state, State):
         names = {key: key for key in path_or_state}
@@ -228,10 +242,18 @@ def load_state(
 
 
 def _check_metadata(metadata: Mapping[str, str] | None) -> None:
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise SaveError(
+            f"metadata is of type {type(metadata).__name__}: give names and texts, metadata={{'epoch': '3'}}"
+        )
     for name, text in (metadata or {}).items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise SaveError(
                 f"metadata[{name!r}] is of type {type(text).__name__}, and only text is kept: str(...) of it"
             )
+        try:
+            (name + text).encode()
+        except UnicodeEncodeError as error:
+            raise SaveError(f"metadata[{name!r}] is no valid text ({error.reason}): encode it, as by repr()") from None
         if name.startswith("modsurg."):
             raise SaveError(f"metadata[{name!r}]: names that begin with 'modsurg.' are taken; give it another name")

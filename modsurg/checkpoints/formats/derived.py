@@ -7,6 +7,7 @@ import torch
 
 from modsurg.checkpoints.formats.base import Entry, Notes, Source
 from modsurg.checkpoints.formats.transfer import Region
+from modsurg.errors import CheckpointError
 
 
 class DerivedSource(Source):
@@ -69,3 +70,15 @@ class DerivedSource(Source):
             return replace(entry, name=name)
         count = entry.nbytes // entry.dtype.itemsize
         return Entry(name, self._dtype, entry.shape, count * self._dtype.itemsize)
+
+
+def floating(dtype: torch.dtype | None, error: type[CheckpointError]) -> torch.dtype | None:
+    """The dtype for floating tensors, if it can be one.
+
+    Raises:
+        CheckpointError: As `error`: it holds whole numbers, or is no dtype.
+    """
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    what = "would lose what floating tensors hold" if isinstance(dtype, torch.dtype) else "is no dtype of torch"
+    raise error(f"dtype={dtype!r} {what}: take torch.float16 or torch.bfloat16")
