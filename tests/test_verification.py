@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import nn
 
@@ -76,6 +77,25 @@ def test_what_is_not_loaded_need_not_be_whole(tmp_path):
     load_state(net(), path, only="0", verify=True)
     with pytest.raises(IntegrityError, match=r"2\.weight"):
         load_state(net(), path, verify=True)
+
+
+def test_what_lies_beside_the_state_is_checked_too(tmp_path):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 8)).sum().backward()
+    optimizer.step()
+    run = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(run, tmp_path / "run.pt")
+    dcp.save(run, checkpoint_id=tmp_path / "run")
+    momentum = optimizer.state_dict()["state"][0]["exp_avg"].numpy().tobytes()
+    assert verify(tmp_path / "run.pt")
+    assert verify(tmp_path / "run")
+    for path in (tmp_path / "run.pt", next((tmp_path / "run").glob("*.distcp"))):
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(momentum, momentum[:-1] + b"?"))
+    for name in ("run.pt", "run"):
+        assert verify(tmp_path / name).problem.endswith("is damaged: its checksum does not hold")
+        assert load_state(net(), tmp_path / name, verify=True)
 
 
 def test_a_broken_file_is_false_and_says_why(tmp_path):

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.opening import open_source
-from modsurg.errors import FormatError, IntegrityError
+from modsurg.errors import FormatError, IntegrityError, TrustError
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ Progress = Callable[[int, int], None]
 def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Verification:
     """Check a checkpoint file: sizes, header, and the stored hash of every tensor.
 
-    Every byte is read once, through a small buffer. Files of other programs mostly have no hashes; what can be checked
-    without is checked, and the result says so.
+    Every byte is read once, through a small buffer, what lies beside the state too. Files of other programs mostly have
+    no hashes; what can be checked without is checked, and the result says so.
 
     Args:
         path: A file of any format that `load_state` reads.
@@ -74,8 +74,10 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
     """
     try:
         with open_source(path) as source:
-            return examine(source, source, progress)
-    except FormatError as error:
+            found = examine(source, source, progress)
+            rest = source.rest() if found else ""
+            return replace(found, problem=f"{path}: {rest}") if rest else found
+    except (FormatError, TrustError) as error:
         return Verification(str(path), problem=str(error))
 
 

@@ -5,6 +5,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -71,11 +72,13 @@ class Archive:
         Raises:
             FormatError: No such record, compressed, or one that does not lie inside the file.
         """
-        info = self._info(name)
+        return self._stored(self._info(name))
+
+    def _stored(self, info: zipfile.ZipInfo) -> Region:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
             raise FormatError(
-                f"record {name!r} is compressed or encrypted, as torch.save never does: unpack the archive and zip it "
-                "without compression (zip -0), or write it again with torch.save"
+                f"record {self._short(info)!r} is compressed or encrypted, as torch.save never does: unpack it "
+                "and zip it without compression (zip -0), or write it again with torch.save"
             )
         return self._extent(info)
 
@@ -97,29 +100,63 @@ class Archive:
         Raises:
             FormatError: As `region`; also for a record over 256 MiB, and one whose checksum does not hold.
         """
-        info = self._info(name)
+        return self._content(self._info(name))
+
+    def _content(self, info: zipfile.ZipInfo) -> bytes:
         if info.file_size > _RECORD_LIMIT:
-            raise FormatError(f"record {name!r} claims {info.file_size:,} bytes, which no file of torch needs")
-        region = self.region(name) if info.compress_type != zipfile.ZIP_DEFLATED else self._extent(info)
+            raise FormatError(
+                f"record {self._short(info)!r} claims {info.file_size:,} bytes, which no file of torch needs"
+            )
+        deflated = info.compress_type == zipfile.ZIP_DEFLATED
+        region = self._extent(info) if deflated else self._stored(info)
         data = bytearray(region.nbytes)
         read_into(region, memoryview(data))
-        content = bytes(data) if info.compress_type != zipfile.ZIP_DEFLATED else _inflate(data, info.file_size)
+        content = _inflate(data, info.file_size) if deflated else bytes(data)
         if _summed(info) and zlib.crc32(content) != info.CRC:
-            raise FormatError(f"record {name!r} is damaged: its checksum does not hold")
+            raise FormatError(f"record {self._short(info)!r} is damaged: its checksum does not hold")
         return content
 
     def holds(self, name: str) -> bool | None:
         """Whether the checksum of a record holds, None if it has none; read through one small buffer."""
-        if not _summed(self._info(name)):
+        return self._holds(self._info(name))
+
+    def broken(self, known: Container[str]) -> str:
+        """What is wrong with the first damaged record, `known` ones apart; empty if there is none."""
+        for info in self._records.values():
+            name = self._short(info)
+            if name in known:
+                continue
+            try:
+                if info.compress_type != zipfile.ZIP_STORED:
+                    self._content(info)
+                elif self._holds(info) is False:
+                    return f"record {name!r} is damaged: its checksum does not hold"
+                if not self._is_named_alike(info):
+                    return f"record {name!r} has another name in the list of the records: the file is damaged"
+            except FormatError as error:
+                return str(error)
+        return ""
+
+    def _holds(self, info: zipfile.ZipInfo) -> bool | None:
+        if not _summed(info):
             return None
-        region = self.region(name)
+        region = self._stored(info)
         buffer = memoryview(bytearray(min(_WORTH_A_THREAD, region.nbytes)))
         crc = 0
         for start in range(0, region.nbytes, _WORTH_A_THREAD):
             piece = buffer[: region.nbytes - start]
             read_into(Region(region.fd, region.offset + start, len(piece)), piece)
             crc = zlib.crc32(piece, crc)
-        return crc == self._info(name).CRC
+        return crc == info.CRC
+
+    def _short(self, info: zipfile.ZipInfo) -> str:
+        return info.filename.removeprefix(self.root)
+
+    def _is_named_alike(self, info: zipfile.ZipInfo) -> bool:
+        start = self.part.offset + info.header_offset
+        length = _LOCAL.unpack(os.pread(self.part.fd, _LOCAL.size, start))[-2]
+        name = os.pread(self.part.fd, length, start + _LOCAL.size)
+        return name.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace") == info.orig_filename
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self:

@@ -109,6 +109,10 @@ class Source(Mapping[str, Entry]):
         """Whether the stored hash of the header holds; None where it has none."""
         return None
 
+    def rest(self) -> str:
+        """What is wrong with what is in the file besides the state; empty if nothing is, or if nobody can tell."""
+        return ""
+
     def close(self) -> None:
         """Give back the files. Nothing can be read afterwards."""
 

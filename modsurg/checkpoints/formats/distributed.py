@@ -72,7 +72,7 @@ class DistributedSource(Source):
     def __init__(self, path: Path) -> None:
         self._fds: dict[str, int] = {}
         self._close = weakref.finalize(self, _close_all, self._fds)
-        self._directory = path
+        self._directory = path.absolute()
         try:
             index = _read_index(path / INDEX)
             self._pieces = index.pieces
@@ -162,6 +162,19 @@ class DistributedSource(Source):
             return read_zip(Region(fd, piece.offset, piece.nbytes))
         except FormatError as error:
             raise FormatError(f"{path}, byte {piece.offset:,}: {error}") from None
+
+    def rest(self) -> str:
+        """What is wrong with the pieces besides those of the state."""
+        known = {stored.storage.key for stored in self._tensors.values()}
+        for piece in (piece for name, pieces in self._pieces.items() if name not in known for piece in pieces):
+            try:
+                archive = self._open(piece).archive
+                problem = archive.broken(()) if archive else ""
+            except FormatError as error:
+                return str(error)
+            if problem:
+                return f"{piece.file}, byte {piece.offset:,}: {problem}"
+        return ""
 
     def close(self) -> None:
         """Close the files."""

@@ -130,6 +130,11 @@ class TorchSource(Source):
             self._holds[storage] = self._file.archive.holds(f"data/{storage}")
         return self._holds[storage]
 
+    def rest(self) -> str:
+        """What is wrong with the records besides those of the state, such as an optimizer's."""
+        archive = self._file.archive
+        return archive.broken({f"data/{key}" for key in self._holds}) if archive else ""
+
     def close(self) -> None:
         """Close the file."""
         self._close()
