@@ -112,6 +112,31 @@ def test_a_set_takes_the_place_of_a_file_of_its_name(tmp_path):
     assert same(net(), tmp_path / "net.safetensors")
 
 
+def test_a_file_takes_the_place_of_a_set_of_its_name(tmp_path):
+    save(tmp_path / "net.safetensors")
+    save(tmp_path / "other.safetensors")
+    save_state(net(1), tmp_path / "net.safetensors", shard_size="1GB")
+    assert names(tmp_path) == sorted(["net.safetensors", "other.safetensors.index.json", *shard_names(3, "other")])
+    assert same(net(1), tmp_path / "net.safetensors")
+
+
+def test_a_full_disk_says_how_much_is_missing_of_the_set(tmp_path, monkeypatch):
+    def write(fd, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    size = sum(path.stat().st_size for path in save(tmp_path / "net.safetensors").parent.glob("*-of-*"))
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(SaveError, match=rf"at least {size:,} more bytes are needed"):
+        save(tmp_path / "net.safetensors")
+
+
+def test_sizes_in_an_index_need_not_be_whole_numbers(tmp_path):
+    index = save(tmp_path / "net.safetensors")
+    data = json.loads(index.read_text())
+    index.write_text(json.dumps({"metadata": {"total_size": 6528.0}, "weight_map": data["weight_map"]}))
+    assert same(net(), index)
+
+
 def test_the_old_set_is_whole_while_the_new_one_fails(tmp_path, monkeypatch):
     index = save(tmp_path / "net.safetensors")
     real = os.rename
@@ -194,7 +219,8 @@ class TestWrongSets:
             ('{"weight_map": {}, "metadata": 3}', "it has no weight_map"),
             ('{"weight_map": {"a": "x"}, "weight_map": {}}', "'weight_map' twice"),
             ('{"a": ' + "[" * 100_000, "nested far too deeply"),
-            ("<html>", "where a JSON object has to be"),
+            ("<html>", "is an HTML page"),
+            ("version https://git-lfs.github.com/spec/v1", "is a git-LFS pointer"),
             ("", "where a JSON object has to be"),
             ('{"weight_map": {"a": "net.safetensors.index.json"}}', "points at another index"),
         ],

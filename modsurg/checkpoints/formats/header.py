@@ -152,7 +152,7 @@ def _check(raw: bytes, size: int) -> Header:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object from a stranger: no name twice, no number but whole ones, no bottomless nesting.
+    """A JSON object from a stranger: no name twice, no NaN, no bottomless nesting.
 
     Raises:
         FormatError: It is something else.
@@ -161,7 +161,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise FormatError(f"it begins with {raw[:20]!r} where a JSON object has to be")
     try:
         text = raw.decode()
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_refuse)
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError:
         raise FormatError("the JSON is nested far too deeply") from None
     except UnicodeDecodeError as error:
@@ -187,7 +187,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(text: str) -> None:
-    raise FormatError(f"the JSON has {text[:40]} where only whole numbers can be")
+    raise FormatError(f"the JSON has {text[:40]}, which is no number of JSON")
 
 
 def _record(name: str, value: Any, start: int) -> Record:

@@ -20,7 +20,7 @@ import torch
 from modsurg.checkpoints.formats.atomic import pending, writing
 from modsurg.checkpoints.formats.base import Entry, Source
 from modsurg.checkpoints.formats.hashes import EMPTY, SEAL, seal
-from modsurg.checkpoints.formats.header import parse_json, read_header
+from modsurg.checkpoints.formats.header import foreign, parse_json, read_header
 from modsurg.checkpoints.formats.notes import SHARDS, compact, pack, unpack
 from modsurg.checkpoints.formats.safetensors import Layout, lay_out, write_layout, write_safetensors
 from modsurg.checkpoints.formats.transfer import Region
@@ -127,6 +127,7 @@ def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
     groups = _groups(source, parse_size(shard_size))
     if len(groups) == 1 and not path.name.endswith(INDEX):
         write_safetensors(path, source)
+        _remove_set(path.with_name(path.name + ".index.json"))
         return path
     index = path if path.name.endswith(INDEX) else path.with_name(path.name + ".index.json")
     if index.is_symlink() or index.is_dir() or path.is_dir():
@@ -138,6 +139,15 @@ def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
         if index.name != path.name:
             path.unlink(missing_ok=True)
     return index
+
+
+def _remove_set(index: Path) -> None:
+    """Remove the set whose place a single file has taken."""
+    with _alone_in(index.parent), contextlib.suppress(OSError):
+        old = _orphans(index) | set(_old_shards(index))
+        index.unlink()
+        for name in old:
+            (index.parent / name).unlink(missing_ok=True)
 
 
 def parse_size(size: int | str) -> int:
@@ -171,8 +181,9 @@ def _groups(source: Source, limit: int) -> list[list[str]]:
 
 
 def _write_set(index: Path, source: Source, layouts: list[Layout]) -> None:
+    sizes = [layout.size for layout in layouts]
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(pending(index, layout.size)) for layout in layouts]
+        files = [stack.enter_context(pending(index, sum(sizes[at:]))) for at in range(len(layouts))]
         seals = [write_layout(file, layout) for file, layout in zip(files, layouts, strict=True)]
         names = _names(index, seals)
         old = _orphans(index) | set(_old_shards(index))
@@ -249,6 +260,8 @@ def _read_index(path: Path) -> tuple[dict[str, Any], bytes]:
     if size > _LARGEST_INDEX:
         raise FormatError(f"{path} is no index: {size:,} bytes")
     raw = path.read_bytes()
+    if problem := foreign(raw[:64], path):
+        raise FormatError(problem)
     index = parse_json(raw)
     homes, metadata = index.get("weight_map"), index.setdefault("metadata", {})
     if not isinstance(homes, dict) or not isinstance(metadata, dict):
