@@ -74,10 +74,12 @@ def test_places_where_nothing_can_be_written(tmp_path):
     with pytest.raises(SaveError, match=r"is a directory: save to a file name, as in .*model\.safetensors"):
         pending(tmp_path).__enter__()
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SaveError, match="is no regular file"):
+    with pytest.raises(SaveError, match="is no regular file: save to another name"):
         pending(tmp_path / "pipe").__enter__()
     with pytest.raises(SaveError, match="can't be written"):
         pending(Path("/proc/a")).__enter__()
+    with pytest.raises(SaveError, match=r"can't be the name of a file \(File name too long\)"):
+        pending(tmp_path / ("a" * 300)).__enter__()
 
 
 def test_a_long_name(tmp_path):

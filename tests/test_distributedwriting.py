@@ -65,6 +65,28 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".run.00000000.saving", "a.safetensors", "run"]
 
 
+def test_places_where_nothing_can_be_written(tmp_path):
+    with pytest.raises(SaveError, match=r"/proc/run: can't be written"):
+        convert(source(tmp_path), "/proc/run")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_that_is_full(tmp_path):
+    path = source(tmp_path, w=torch.ones(1_000_000))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        with pytest.raises(
+            SaveError, match=r"run: no room for it: [0-9,]+ bytes were written and at least 2,[0-9,]+ more"
+        ):
+            convert(path, disk / "run")
+        assert not os.listdir(disk)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 LIMITED = """
     import resource, signal, sys
     from modsurg import convert

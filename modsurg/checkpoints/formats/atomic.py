@@ -159,13 +159,18 @@ def sync_directory(directory: Path) -> None:
 
 def _checked(path: Path) -> Path:
     target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
+    try:
+        exists, has_home = target.exists(), target.parent.is_dir()
+    except OSError as error:
+        raise SaveError(f"{path} can't be the name of a file ({error.strerror})") from None
+    if not has_home:
         raise SaveError(
             f"{path}: there is no directory {target.parent}: Path({str(target.parent)!r}).mkdir(parents=True)"
         )
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        kind = "a directory" if target.is_dir() else "no regular file"
-        raise SaveError(f"{path} is {kind}: save to a file name, as in {str(path / 'model.safetensors')!r}")
+    if exists and not stat.S_ISREG(target.stat().st_mode):
+        if not target.is_dir():
+            raise SaveError(f"{path} is no regular file: save to another name")
+        raise SaveError(f"{path} is a directory: save to a file name, as in {str(path / 'model.safetensors')!r}")
     return target
 
 

@@ -70,7 +70,19 @@ def _save(directory: Path, source: Source) -> None:
         final = planner.finish_plan(writer.prepare_global_plan(plans)[0])
         writer.finish(metadata, [writer.write_data(final, planner).wait()])
     except (OSError, RuntimeError) as error:
-        raise SaveError(f"{directory.name[1:].rsplit('.', 2)[0]}: DCP could not write it: {error}") from error
+        raise SaveError(f"{directory.name[1:].rsplit('.', 2)[0]}: {_reason(directory, source, error)}") from error
+
+
+def _reason(directory: Path, source: Source, error: Exception) -> str:
+    """Why DCP failed: torch's writer does not say that a disk is full."""
+    written = sum(path.stat().st_size for path in directory.iterdir())
+    missing = sum(source[key].nbytes for key in source) - written
+    if shutil.disk_usage(directory).free >= missing:
+        return f"DCP could not write it: {error}"
+    return (
+        f"no room for it: {written:,} bytes were written and at least {missing:,} more bytes are needed. Nothing is "
+        f"left of it: make room in {directory.parent} and save again"
+    )
 
 
 def _notes(source: Source) -> dict[str, Any]:
@@ -110,7 +122,10 @@ def _pending(target: Path) -> Iterator[Path]:
         if left.name.startswith(prefix) and left.name.endswith(_SUFFIX):
             _remove_if_dead(left)
     temporary = target.parent / f"{prefix}{secrets.token_hex(4)}{_SUFFIX}"
-    temporary.mkdir()
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise SaveError(f"{target}: can't be written ({error.strerror})") from error
     lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
