@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             status: int = options.command(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
@@ -130,6 +131,9 @@ def _convert(options: argparse.Namespace) -> int:
     from modsurg.checkpoints.conversion import convert
     from modsurg.views.units import size
 
+    for text in options.rename or ():
+        if "=" not in text:
+            raise ModsurgError(f"--rename {text}: give OLD=NEW, as in --rename {text}=head")
     rename = {old: new for old, _, new in (text.rpartition("=") for text in options.rename or ())}
     with _Bar("converting") as progress:
         done = convert(
@@ -192,7 +196,12 @@ def _dtype(name: str | None) -> "torch.dtype | None":
 
 
 def _in_colour() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return (
+        sys.stdout is not None
+        and sys.stdout.isatty()
+        and "NO_COLOR" not in os.environ
+        and os.environ.get("TERM") != "dumb"
+    )
 
 
 def _complain(text: str) -> None:

@@ -89,6 +89,19 @@ def test_convert(capsys, files):
     assert state["head.bias"].dtype == torch.float16
 
 
+def test_a_rename_without_a_new_name(capsys, files):
+    status, _, err = run(capsys, "convert", files / "a.safetensors", files / "c.pt", "--rename", "2")
+    assert (status, err) == (2, "modsurg: --rename 2: give OLD=NEW, as in --rename 2=head\n")
+    assert not (files / "c.pt").exists()
+
+
+def test_standard_output_that_is_closed(files):
+    done = subprocess.run(
+        f'"{sys.executable}" -m modsurg summary "{files}/a.safetensors" >&-', shell=True, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_convert_only_and_shards_as_json(capsys, files):
     status, out, _ = run(
         capsys,
