@@ -68,3 +68,18 @@ def test_every_refusal_is_of_our_own_kind(tmp_path):
         with pytest.raises(ModsurgError, match=r"a\.safetensors"):
             load_state(model, path)
     assert unchanged(model, before)
+
+
+class Refusing(nn.Linear):
+    """Takes no state, not even its own."""
+
+    def get_extra_state(self):
+        return 1
+
+    def set_extra_state(self, state):
+        raise RuntimeError("no room")
+
+
+def test_extra_state_that_is_always_refused():
+    state = Refusing(2, 2).state_dict()
+    refused(Refusing(2, 2), state, r"_extra_state: Refusing refused it \(no room\); nothing was loaded")

@@ -85,6 +85,17 @@ def test_only_is_strict_about_what_it_chose():
     refused(net(), {"2.weight": torch.ones(2, 4)}, r"0\.weight  not in the file", only="0")
 
 
+def test_a_sparse_place():
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.eye(2).to_sparse())
+    state = {**nn.Linear(2, 2).state_dict(), "mask": torch.eye(2)}
+    before = model.weight.clone()
+    with pytest.raises(LoadError, match=r"mask  file a dense tensor, model a sparse one \(sparse_coo\)"):
+        load_state(model, state)
+    assert torch.equal(model.weight, before)
+    assert load_state(model, state, on_mismatch="skip").skipped.keys() == {"mask"}
+
+
 def test_arguments_that_fit_nothing():
     refused(net(), net().state_dict(), r"only='encoder' fits no key of the model", only="encoder")
     refused(net(), net().state_dict(), r"rename: 'fc' fits no key.*The keys are like 0\.weight", rename={"fc": "a"})

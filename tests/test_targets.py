@@ -54,6 +54,22 @@ def test_who_has_loading_code():
     assert find_targets(nn.Sequential(nn.LazyLinear(2))).custom == ["0"]
 
 
+class Tagged(nn.Parameter):
+    pass
+
+
+def test_meta_parameters_keep_their_class_and_attributes():
+    model = nn.Module()
+    model.weight = Tagged(torch.empty(2, device="meta"), requires_grad=False)
+    model.weight.group = "slow"
+    load_state(model, {"weight": torch.ones(2)})
+    assert type(model.weight) is Tagged
+    assert model.weight.group == "slow"
+    assert model.weight.tolist() == [1, 1]
+    assert not model.weight.requires_grad
+    assert isinstance(model.weight, nn.Parameter)
+
+
 def test_meta_is_filled_and_taken_back():
     with torch.device("meta"):
         model = nn.Linear(2, 2)

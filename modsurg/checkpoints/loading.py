@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from torch import nn
 
@@ -83,7 +83,8 @@ def _load_extra(source: Source, plan: Plan) -> Callable[[], None]:
 
     def undo() -> None:
         for module, value in before:
-            module.set_extra_state(value)
+            with suppress(Exception):  # what refuses its own state can't be helped, and has said so
+                module.set_extra_state(value)
 
     for name, module, key in plan.extra:
         try:

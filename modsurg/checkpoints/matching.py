@@ -140,7 +140,7 @@ class _Planner:
             self.plan.reshaped[name] = entry.name
             return
         shape = tuple(target.tensor.shape)
-        lossy = _lossy(self.source, entry, target.tensor.dtype)
+        lossy = _lossy(self.source, entry, target.tensor)
         problem = lossy or f"file {entry.shape}, model {shape}"
         if entry.shape == shape and not lossy:
             self.plan.fills.append(Fill(target, entry.name))
@@ -226,8 +226,11 @@ def _rank(dtype: torch.dtype) -> int:
     return 0 if dtype is torch.bool else 1
 
 
-def _lossy(source: Source, entry: Entry, dtype: torch.dtype) -> str:
-    """Why the values would not survive the model's dtype; empty if they do."""
+def _lossy(source: Source, entry: Entry, tensor: torch.Tensor) -> str:
+    """Why the values would not survive in the model's tensor; empty if they do."""
+    dtype = tensor.dtype
+    if tensor.layout is not torch.strided:
+        return f"file a dense tensor, model a sparse one ({str(tensor.layout).removeprefix('torch.')})"
     if entry.dtype is dtype:
         return ""
     names = [str(each).removeprefix("torch.") for each in (entry.dtype, dtype)]

@@ -180,9 +180,9 @@ def _on_storage(old: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tenso
     with torch.no_grad():
         new = torch.empty(0, dtype=old.dtype, device="cpu")
         new.set_(storage, old.storage_offset(), old.size(), old.stride())
-    if isinstance(old, nn.Parameter):
-        return nn.Parameter(new, requires_grad=old.requires_grad)
-    return new.requires_grad_(old.requires_grad)
+        typed = torch.Tensor._make_subclass(type(old), new, old.requires_grad)
+    vars(typed).update(vars(old))
+    return typed
 
 
 def _put(target: Target, tensor: torch.Tensor) -> None:
