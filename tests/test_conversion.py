@@ -136,6 +136,7 @@ def test_progress(tmp_path):
     [
         ({"rename": {"w": "v"}}, "rename gives 'w' and 'v' the same name 'v'; nothing was written"),
         ({"rename": {"x": "v"}}, "rename: 'x' fits no key; nothing was written"),
+        ({"rename": lambda key: 3}, "rename gives 'w' the name 3, which is no text; nothing was written"),
         ({"only": "x"}, "only='x' fits no key of .*; nothing was written. The keys are like w, v"),
         ({"dtype": torch.int8}, r"dtype=torch\.int8 would lose"),
         ({"shard_size": "many"}, "shard_size='many' is no size"),

@@ -26,6 +26,20 @@ def way(request, monkeypatch):
     return request.param
 
 
+def test_ctrl_c_while_the_page_cache_is_asked(tmp_path, monkeypatch):
+    class Interrupted:
+        def mincore(self, *arguments):
+            raise KeyboardInterrupt
+
+    model = net()
+    before = copies(model)
+    monkeypatch.setattr(filling, "JOURNAL_LIMIT", 0)
+    monkeypatch.setattr(filling, "_libc", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        load_state(model, save_state(net(), tmp_path / "a.safetensors"))
+    assert same(model, before)
+
+
 def copies(model):
     return {key: value.clone() for key, value in model.state_dict().items()}
 

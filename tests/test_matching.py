@@ -101,6 +101,7 @@ def test_arguments_that_fit_nothing():
     refused(net(), net().state_dict(), r"rename: 'fc' fits no key.*The keys are like 0\.weight", rename={"fc": "a"})
     refused(net(), net().state_dict(), r"on_mismatch='crop' has to be", on_mismatch="crop")
     refused(net(), net().state_dict(), r"rename: 're:\(': 'a' does not parse", PatternError, rename={"re:(": "a"})
+    refused(net(), net().state_dict(), r"'0\.weight' the name 3, which is no text.*None leaves", rename=lambda key: 3)
     for new in (r"\2", r"\g<layer>"):
         refused(net(), net().state_dict(), "does not parse: .*group", PatternError, rename={"re:(.*)": new})
 

@@ -167,6 +167,13 @@ def test_nothing_there(tmp_path):
         load_state(net(), tmp_path)
 
 
+def test_the_order_of_metadata_does_not_change_a_byte(tmp_path):
+    for suffix in ("safetensors", "pt"):
+        a = save_state({"w": torch.ones(1)}, tmp_path / f"a.{suffix}", metadata={"a": "1", "b": "2"})
+        b = save_state({"w": torch.ones(1)}, tmp_path / f"b.{suffix}", metadata={"b": "2", "a": "1"})
+        assert a.read_bytes() == b.read_bytes()
+
+
 def test_metadata(tmp_path):
     path = save_state(net(), tmp_path / "net.safetensors", metadata={"epoch": "3"})
     assert read_state(path).metadata == {"epoch": "3"}

@@ -133,11 +133,11 @@ def _names(source: Source, rename: Rename, only: Only) -> dict[str, str]:
         raise SaveError(f"only={only!r} fits no key of {source.path}; nothing was written. The keys are like {shown}")
     try:
         new_name = renamer(rename, keys)
+        renamed = [(key, new_name(key)) for key in keys]
     except LoadError as error:
         raise SaveError(str(error).replace("nothing was loaded", "nothing was written")) from None
     names: dict[str, str] = {}
-    for key in keys:
-        new = new_name(key)
+    for key, new in renamed:
         if new in names:
             raise SaveError(f"rename gives {names[new]!r} and {key!r} the same name {new!r}; nothing was written")
         if new is not None:

@@ -156,9 +156,8 @@ def _in_page_cache(region: Region) -> bool:
     resident = ctypes.create_string_buffer(pages)
     try:
         with mmap.mmap(region.fd, length, access=mmap.ACCESS_COPY, offset=start) as mapped:
-            first = ctypes.c_char.from_buffer(mapped)
-            failed = _libc.mincore(ctypes.byref(first), ctypes.c_size_t(length), resident)
-            del first
+            address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))  # a number, which keeps nothing open
+            failed = _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), resident)
     except (OSError, ValueError):  # a filesystem without mappings, a file cut short: reading will tell
         return False
     return not failed and resident.raw.count(1) == pages

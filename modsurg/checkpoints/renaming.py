@@ -33,7 +33,7 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
     if rename is None:
         return lambda key: key
     if callable(rename):
-        return rename
+        return _checked(rename)
     rules = [(old, _rule(old, rename[old])) for old in sorted(rename, key=len, reverse=True)]
     keys = list(keys)
     for old, rule in rules:
@@ -105,6 +105,18 @@ def pair(keys: Iterable[str], names: Iterable[str]) -> dict[str, str]:
         pairs[key] = short
         taken[short] = key
     return pairs
+
+
+def _checked(rename: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    def new_name(key: str) -> str | None:
+        name = rename(key)
+        if name is not None and not isinstance(name, str):
+            raise LoadError(
+                f"rename gives {key!r} the name {name!r}, which is no text; nothing was loaded. None leaves a key out"
+            )
+        return name
+
+    return new_name
 
 
 def _rule(old: str, new: str | None) -> Callable[[str], tuple[str | None] | None]:

@@ -34,7 +34,7 @@ def pack(notes: Notes, order: Sequence[str]) -> dict[str, str]:
     Raises:
         SaveError: Extra state that is no plain data, named by its key.
     """
-    metadata = {"format": "pt"} | {name: text for name, text in notes.metadata.items() if name not in OURS}
+    metadata = {"format": "pt"} | {name: text for name, text in sorted(notes.metadata.items()) if name not in OURS}
     places = {key: place for place, key in enumerate(order)}
     if notes.ties:
         metadata[TIES] = compact([[places[key], key, to] for key, to in notes.ties.items()])
