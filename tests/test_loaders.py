@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
+from modsurg.checkpoints.loaders import Feed, length
 from modsurg.checkpoints.randomness import random_states
-from modsurg.training.loaders import Feed, length
 
 
 class Decoding(Dataset):

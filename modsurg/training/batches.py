@@ -22,22 +22,31 @@ def move(batch: Any, device: torch.device) -> Any:
         >>> move((torch.ones(2), {"y": "cat"}), torch.device("meta"))
         (tensor(..., device='meta', size=(2,)), {'y': 'cat'})
     """
+
+    def there(item: Any) -> Any:
+        if type(item) is torch.Tensor and item.device == device:
+            return item
+        return item.to(device, non_blocking=True) if device.type == "cuda" else item.to(device)
+
+    return changed(batch, there)
+
+
+def changed(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """The batch with every tensor, and everything else that has a method `to`, changed."""
     kind = type(batch)
-    if kind is torch.Tensor and batch.device == device:
-        return batch
     if isinstance(batch, torch.Tensor) or (hasattr(batch, "to") and callable(batch.to)):
-        return batch.to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+        return change(batch)
     if kind is list or kind is tuple:
-        return kind([move(item, device) for item in batch])
+        return kind([changed(item, change) for item in batch])
     if isinstance(batch, tuple):
-        return kind(*[move(item, device) for item in batch])
+        return kind(*[changed(item, change) for item in batch])
     if isinstance(batch, Mapping):
-        return {key: move(item, device) for key, item in batch.items()}
-    if dataclasses.is_dataclass(batch):
-        moved = copy.copy(batch)
+        return {key: changed(item, change) for key, item in batch.items()}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        copied = copy.copy(batch)
         for field in dataclasses.fields(batch):
-            object.__setattr__(moved, field.name, move(getattr(batch, field.name), device))
-        return moved
+            object.__setattr__(copied, field.name, changed(getattr(batch, field.name), change))
+        return copied
     return batch
 
 
@@ -119,11 +128,10 @@ def count(batch: Any) -> int:
 
 def first_tensor(batch: Any) -> torch.Tensor | None:
     """The first tensor with a size in a batch."""
-    if isinstance(batch, torch.Tensor):
-        return batch if batch.ndim else None
-    named = fields(batch)
-    items = batch if isinstance(batch, tuple | list) else named.values() if named is not None else ()
-    return next((found for item in items if (found := first_tensor(item)) is not None), None)
+    found: list[Any] = []
+    changed(batch, found.append)
+    named = [value for item in found if isinstance(item, Mapping) for value in item.values()]
+    return next((item for item in found + named if isinstance(item, torch.Tensor) and item.ndim), None)
 
 
 def part(batch: Any, size: int) -> Any:
@@ -133,17 +141,13 @@ def part(batch: Any, size: int) -> Any:
         >>> part((torch.arange(4), "x"), 2)
         (tensor([0, 1]), 'x')
     """
-    if isinstance(batch, torch.Tensor):
-        return batch[:size] if batch.ndim else batch
-    if type(batch) in (list, tuple):
-        return type(batch)(part(item, size) for item in batch)
-    if isinstance(batch, tuple):
-        return type(batch)(*(part(item, size) for item in batch))
-    named = fields(batch)
-    if named is None:
-        return batch
-    cut = {name: part(value, size) for name, value in named.items()}
-    return cut if isinstance(batch, Mapping) else dataclasses.replace(batch, **cut)
+
+    def cut(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {name: changed(value, cut) for name, value in item.items()}
+        return item[:size] if isinstance(item, torch.Tensor) and item.ndim else item
+
+    return changed(batch, cut)
 
 
 def describe(batch: Any) -> str:

@@ -1,30 +1,53 @@
 """Edits and the rest of a run: averaged weights that follow, and files from before or after an edit."""
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from modsurg.checkpoints.runs import Run
 from modsurg.checkpoints.stepping import carried, parameter_names
-from modsurg.errors import TrainingError
+from modsurg.errors import ModsurgWarning, RecipeError, TrainingError
+from modsurg.training.devices import place
 
 if TYPE_CHECKING:
     from modsurg.surgery.reports import Report
     from modsurg.training.trainer import Trainer
 
 
-def follow(average: AveragedModel, model: nn.Module, report: "Report", before: Mapping[str, Any]) -> None:
-    """Edit averaged weights as the model was: what is new in the model is taken over, the rest keeps its average."""
-    average.module = copy.deepcopy(model)
-    kept = report.remap(before)
-    with torch.no_grad():
-        for name, value in average.module.state_dict().items():
-            if name in kept and kept[name].shape == value.shape:
-                value.copy_(kept[name])
+def averages(trainer: "Trainer") -> dict[str, Any]:
+    """The averaged weights, before an edit."""
+    return dict(trainer.average.module.state_dict()) if trainer.average else {}
+
+
+def follow(trainer: "Trainer", report: "Report", averaged: Mapping[str, Any]) -> None:
+    """Go on with the model as an edit left it; what is new is taken over by the average, the rest keeps its own."""
+    trainer.reports.append(report)
+    try:
+        trainer.recipes.append(report.recipe.to_json())
+    except RecipeError as error:
+        trainer.recipes.append(None)
+        text = f"a run resumed from here on has to make this edit itself before fit: {error}"
+        warnings.warn(text, ModsurgWarning, stacklevel=4)
+    place(trainer.model, trainer.place, channels_last=trainer.channels_last)
+    trainer.prepare()
+    if trainer.average is not None:
+        trainer.average.module = copy.deepcopy(trainer.model)
+        kept = report.remap(averaged)
+        with torch.no_grad():
+            for name, value in trainer.average.module.state_dict().items():
+                if name in kept and kept[name].shape == value.shape:
+                    value.copy_(kept[name])
+
+
+def take_back(trainer: "Trainer", made: int) -> None:
+    """Take back the edits after the first `made`; for a file that turns out not to fit."""
+    while len(trainer.reports) > made:
+        trainer.reports.pop().undo()
+        trainer.recipes.pop()
+        trainer.prepare()
 
 
 def again(trainer: "Trainer", recipes: list[str | None]) -> None:
@@ -40,10 +63,9 @@ def again(trainer: "Trainer", recipes: list[str | None]) -> None:
     if None in missing:
         raise TrainingError("the run was edited in a way that can't be recorded: make that edit before fit(resume=).")
     for recipe in filter(None, missing):
-        before = dict(trainer.average.module.state_dict()) if trainer.average else {}
-        schedulers = list(trainer.schedulers.values())
+        before, schedulers = averages(trainer), list(trainer.schedulers.values())
         options = {"trust": trainer.trust, "optimizer": trainer.optimizer, "scheduler": schedulers}
-        trainer.follow(replay(trainer.model, Recipe.from_json(recipe), **options), before)
+        follow(trainer, replay(trainer.model, Recipe.from_json(recipe), **options), before)
 
 
 def carry(trainer: "Trainer", run: Run) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modsurg.errors import BatchError
-from modsurg.training import trouble
-from modsurg.training.batches import count, describe, forward, move
-from modsurg.training.loop import Meter, Window
+from modsurg.training.batches import count, describe, move
+from modsurg.training.loop import Meter
+from modsurg.training.trouble import EXPECTED, check_scalar, explain, measured
 
 if TYPE_CHECKING:
     from modsurg.training.run import Run
@@ -25,13 +25,13 @@ class Epoch:
         row: What the history holds of it, once the batches are through.
     """
 
-    def __init__(self, run: "Run", number: int, window: Window, meter: Meter, batch: int) -> None:
+    def __init__(self, run: "Run", meter: Meter) -> None:
         self.run = run
         self.trainer = run.trainer
-        self.number = number
-        self.window = window
+        self.window = run.window
+        self.number = run.trainer.epoch + 1
+        self.batch = run.trainer.position.batch
         self.meter = meter
-        self.batch = batch
         self.row: dict[str, float] = {}
         self.seconds = 0.0
         self.complete = False
@@ -48,9 +48,8 @@ class Epoch:
                 self.batch += 1
                 self._samples = count(batch)
                 if not self._samples:
-                    raise BatchError(
-                        f"{self}: the batch {describe(batch)} holds no sample: leave it out of the loader."
-                    )
+                    text = f"{self}: the batch {describe(batch)} holds no sample: leave it out of the loader."
+                    raise BatchError(text)
                 yield batch
                 if trainer.stopping and self.window.held == 0:
                     break
@@ -66,18 +65,7 @@ class Epoch:
         Raises:
             BatchError: The model or the loss can't take the batch; the message names it and the fix.
         """
-        trainer = self.trainer
-        try:
-            with trainer.autocast:
-                output, target = forward(trainer.runner, trainer.accepted, batch)
-                if self.batch == 1 and trainer.place.type != "cpu":
-                    trouble.check_labels(self, trainer.loss, output, target)
-                loss = trainer.loss(output, target)
-        except trouble.EXPECTED as error:
-            raise trouble.explain(error, self, batch) from error
-        if not isinstance(loss, torch.Tensor) or loss.ndim:
-            raise BatchError(trouble.no_scalar(loss, self))
-        return loss, output, target
+        return measured(self.trainer, self.trainer.runner, batch, self, look=self.batch == 1)
 
     def step(self, loss: torch.Tensor, output: Any = None, target: Any = None) -> bool:
         """Backward; and when the window of `accumulate` batches is full, the optimizer's step and all that follows.
@@ -94,33 +82,20 @@ class Epoch:
             NonFiniteError: The loss is NaN or infinite; the weights are those of the last good step.
         """
         trainer = self.trainer
-        value = loss.detach()
-        trainer.watch.check(value, trainer.step, self)
+        check_scalar(loss, self)
+        trainer.watch.check(loss.detach(), trainer.step, self)
         try:
             full = self.window.backward(loss, self._samples)
-        except trouble.EXPECTED as error:
-            raise trouble.explain(error, self, None) from error
-        self.meter.add(value, self._samples, output, target)
+        except EXPECTED as error:
+            raise explain(error, trainer, self, None) from error
+        self.meter.add(loss, self._samples, output, target)
         if full:
-            self.window.step()
-            self.run.stepped(self)
+            self.run.move(self)
         if time.perf_counter() >= trainer.screen.next_look:
-            self.look()
+            trainer.watch.look()
+            values = self.meter.means() | {"lr": trainer.optimizer.param_groups[0]["lr"]}
+            trainer.screen.show(self.batch, self.meter.samples - self._before, values)
         return full
-
-    def look(self) -> None:
-        """Show where the epoch is."""
-        self.trainer.watch.look()
-        values = self.meter.means() | {"lr": self.trainer.optimizer.param_groups[0]["lr"]}
-        self.trainer.screen.show(self.batch, self.meter.samples - self._before, values)
-
-    @property
-    def speed(self) -> float:
-        """Samples per second."""
-        return (self.meter.samples - self._before) / max(self.seconds, 1e-9)
-
-    def __str__(self) -> str:
-        return f"epoch {self.number}, batch {self.batch} (step {self.trainer.step + 1})"
 
     def close(self) -> None:
         """End it: the last window, validation, schedule, files. Done by itself when the batches are through."""
@@ -130,13 +105,20 @@ class Epoch:
         if self.interrupted:
             self.window.drop()
         elif self.window.held:
-            self.window.step()
-            self.run.stepped(self)
+            self.run.move(self)
         if self.complete and self.batch == 0:
             raise BatchError(f"epoch {self.number}: the train loader gave no batch; it must give at least one.")
         self.run.close(self)
 
     @property
+    def speed(self) -> float:
+        """Samples per second."""
+        return (self.meter.samples - self._before) / max(self.seconds, 1e-9)
+
+    @property
     def interrupted(self) -> bool:
         """Whether the run was stopped before its last batch. A loop body that leaves early only shortens the epoch."""
         return bool(self.trainer.stopping) and not self.complete
+
+    def __str__(self) -> str:
+        return f"epoch {self.number}, batch {self.batch} (step {self.trainer.step + 1})"

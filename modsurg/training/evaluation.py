@@ -9,12 +9,12 @@ from torch import nn
 
 from modsurg.checkpoints.randomness import random_states, set_random_states
 from modsurg.errors import BatchError
-from modsurg.training import sketches, trouble
-from modsurg.training.batches import count, describe, forward, move, part
-from modsurg.training.loaders import check_loader
+from modsurg.training.batches import count, forward, move, part
+from modsurg.training.checks import check_loader
 from modsurg.training.logs import Board
 from modsurg.training.loop import Meter
 from modsurg.training.processes import share_of
+from modsurg.training.trouble import EXPECTED, check_scalar, explain, measured
 
 if TYPE_CHECKING:
     from modsurg.training.trainer import Trainer
@@ -25,17 +25,14 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
     check_loader(loader, "the loader")
     meter = Meter(trainer.named_metrics)
     dealt = trainer.world > 1 and not trainer.sharded
-    with evaluating(model), trainer.autocast:
+    runner = _runner(trainer, model)
+    with evaluating(model):
         for number, taken in enumerate(share_of(loader) if dealt else loader, 1):
             batch = move(taken, trainer.place)
-            try:
-                output, target = forward(_runner(trainer, model), trainer.accepted, batch)
-                loss = trainer.loss(output, target)
-            except trouble.EXPECTED as error:
-                if type(error) not in trouble.EXPECTED:
-                    raise
-                raise BatchError(f"evaluation, batch {number}: can't take {describe(batch)}: {error}") from error
-            meter.add(loss.detach(), count(batch), output, target)
+            where = f"evaluation, batch {number}"
+            loss, *outcome = measured(trainer, runner, batch, where, look=number == 1)
+            check_scalar(loss, where)
+            meter.add(loss, count(batch), *outcome)
     if meter.samples == 0 and not dealt:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
     return meter.means(trainer.place if dealt else None)
@@ -44,10 +41,15 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
 def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
     """See `Trainer.predict`."""
     batches = [loader] if isinstance(loader, torch.Tensor) else loader
+    check_loader(batches, "the loader", again=False)
     outputs = []
     with evaluating(model), trainer.autocast:
-        for taken in batches:
-            output, _ = forward(_runner(trainer, model), trainer.accepted, move(taken, trainer.place))
+        for number, taken in enumerate(batches, 1):
+            batch = move(taken, trainer.place)
+            try:
+                output, _ = forward(_runner(trainer, model), trainer.accepted, batch)
+            except EXPECTED as error:
+                raise explain(error, trainer, f"prediction, batch {number}", batch) from error
             outputs.append(move(output, torch.device("cpu")))
     if outputs and all(isinstance(output, torch.Tensor) and output.ndim for output in outputs):
         return torch.cat(outputs)
@@ -83,9 +85,8 @@ def draw(trainer: "Trainer", board: Board, loader: Iterable[Any]) -> None:
         board.graph(trainer.model, batch[0][:1])
     with evaluating(trainer.model), trainer.autocast:
         output = trainer.model(batch[0])
-    if sketches.are_pictures(batch[0], output, batch[1]):
-        names = getattr(getattr(loader, "dataset", None), "classes", ())
-        board.pictures(batch[0], output, batch[1], names, trainer.step)
+    names = getattr(getattr(loader, "dataset", None), "classes", ())
+    board.pictures(batch[0], output, batch[1], names, trainer.step)
 
 
 def _runner(trainer: "Trainer", model: nn.Module) -> Callable[..., Any]:

@@ -7,6 +7,8 @@ from typing import Any, overload
 
 from modsurg.errors import TrainingError
 
+NO_RESULT = ("epoch", "step", "lr", "seconds", "samples_per_second")
+
 
 @dataclass
 class History(Sequence[Mapping[str, float]]):
@@ -67,8 +69,7 @@ class History(Sequence[Mapping[str, float]]):
             from matplotlib.figure import Figure
         except ImportError as error:
             raise TrainingError('history.plot() needs matplotlib: pip install "modsurg[tensorboard]".') from error
-        aside = ("epoch", "step", "lr", "seconds", "samples_per_second")
-        panels = list(dict.fromkeys(name.removeprefix("val_") for name in self.names if name not in aside))
+        panels = list(dict.fromkeys(name.removeprefix("val_") for name in self.names if name not in NO_RESULT))
         if not panels:
             raise TrainingError("no epoch is finished, so there is nothing to plot yet.")
         figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")

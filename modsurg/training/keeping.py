@@ -29,7 +29,8 @@ class Position:
         batch: Batches seen of the epoch under way.
         step: The optimizer's steps.
         start: The epoch in which this `fit` began.
-        record: The best value so far, lower is better.
+        target: What is best is said by this value.
+        record: Its best so far, lower is better.
         stale: Epochs since then.
     """
 
@@ -37,12 +38,18 @@ class Position:
     batch: int = 0
     step: int = 0
     start: int = 0
+    target: str = ""
     record: float = float("inf")
     stale: int = 0
 
     def restart(self) -> None:
         """A new `fit` begins where the last one ended."""
         self.start, self.batch, self.stale = self.epoch, 0, 0
+
+    def aim(self, target: str) -> None:
+        """What is best is said by `target` from now on; a record of another value is none."""
+        if target != self.target:
+            self.target, self.record, self.stale = target, float("inf"), 0
 
     def advance(self, value: float) -> bool:
         """One more epoch with this value; says whether it is the best."""
@@ -53,26 +60,9 @@ class Position:
         return improved
 
 
-@dataclass
-class Interrupted:
-    """What is kept of an epoch that is not finished.
-
-    Attributes:
-        states: Random states at its beginning.
-        loader: The loader's own position, if it has one.
-        samples: How many were seen.
-        sums: Sums of loss and metrics over them.
-    """
-
-    states: dict[str, Any]
-    loader: Any
-    samples: int
-    sums: dict[str, float]
-
-
-def save(trainer: "Trainer", path: str | os.PathLike[str], left: Interrupted | None = None) -> None:
-    """Write everything that `resume` needs."""
-    ranks = processes.gathered({"random": random_states(), "left": vars(left) if left else None})
+def save(trainer: "Trainer", path: str | os.PathLike[str], left: dict[str, Any] | None = None) -> None:
+    """Write everything that `resume` needs; `left` is what is left of an epoch that is not finished."""
+    ranks = processes.gathered({"random": random_states(), "left": left})
     own = {
         "position": vars(trainer.position),
         "history": trainer.history.rows,
@@ -88,13 +78,12 @@ def save(trainer: "Trainer", path: str | os.PathLike[str], left: Interrupted | N
         save_checkpoint(path, step=trainer.step, trainer=own, **stateful(trainer))
 
 
-def rotate(trainer: "Trainer", left: Interrupted | None, improved: bool) -> None:
+def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> None:
     """Write `last`, let `best` be the same file if it is, and keep the latest ones by number."""
     assert trainer.checkpoint_dir is not None
     directory = Path(trainer.checkpoint_dir)
-    directory.mkdir(parents=True, exist_ok=True)
     if trainer.sharded:
-        name = f"sharded-{trainer.step:08d}" + (f"-{left.samples}" if left else "")
+        name = f"sharded-{trainer.step:08d}" + (f"-{left['seen']['loss']}" if left else "")
         save(trainer, directory / name, left)
         processes.gathered(None)
         if processes.rank() == 0:
@@ -127,13 +116,16 @@ def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | No
         return next((file for file in files if file.exists()), None)
     file = Path(resume)
     if not file.exists():
+        text = f"resume={str(file)!r}: there is no such file. resume=True begins anew where there is none."
+        raise TrainingError(text)
+    if file.is_dir() and not (file / sharding.OWN).exists():
         raise TrainingError(
-            f"resume={str(file)!r}: there is no such file. resume=True begins anew where there is none."
+            f"resume={str(file)!r} is no run: name the file in it, resume={str(file / 'last.safetensors')!r}."
         )
     return file
 
 
-def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
+def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
     """Go on from a file: make its edits, set every state; gives what is left of an unfinished epoch.
 
     Raises:
@@ -154,7 +146,7 @@ def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
             edits.carry(trainer, run)
             restore(run, stateful(trainer))
     except ModsurgError:
-        trainer.unfollow(made)
+        edits.take_back(trainer, made)
         raise
     trainer.position.__dict__.update(own["position"])
     trainer.history.rows[:] = own["history"]
@@ -172,33 +164,15 @@ def resume(trainer: "Trainer", file: Path) -> Interrupted | None:
         return None
     mine = own["ranks"][processes.rank()]
     set_random_states(mine["random"])
-    return Interrupted(**mine["left"]) if mine["left"] else None
-
-
-def settings(trainer: "Trainer") -> dict[str, Any]:
-    """The options of a run, for a table."""
-    return {
-        "optimizer": type(trainer.optimizer).__name__,
-        "lr": trainer.optimizer.param_groups[0].get("initial_lr", trainer.optimizer.param_groups[0]["lr"]),
-        "weight_decay": trainer.optimizer.param_groups[0].get("weight_decay", 0),
-        "scheduler": "+".join(type(one).__name__ for one in trainer.schedulers.values()) or "none",
-        "precision": trainer.precision,
-        "accumulate": trainer.accumulate,
-        "clip_norm": trainer.clip_norm or 0,
-        "seed": -1 if trainer.seed is None else trainer.seed,
-    }
+    left: dict[str, Any] | None = mine["left"]
+    return left
 
 
 def stateful(trainer: "Trainer") -> dict[str, Any]:
     """What of a trainer has a state, by the name that it has in a file."""
-    found = {
-        "model": trainer.model,
-        "optimizer": trainer.optimizer,
-        "scaler": trainer.scaler,
-        "average": trainer.average,
-    }
-    if trainer.sharded:
-        found = {"scaler": trainer.scaler}
+    found: dict[str, Any] = {"scaler": trainer.scaler}
+    if not trainer.sharded:
+        found |= {"model": trainer.model, "optimizer": trainer.optimizer, "average": trainer.average}
     found |= {f"scheduler_{when}": scheduler for when, scheduler in trainer.schedulers.items()}
     if isinstance(trainer.loss, nn.Module) and trainer.loss.state_dict():
         found["loss"] = trainer.loss

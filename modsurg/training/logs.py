@@ -1,15 +1,22 @@
 """What is seen of a run: one progress bar, plain lines where there is no terminal, and TensorBoard."""
 
+import copy
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from modsurg.errors import TrainingError
+from modsurg.errors import ModsurgWarning, TrainingError
+from modsurg.training import sketches
+from modsurg.training.history import NO_RESULT
+
+if TYPE_CHECKING:
+    from modsurg.training.trainer import Trainer
 
 _BETWEEN_LINES = 10.0
 _BETWEEN_FRAMES = 0.1
@@ -101,19 +108,25 @@ class Board:
             tag = name if "/" in name else f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
             self._call("add_scalar", tag, value, step)
 
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Write the row of an epoch."""
+        values = {name: value for name, value in row.items() if name not in ("epoch", "step", "loss", "lr", "seconds")}
+        self.scalars({"epoch/loss": row["loss"], **values}, int(row["step"]))
+
     def graph(self, model: nn.Module, example: torch.Tensor) -> None:
-        """Draw the model's graph, on a copy, in eval mode."""
-        from modsurg.training.sketches import graph
+        """Draw the model's graph, traced on a copy in eval mode, so that neither it nor the random states change."""
+        try:
+            with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._call("add_graph", copy.deepcopy(model).eval(), example)
+        except Exception as error:  # any failure of a trace is the same to the run: there is no graph
+            text = f"TensorBoard gets no graph of {type(model).__name__}: torch.jit.trace failed ({error!r:.200})."
+            warnings.warn(text, ModsurgWarning, stacklevel=2)
 
-        graph(self.writer, model, example)
-
-    def pictures(
-        self, images: torch.Tensor, output: torch.Tensor, target: Any, names: Sequence[str], step: int
-    ) -> None:
-        """Show pictures with what was predicted and what it is; `names` are the classes."""
-        from modsurg.training.sketches import pictures
-
-        self._call("add_figure", "predictions", pictures(images, output, target, names), step)
+    def pictures(self, images: Any, output: Any, target: Any, names: Sequence[str], step: int) -> None:
+        """Show pictures with what was predicted and what it is; `names` are the classes. Other batches are left out."""
+        if sketches.are_pictures(images, output, target):
+            self._call("add_figure", "predictions", sketches.pictures(images, output, target, names), step)
 
     def histograms(self, model: nn.Module, step: int) -> None:
         """Show how the weights and their gradients are spread."""
@@ -122,14 +135,21 @@ class Board:
             if parameter.grad is not None:
                 self._call("add_histogram", f"gradients/{name}", parameter.grad.float(), step)
 
-    def settings(self, values: Mapping[str, Any], results: Mapping[str, float]) -> None:
-        """Write what the run was made with, beside what came out."""
-        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items()}
-        self._call("add_hparams", plain, {f"final/{k}": v for k, v in results.items()}, run_name=".")
-
-    def close(self) -> None:
-        """Write out what is buffered."""
+    def close(self, trainer: "Trainer") -> None:
+        """Write what the run was made with beside what came out, and what is buffered."""
+        if len(trainer.history):
+            group, options = trainer.optimizer.param_groups[0], ("precision", "accumulate", "clip_norm", "seed")
+            values = {name: getattr(trainer, name) for name in options}
+            values |= {"lr": group.get("initial_lr", group["lr"]), "weight_decay": group.get("weight_decay", 0)}
+            values |= {"optimizer": type(trainer.optimizer).__name__, "scheduler": "+".join(_names(trainer.schedulers))}
+            plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items()}
+            results = {f"final/{name}": v for name, v in trainer.history[-1].items() if name not in NO_RESULT}
+            self._call("add_hparams", plain, results, run_name=".")
         self._call("close")
+
+
+def _names(schedulers: Mapping[str, Any]) -> list[str]:
+    return [type(one).__name__ for one in schedulers.values()]
 
 
 def _untyped(writer: Any) -> Any:

@@ -1,7 +1,7 @@
 """One step after another: gradients, the optimizer's step, what is summed on the way."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -83,47 +83,53 @@ class Meter:
 
     The values stay on the device, unread, until somebody asks for a mean or a few thousand have gathered. They are
     added one by one in double precision, so that it does not matter to the sum when that was.
+
+    Attributes:
+        sums: Of each value times its samples, as far as they are read.
+        seen: How many samples gave each value.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         self.metrics = metrics
         self.sums = dict.fromkeys(("loss", *metrics), 0.0)
-        self.samples = 0
-        self._unread: dict[str, list[torch.Tensor]] = {name: [] for name in self.sums}
-        self._weights: dict[str, list[int]] = {name: [] for name in self.sums}
+        self.seen = dict.fromkeys(self.sums, 0)
+        self._unread: dict[str, list[tuple[torch.Tensor, int]]] = {name: [] for name in self.sums}
+
+    @property
+    def samples(self) -> int:
+        """How many gave a loss."""
+        return self.seen["loss"]
 
     def add(self, loss: torch.Tensor, samples: int, output: Any = None, target: Any = None) -> None:
-        """Add a batch: its mean loss, detached, and each metric of `(output, target)` unless there is no output."""
-        self._add("loss", loss, samples)
-        self.samples += samples
+        """Add a batch: its mean loss, and each metric of `(output, target)` unless there is no output."""
+        self._add("loss", loss.detach(), samples)
         if self.metrics and output is not None:
             output = output.detach() if isinstance(output, torch.Tensor) else output
             with torch.no_grad():
                 for name, metric in self.metrics.items():
                     self._add(name, _mean(name, metric(output, target), samples), samples)
 
-    def read(self) -> dict[str, float]:
-        """Every sum. This waits for the device."""
+    def read(self) -> None:
+        """Bring `sums` up to date. This waits for the device."""
         for name, unread in self._unread.items():
             if unread:
-                for value, weight in zip(torch.stack(unread).tolist(), self._weights[name], strict=True):
-                    self.sums[name] += value * weight
+                values = torch.stack([value for value, _ in unread]).tolist()
+                for value, (_, samples) in zip(values, unread, strict=True):
+                    self.sums[name] += value * samples
                 unread.clear()
-                self._weights[name].clear()
-        return self.sums
 
     def means(self, everywhere: torch.device | None = None) -> dict[str, float]:
         """Every mean, over all processes if their device is given. This waits for the device."""
-        sums = self.read() | {"": float(self.samples)}
+        self.read()
+        sums, seen = self.sums, {name: float(samples) for name, samples in self.seen.items()}
         if everywhere is not None:
-            sums = summed(sums, everywhere)
-        samples = max(sums.pop(""), 1.0)
-        return {name: value / samples for name, value in sums.items()}
+            sums, seen = summed(sums, everywhere), summed(seen, everywhere)
+        return {name: total / seen[name] for name, total in sums.items() if seen[name]}
 
     def _add(self, name: str, value: torch.Tensor, samples: int) -> None:
         unread = self._unread[name]
-        unread.append(value)
-        self._weights[name].append(samples)
+        unread.append((value, samples))
+        self.seen[name] += samples
         if len(unread) == _UNREAD:
             self.read()
 
@@ -192,61 +198,15 @@ class Watch:
         return f"{what}; {kept}. Try a smaller lr, clip_norm=1.0, or look at that batch for NaN."
 
 
-def split_schedulers(given: Any) -> dict[str, Any]:
-    """Which scheduler steps when: `{"step": ..., "epoch": ...}`, either may be missing.
-
-    A mapping says it itself. A bare `OneCycleLR` or `CyclicLR`, which count batches, steps with the optimizer, also
-    inside a SequentialLR or ChainedScheduler; any other steps once an epoch.
-
-    Example:
-        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-        >>> list(split_schedulers(torch.optim.lr_scheduler.StepLR(optimizer, 3)))
-        ['epoch']
-        >>> list(split_schedulers(torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)))
-        ['step']
-    """
-    if given is None:
-        return {}
-    if isinstance(given, Mapping):
-        wrong = set(given) - {"step", "epoch"}
-        if wrong:
-            raise TrainingError(f'scheduler={{{", ".join(map(repr, given))}}}: the keys are "step" and "epoch".')
-        return dict(given)
-    schedule = torch.optim.lr_scheduler
-    inner = list(_chain(given))
-    by_step = any(isinstance(one, schedule.OneCycleLR | schedule.CyclicLR) for one in inner)
-    return {"step" if by_step else "epoch": given}
-
-
-def check_length(schedulers: Mapping[str, Any], steps: int) -> None:
-    """Refuse a run that is longer than its OneCycleLR, which otherwise fails at its end.
-
-    Raises:
-        TrainingError: With the number to give.
-    """
-    for one in _chain(schedulers.get("step")):
-        total = getattr(one, "total_steps", None)
-        if total is not None and one.last_epoch + steps > total:
-            raise TrainingError(
-                f"{type(one).__name__} has {total} steps, {one.last_epoch} of them done, and {steps} are to come: "
-                f"{type(one).__name__}(..., total_steps={one.last_epoch + steps})."
-            )
-
-
-def _chain(scheduler: Any) -> Iterator[Any]:
-    if scheduler is not None:
-        yield scheduler
-        for inner in getattr(
-            scheduler, "_schedulers", ()
-        ):  # SequentialLR and ChainedScheduler have no public name for it
-            yield from _chain(inner)
-
-
 def _mean(name: str, value: Any, samples: int) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        return torch.tensor(float(value), dtype=torch.float64)
-    if value.ndim == 0:
-        return value.detach()
-    if value.shape[0] != samples:
-        raise TrainingError(f"metric {name} gave shape {tuple(value.shape)}: give one number, or one for each sample.")
-    return value.detach().double().mean() if value.device.type != "mps" else value.detach().float().mean()
+    try:
+        numbers = torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(value).__name__
+        raise TrainingError(f"metric {name} gave a {kind}: give one number, or one for each sample.") from error
+    if numbers.ndim == 0:
+        return numbers
+    if numbers.shape[0] != samples:
+        shape = tuple(numbers.shape)
+        raise TrainingError(f"metric {name} gave shape {shape}: give one number, or one for each sample.")
+    return numbers.double().mean() if numbers.device.type != "mps" else numbers.float().mean()

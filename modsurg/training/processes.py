@@ -1,6 +1,9 @@
 """Several processes under torchrun: who is who, who has which part of the data, what they agree on."""
 
+import atexit
+import gc
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Literal
@@ -11,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
+from modsurg.checkpoints.loaders import rebuilt
 from modsurg.errors import BatchError, TrainingError
 
 Strategy = Literal["ddp", "fsdp"]
@@ -22,7 +26,27 @@ def join(device: torch.device) -> int:
         return 1
     if not dist.is_initialized():
         dist.init_process_group(backend=dist.get_default_backend_for_device(device))
+        atexit.register(leave)
     return dist.get_world_size()
+
+
+def leave() -> None:
+    """Leave the group that `join` made, and wait for its threads, while the interpreter is still whole.
+
+    A thread of gloo's that lets go of its last tensor later than that takes the process down (SIGABRT). The threads end
+    with the last holder of the group, so its holders, DDP's wrappers and FSDP's meshes, are emptied. After an error
+    nothing is waited for: the other processes may never do their part of what is under way.
+    """
+    if not dist.is_initialized() or hasattr(sys, "last_value"):
+        return
+    group = dist.group.WORLD
+    dist.destroy_process_group()
+    for holder in gc.get_objects():
+        if type(holder) is nn.parallel.DistributedDataParallel:
+            vars(holder).clear()
+    for holder in gc.get_referrers(group):
+        if hasattr(holder, "shard_process_group"):
+            holder.shard_process_group = None
 
 
 def rank() -> int:
@@ -47,7 +71,8 @@ def share_of(loader: Iterable[Any]) -> Iterable[Any]:
         return islice(loader, rank(), None, world)
     if isinstance(loader.sampler, DistributedSampler):
         return loader
-    return with_sampler(loader, range(rank(), len(loader.dataset), world))  # type: ignore[arg-type]  # a map has a length
+    samples = range(rank(), len(loader.dataset), world)  # type: ignore[arg-type]  # a map has a length
+    return rebuilt(loader, loader.dataset, sampler=samples, batch_size=loader.batch_size, drop_last=loader.drop_last)
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
@@ -107,20 +132,9 @@ def divided(loader: Iterable[Any], seed: int) -> Iterable[Any]:
         sampler: DistributedSampler[Any] = DistributedSampler(
             loader.dataset, shuffle=shuffle, seed=seed, drop_last=loader.drop_last
         )
-        return with_sampler(loader, sampler)
+        size = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+        return rebuilt(loader, loader.dataset, sampler=sampler, **size)
     return Turns(loader)
-
-
-def with_sampler(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
-    """The same loader over other samples."""
-    names = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
-    options = {name: getattr(loader, name) for name in (*names, "drop_last", "persistent_workers")}
-    if loader.num_workers:
-        options |= {
-            "prefetch_factor": loader.prefetch_factor,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
-    return DataLoader(loader.dataset, sampler=sampler, **options)
 
 
 class Turns:
@@ -136,12 +150,8 @@ class Turns:
         return len(self.loader) // self.world
 
     def __iter__(self) -> Iterator[Any]:
-        mine = None
-        for number, batch in enumerate(self.loader):
-            if number % self.world == rank():
-                mine = batch
-            if number % self.world == self.world - 1:
-                yield mine
+        rounds = zip(*[iter(self.loader)] * self.world, strict=False)
+        return (batches[rank()] for batches in rounds)
 
 
 def summed(values: dict[str, float], device: torch.device) -> dict[str, float]:

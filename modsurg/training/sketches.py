@@ -1,14 +1,11 @@
 """Pictures of a run for TensorBoard: predictions, and the model's graph."""
 
-import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from modsurg.errors import ModsurgWarning, TrainingError
+from modsurg.errors import TrainingError
 
 _SHOWN = 16
 
@@ -58,17 +55,6 @@ def are_pictures(images: Any, output: Any, target: Any) -> bool:
         and target.ndim == 1
         and not target.is_floating_point()
     )
-
-
-def graph(writer: Any, model: nn.Module, example: torch.Tensor) -> None:
-    """Write the model's graph, traced on a copy, so that nothing of the model or the random states changes."""
-    try:
-        with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            writer.add_graph(copy.deepcopy(model).eval(), example)
-    except Exception as error:  # any failure of a trace is the same to the run: there is no graph
-        text = f"TensorBoard gets no graph of {type(model).__name__}: torch.jit.trace failed ({error!r:.200})."
-        warnings.warn(text, ModsurgWarning, stacklevel=2)
 
 
 def _name(names: Sequence[str], number: int) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,16 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from modsurg.errors import ModsurgWarning, RecipeError, TrainingError
+from modsurg.errors import TrainingError
 from modsurg.training import edits, evaluation, keeping, processes
 from modsurg.training.batches import parameters_of
+from modsurg.training.checks import check_options, named_metrics, split_schedulers
 from modsurg.training.devices import Precision, autocast, pick_device, place
 from modsurg.training.epochs import Epoch
 from modsurg.training.history import History
 from modsurg.training.keeping import Position
 from modsurg.training.logs import Board, Screen
-from modsurg.training.loop import Metric, Watch, split_schedulers
+from modsurg.training.loop import Metric, Watch
 from modsurg.training.processes import Strategy
 from modsurg.training.run import Run
 from modsurg.tree.selection import Where
@@ -83,7 +83,7 @@ class Trainer:
     device: str | torch.device = "auto"
     precision: Precision = "fp32"
     scheduler: Any = None
-    metrics: Mapping[str, Metric] | Sequence[Metric] = ()
+    metrics: Mapping[str, Metric] | Sequence[Metric] | Metric = ()
     accumulate: int = 1
     clip_norm: float | None = None
     log_dir: str | os.PathLike[str] | None = None
@@ -101,14 +101,12 @@ class Trainer:
     trust: Any = ()
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise TrainingError(f"accumulate={self.accumulate}: a step takes at least one batch, accumulate=1.")
-        split_schedulers(self.scheduler)
+        check_options(self)
         self.place = processes.local_device(pick_device(self.device))
         self.world = processes.join(self.place)
         self.autocast = autocast(self.place, self.precision)
         self.scaler = torch.GradScaler(self.place.type) if self.precision == "fp16" else None
-        self.named_metrics = _named(self.metrics)
+        self.named_metrics = named_metrics(self.metrics)
         self.position = Position()
         self.history = History()
         self.recipes: list[str | None] = []
@@ -130,7 +128,7 @@ class Trainer:
     @property
     def schedulers(self) -> dict[str, Any]:
         """What `scheduler` says: which one steps with the optimizer, which one once an epoch."""
-        return split_schedulers(self.scheduler)
+        return split_schedulers(self.scheduler, self.optimizer)
 
     @property
     def sharded(self) -> bool:
@@ -262,31 +260,10 @@ class Trainer:
         """
         from modsurg.surgery.verbs import edit
 
-        before = dict(self.average.module.state_dict()) if self.average else {}
+        before = edits.averages(self)
         with edit(self.model, optimizer=self.optimizer, scheduler=list(self.schedulers.values()), example=example) as e:
             yield e
-        self.follow(e.report, before)
-
-    def follow(self, report: "Report", averaged: Mapping[str, Any]) -> None:
-        """Go on with the model as an edit left it."""
-        self.reports.append(report)
-        try:
-            self.recipes.append(report.recipe.to_json())
-        except RecipeError as error:
-            self.recipes.append(None)
-            text = f"a run resumed from here on has to make this edit itself before fit: {error}"
-            warnings.warn(text, ModsurgWarning, stacklevel=4)
-        place(self.model, self.place, channels_last=self.channels_last)
-        self.prepare()
-        if self.average is not None:
-            edits.follow(self.average, self.model, report, averaged)
-
-    def unfollow(self, made: int) -> None:
-        """Take back the edits after the first `made`; for a file that turns out not to fit."""
-        while len(self.reports) > made:
-            self.reports.pop().undo()
-            self.recipes.pop()
-            self.prepare()
+        edits.follow(self, e.report, before)
 
     def stop(self, reason: str = "trainer.stop()") -> None:
         """End the run after the present step, as Ctrl-C does; `history.stopped` is the reason.
@@ -327,9 +304,3 @@ class Trainer:
         self.runner = torch.compile(runner) if self.compile else runner
         self.accepted = parameters_of(self.model)
         self.watch = Watch(self.model, self.place)
-
-
-def _named(metrics: Mapping[str, Metric] | Sequence[Metric]) -> dict[str, Metric]:
-    if isinstance(metrics, Mapping):
-        return dict(metrics)
-    return {getattr(metric, "__name__", type(metric).__name__).lower(): metric for metric in metrics}

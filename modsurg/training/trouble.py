@@ -5,38 +5,70 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modsurg.errors import BatchError, DeviceError, TrainingError
+from modsurg.errors import BatchError, TrainingError
 from modsurg.training.batches import count, describe, first_tensor, forward, part
 from modsurg.training.processes import farewell, lost
 
 if TYPE_CHECKING:
-    from modsurg.training.epochs import Epoch
+    from modsurg.training.trainer import Trainer
 
 EXPECTED = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 
 
-def explain(error: Exception, epoch: "Epoch", batch: Any) -> Exception:
-    """Give the error to raise in place of one that model, loss or backward raised."""
+def measured(trainer: "Trainer", model: Any, batch: Any, where: object, *, look: bool) -> tuple[torch.Tensor, Any, Any]:
+    """Loss, output and target of a batch on the device, in the trainer's precision.
+
+    Args:
+        trainer: For its loss.
+        model: What to call.
+        batch: See `forward`.
+        where: The batch's name in messages.
+        look: Look at class numbers before an accelerator does.
+
+    Raises:
+        BatchError: Model or loss can't take the batch.
+    """
+    try:
+        with trainer.autocast:
+            output, target = forward(model, trainer.accepted, batch)
+            if look and trainer.place.type != "cpu":
+                check_labels(where, trainer.loss, output, target)
+            loss = trainer.loss(output, target)
+    except EXPECTED as error:
+        raise explain(error, trainer, where, batch) from error
+    return loss, output, target
+
+
+def check_scalar(loss: Any, where: object) -> None:
+    """Refuse a loss that is no scalar.
+
+    Raises:
+        BatchError: With the fix.
+    """
+    if isinstance(loss, torch.Tensor) and loss.ndim == 0:
+        return
+    if isinstance(loss, torch.Tensor):
+        fix = f'has shape {tuple(loss.shape)}, not (): reduction="mean", or return loss.mean().'
+    else:
+        fix = f"is a {type(loss).__name__}, not a tensor: loss=lambda output, target: <a scalar tensor>."
+    raise BatchError(f"{where}: the loss {fix}")
+
+
+def explain(error: Exception, trainer: "Trainer", where: object, batch: Any) -> Exception:
+    """Give the error to raise in place of one that model, loss or backward (then there is no batch) raised."""
     if lost(error):
         return farewell(error)
     if out_of_memory(error):
-        return TrainingError(_memory(error, epoch, batch))
+        return TrainingError(f"{where}: {_memory(trainer, batch)} {error}")
     if isinstance(error, TrainingError) or type(error) not in EXPECTED:
         return error
     if batch is None:
-        return TrainingError(f"{epoch}: backward failed: {error}{_no_gradient(error, epoch)}")
-    labels = _labels(error, epoch, batch)
+        return TrainingError(f"{where}: backward failed: {error}{_no_gradient(error, trainer)}")
+    labels = _labels(error, trainer, batch)
     if labels:
-        return BatchError(f"{epoch}: {labels}")
-    model = type(epoch.trainer.model).__name__
-    return BatchError(f"{epoch}: {model} and the loss can't take {describe(batch)}: {error}")
-
-
-def no_scalar(loss: Any, where: object) -> str:
-    """The message for a loss that is no scalar."""
-    if isinstance(loss, torch.Tensor):
-        return f'{where}: the loss has shape {tuple(loss.shape)}, not (): reduction="mean", or return loss.mean().'
-    return f"{where}: the loss is a {type(loss).__name__}, not a tensor: loss=lambda output, target: <a scalar tensor>."
+        return BatchError(f"{where}: {labels}")
+    model = type(trainer.model).__name__
+    return BatchError(f"{where}: {model} and the loss can't take {describe(batch)}: {error}")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -51,41 +83,45 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(s in str(error) for s in ("out of memory", "can't allocate memory"))
 
 
-def _memory(error: Exception, epoch: "Epoch", batch: Any) -> str:
-    trainer = epoch.trainer
+def _memory(trainer: "Trainer", batch: Any) -> str:
     if batch is None:
-        return f"{epoch}: out of memory in backward: a smaller batch, with accumulate=2 for the same step. {error}"
-    size, fits = count(batch), _largest(epoch, batch)
+        return "out of memory in backward: a smaller batch, with accumulate=2 for the same step."
+    size = count(batch)
+    if not torch.is_grad_enabled():
+        return f"{size} samples are out of memory: a smaller batch_size in this loader."
+    fits = _largest(trainer, batch)
     if not fits:
-        return f"{epoch}: out of memory, and one sample is already too much: a smaller model or input. {error}"
+        return "out of memory, and one sample is already too much: a smaller model or input."
     more = -(-size // fits) * trainer.accumulate
-    return f"{epoch}: {size} samples are out of memory, {fits} fit: batch_size={fits}, accumulate={more}. {error}"
+    return f"{size} samples are out of memory, {fits} fit: batch_size={fits}, accumulate={more}."
 
 
-def _largest(epoch: "Epoch", batch: Any) -> int:
+def _largest(trainer: "Trainer", batch: Any) -> int:
     """The largest half, quarter, ... of the batch that goes forward and backward; 0 if none does."""
-    trainer = epoch.trainer
     buffers = [(buffer, buffer.clone()) for buffer in trainer.model.buffers()]
     size = count(batch) // 2
     while size:
         try:
-            output, target = forward(trainer.runner, trainer.accepted, part(batch, size))
-            torch.autograd.backward(trainer.loss(output, target))
+            _try(trainer, part(batch, size))
             break
         except EXPECTED:
             size //= 2
         finally:
-            output = target = None
-            epoch.window.drop()
+            trainer.optimizer.zero_grad()
     with torch.no_grad():
         for buffer, value in buffers:
             buffer.copy_(value)
     return size
 
 
-def _labels(error: Exception, epoch: "Epoch", batch: Any) -> str:
+def _try(trainer: "Trainer", batch: Any) -> None:
+    with trainer.autocast:
+        loss = trainer.loss(*forward(trainer.model, trainer.accepted, batch))
+    torch.autograd.backward(loss)
+
+
+def _labels(error: Exception, trainer: "Trainer", batch: Any) -> str:
     """What to say of class numbers that are out of range, empty if that is not what is wrong."""
-    trainer = epoch.trainer
     target = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
     if not isinstance(target, torch.Tensor) or target.is_floating_point() or not target.numel():
         return ""
@@ -128,20 +164,9 @@ def _range(target: torch.Tensor, classes: int) -> str:
     return f"labels go from {lowest} to {highest}, the model's {classes} outputs stand for 0 to {top}: {fix}."
 
 
-def _no_gradient(error: Exception, epoch: "Epoch") -> str:
+def _no_gradient(error: Exception, trainer: "Trainer") -> str:
     if "does not require grad" not in str(error):
         return ""
-    if not any(p.requires_grad for p in epoch.trainer.model.parameters()):
+    if not any(p.requires_grad for p in trainer.model.parameters()):
         return '. Every parameter is frozen: modsurg.unfreeze(model, "...") what shall train.'
     return ". The loss does not depend on any parameter that trains."
-
-
-def check_parameters(model: nn.Module, device: torch.device) -> None:
-    """Refuse a model that is not where the run is.
-
-    Raises:
-        DeviceError: Named with the first parameter.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != device.type:
-            raise DeviceError(f"{name} is on {parameter.device}, the trainer on {device}: model.to({str(device)!r}).")

@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from modsurg.checkpoints.randomness import random_states, set_random_states
-from modsurg.errors import BatchError
 
 
 class Feed:
@@ -29,7 +28,9 @@ class Feed:
         self.order: _Order | None = None
         self.source = loader
         if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset):
-            self.order = _Order(loader.batch_sampler or loader.sampler, loader.num_workers > 0)
+            self.order = _Order(
+                loader.sampler if loader.batch_sampler is None else loader.batch_sampler, loader.num_workers > 0
+            )
             self.source = _again(loader, self.order)
         self.states: dict[str, Any] = {}
 
@@ -102,23 +103,16 @@ def length(loader: object) -> int | None:
         return None
 
 
-def check_loader(loader: Any, name: str) -> None:
-    """Refuse what can't be iterated again and what is known to be empty.
+def rebuilt(loader: DataLoader[Any], dataset: Any, **options: Any) -> DataLoader[Any]:
+    """A loader with the workers and habits of another one; its samples and their order are given anew.
 
-    Raises:
-        BatchError: With the fix.
+    Example:
+        >>> rebuilt(DataLoader([1, 2], num_workers=2), [3, 4, 5], batch_size=2).num_workers
+        2
     """
-    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-        raise BatchError(f"{name} is a {type(loader).__name__}, which gives no batches: pass a DataLoader or a list.")
-    if isinstance(loader, Iterator):
-        raise BatchError(f"{name} is an iterator, which lasts for one epoch: pass the loader itself, or list({name}).")
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        raise BatchError(f"{name} is a dataset, which gives no batches: DataLoader({name}, batch_size=64).")
-    if length(loader) == 0:
-        hint = ""
-        if isinstance(loader, DataLoader) and loader.drop_last and length(loader.dataset):
-            hint = f" (drop_last=True, and {length(loader.dataset)} samples make no batch of {loader.batch_size})"
-        raise BatchError(f"{name} is empty{hint}: it must give at least one batch.")
+    same = ["collate_fn", "generator", "in_order", "multiprocessing_context", "num_workers", "persistent_workers"]
+    same += ["pin_memory", "prefetch_factor", "timeout", "worker_init_fn"]
+    return DataLoader(dataset, **{name: getattr(loader, name) for name in same} | options)
 
 
 class _Order:
@@ -185,22 +179,11 @@ def _seed(seed: int) -> None:
 
 def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:
     """The same loader over another order."""
-    workers = loader.num_workers
-    options: dict[str, Any] = {
-        name: getattr(loader, name)
-        for name in ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "persistent_workers")
-    }
-    options["sampler" if loader.batch_sampler is None else "batch_sampler"] = order
-    if loader.batch_sampler is None:
-        options["batch_size"] = None
-    if workers:
-        options |= {
-            "prefetch_factor": loader.prefetch_factor,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
-    # persistent workers draw their seed once a loader instead of once an epoch: not from the generator of the order
-    options["generator"] = torch.Generator() if loader.persistent_workers else loader.generator
-    return DataLoader(_Seeded(loader.dataset) if workers else loader.dataset, **options)
+    single = loader.batch_sampler is None
+    options: dict[str, Any] = {"sampler": order, "batch_size": None} if single else {"batch_sampler": order}
+    if loader.persistent_workers:  # they draw their seed once a loader: not from the generator of the order
+        options["generator"] = torch.Generator()
+    return rebuilt(loader, _Seeded(loader.dataset) if loader.num_workers else loader.dataset, **options)
 
 
 def _parts(loader: Any) -> list[Any]:

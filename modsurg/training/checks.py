@@ -1,0 +1,207 @@
+"""What can be seen before the first step: options, loaders, schedules and an optimizer that can't work."""
+
+import inspect
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from modsurg.checkpoints.loaders import length
+from modsurg.errors import BatchError, DeviceError, ModsurgWarning, TrainingError
+from modsurg.training.history import NO_RESULT
+from modsurg.tree.selection import select
+
+if TYPE_CHECKING:
+    from modsurg.training.run import Run
+    from modsurg.training.trainer import Trainer
+
+
+def check_options(trainer: "Trainer") -> None:
+    """Refuse what no run can be made with.
+
+    Raises:
+        TrainingError: With the line that mends it.
+    """
+    model, optimizer, loss = trainer.model, trainer.optimizer, trainer.loss
+    if not isinstance(model, nn.Module):
+        raise TrainingError(f"model is {_kind(model)}: pass the nn.Module.")
+    if not hasattr(optimizer, "param_groups"):
+        raise TrainingError(f"optimizer is {_kind(optimizer)}: torch.optim.AdamW(model.parameters()).")
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        kind = type(optimizer).__name__
+        raise TrainingError(f"{kind} needs a closure, which runs a batch many times: {kind} in a loop of your own.")
+    if isinstance(loss, type) or not callable(loss):
+        raise TrainingError(f"loss is {_kind(loss)}: loss=nn.CrossEntropyLoss(), or a function of (output, target).")
+    split_schedulers(trainer.scheduler, optimizer)
+    check_count("accumulate", trainer.accumulate, 1, "a step takes at least one batch, accumulate=1.")
+    check_count("keep", trainer.keep, 0, "how many files, keep=0 for none.")
+    check_count("save_every", trainer.save_every, 1, "how many steps, save_every=None for none.")
+    if trainer.clip_norm is not None and not trainer.clip_norm > 0:
+        raise TrainingError(f"clip_norm={trainer.clip_norm}: a norm is greater than 0, clip_norm=1.0.")
+    if trainer.precision == "fp16" and any(p.dtype is torch.float16 for p in model.parameters()):
+        raise TrainingError('precision="fp16" trains weights of float32, and the model has float16: model.float().')
+    if trainer.average is not None and _shapes(getattr(trainer.average, "module", None)) != _shapes(model):
+        raise TrainingError("average is no AveragedModel of this model: AveragedModel(model).")
+
+
+def check_count(name: str, value: object, least: int, what: str) -> None:
+    """Refuse a number of things that is no number, or too few.
+
+    Raises:
+        TrainingError: With `what` it is.
+    """
+    if value is not None and (not isinstance(value, Integral) or int(value) < least):
+        raise TrainingError(f"{name}={value!r}: {what}")
+
+
+def named_metrics(given: Any) -> dict[str, Any]:
+    """The metrics by name.
+
+    Raises:
+        TrainingError: Two of one name, or the name of another column.
+
+    Example:
+        >>> list(named_metrics(nn.functional.l1_loss)), list(named_metrics([nn.L1Loss()]))
+        (['l1_loss'], ['l1loss'])
+    """
+    if isinstance(given, Mapping):
+        pairs = list(given.items())
+    else:
+        listed = [given] if callable(given) else list(given)
+        pairs = [(getattr(metric, "__name__", type(metric).__name__).lower(), metric) for metric in listed]
+    named = dict(pairs)
+    if len(named) < len(pairs) or set(named) & {"loss", *NO_RESULT}:
+        names = ", ".join(name for name, _ in pairs)
+        raise TrainingError(
+            f'metrics are called {names}: a name for each, metrics={{"accuracy": f}}, and none of a column.'
+        )
+    return named
+
+
+def split_schedulers(given: Any, optimizer: object = None) -> dict[str, Any]:
+    """Which scheduler steps when: `{"step": ..., "epoch": ...}`, either may be missing.
+
+    A mapping says it itself. A bare `OneCycleLR` or `CyclicLR`, which count batches, steps with the optimizer, also
+    inside a SequentialLR or ChainedScheduler; any other steps once an epoch.
+
+    Raises:
+        TrainingError: No scheduler, or one of another optimizer.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> list(split_schedulers(torch.optim.lr_scheduler.StepLR(optimizer, 3)))
+        ['epoch']
+        >>> list(split_schedulers(torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)))
+        ['step']
+    """
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        schedulers = dict(given)
+    else:
+        by_step = any(isinstance(one, OneCycleLR | CyclicLR) for one in _chain(given))
+        schedulers = {"step" if by_step else "epoch": given}
+    if set(schedulers) - {"step", "epoch"}:
+        raise TrainingError(f'scheduler={{{", ".join(map(repr, given))}}}: the keys are "step" and "epoch".')
+    for when, one in schedulers.items():
+        if not hasattr(one, "step"):
+            raise TrainingError(f"scheduler is {_kind(one)}: torch.optim.lr_scheduler.StepLR(optimizer, 10).")
+        if when == "step" and isinstance(one, ReduceLROnPlateau):
+            raise TrainingError('ReduceLROnPlateau waits for an epoch\'s value: scheduler={"epoch": ...}.')
+        if optimizer is not None and getattr(one, "optimizer", optimizer) is not optimizer:
+            raise TrainingError(f"{type(one).__name__} is of another optimizer: make it from this trainer's.")
+    return schedulers
+
+
+def check_loader(loader: Any, name: str, *, again: bool = True) -> None:
+    """Refuse what gives no batches, what is known to be empty, and what can't be iterated `again`.
+
+    Raises:
+        BatchError: With the fix.
+    """
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise BatchError(f"{name} is a {type(loader).__name__}, which gives no batches: pass a DataLoader or a list.")
+    if again and isinstance(loader, Iterator):
+        raise BatchError(f"{name} is an iterator, which lasts for one epoch: pass the loader itself, or list({name}).")
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise BatchError(f"{name} is a dataset, which gives no batches: DataLoader({name}, batch_size=64).")
+    if length(loader) == 0:
+        hint = ""
+        if isinstance(loader, DataLoader) and loader.drop_last and length(loader.dataset):
+            hint = f" (drop_last=True, and {length(loader.dataset)} samples make no batch of {loader.batch_size})"
+        raise BatchError(f"{name} is empty{hint}: it must give at least one batch.")
+
+
+def check_run(run: "Run") -> None:
+    """Refuse a run that would fail at its end, and warn of parameters that would not train.
+
+    Raises:
+        DeviceError: A parameter is on another device.
+        TrainingError: A schedule that is too short, an optimizer of another model.
+        NoMatchError: Something to thaw that is not there.
+    """
+    trainer = run.trainer
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.device.type != trainer.place.type:
+            raise DeviceError(
+                f"{name} is on {parameter.device}, the trainer on {trainer.place}: model.to({str(trainer.place)!r})."
+            )
+    batches = length(run.feed.loader)
+    if batches is not None and trainer.position.batch == 0:
+        epochs = trainer.position.start + run.total - trainer.epoch
+        _check_length(run.schedulers.get("step"), epochs * -(-batches // trainer.accumulate))
+    thawed = {
+        id(p) for where in run.thaw.values() for m in select(trainer.model, where).modules for p in m.parameters()
+    }
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    ours = {id(p) for p in trainer.model.parameters() if p.requires_grad} | thawed
+    lost = [name for number, name in names.items() if number in ours and number not in held]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        text = f"{', '.join(lost[:3])}{more} {'is' if len(lost) == 1 else 'are'} in no optimizer and will not train"
+        _warn(f"{text}: modsurg.sync(optimizer, model), or freeze them.")
+    loss = {id(p) for p in trainer.loss.parameters()} if isinstance(trainer.loss, nn.Module) else set()
+    foreign = held - set(names) - loss
+    if foreign and not held & set(names):
+        raise TrainingError("the optimizer holds no parameter of this model: make it from model.parameters().")
+    if foreign:
+        _warn(f"{len(foreign)} parameters in the optimizer are not the model's: modsurg.sync(optimizer, model).")
+
+
+def _check_length(scheduler: Any, steps: int) -> None:
+    for one in _chain(scheduler):
+        total = getattr(one, "total_steps", None)
+        if total is not None and one.last_epoch + steps > total:
+            raise TrainingError(
+                f"{type(one).__name__} has {total} steps, {one.last_epoch} of them done, and {steps} are to come: "
+                f"{type(one).__name__}(..., total_steps={one.last_epoch + steps})."
+            )
+
+
+def _chain(scheduler: Any) -> Iterator[Any]:
+    """A scheduler and those inside; SequentialLR and ChainedScheduler have no public name for them."""
+    if scheduler is not None:
+        yield scheduler
+        for inner in getattr(scheduler, "_schedulers", ()):
+            yield from _chain(inner)
+
+
+def _shapes(module: Any) -> dict[str, Any] | None:
+    if not isinstance(module, nn.Module):
+        return None
+    return {name: getattr(p, "shape", None) for name, p in module.named_parameters()}
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}, not made yet" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, ModsurgWarning, stacklevel=7)
