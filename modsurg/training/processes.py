@@ -25,6 +25,8 @@ def join(device: torch.device) -> int:
     if not dist.is_available() or (int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized()):
         return 1
     if not dist.is_initialized():
+        import torch.distributed.nn  # noqa: F401  # whose functions take a group that is there as default, and keep it
+
         dist.init_process_group(backend=dist.get_default_backend_for_device(device))
         atexit.register(leave)
     return dist.get_world_size()
@@ -34,19 +36,15 @@ def leave() -> None:
     """Leave the group that `join` made, and wait for its threads, while the interpreter is still whole.
 
     A thread of gloo's that lets go of its last tensor later than that takes the process down (SIGABRT). The threads end
-    with the last holder of the group, so its holders, DDP's wrappers and FSDP's meshes, are emptied. After an error
-    nothing is waited for: the other processes may never do their part of what is under way.
+    with the last holder of the group, so whatever holds it is emptied. After an error nothing is waited for: the other
+    processes may never do their part of what is under way.
     """
     if not dist.is_initialized() or hasattr(sys, "last_value"):
         return
-    group = dist.group.WORLD
     dist.destroy_process_group()
     for holder in gc.get_objects():
-        if type(holder) is nn.parallel.DistributedDataParallel:
+        if type(holder).__name__ in ("DistributedDataParallel", "DeviceMesh", "FSDPMeshInfo"):
             vars(holder).clear()
-    for holder in gc.get_referrers(group):
-        if hasattr(holder, "shard_process_group"):
-            holder.shard_process_group = None
 
 
 def rank() -> int:
