@@ -71,6 +71,17 @@ def test_a_file_that_was_saved_by_hand_within_an_epoch_goes_on(tmp_path):
     assert equal(whole, again)
 
 
+def test_a_file_that_was_saved_by_hand_after_a_stopped_fit_goes_on(tmp_path):
+    whole, loader = build(None)
+    run(whole, loader)
+    first, loader = build(None)
+    run(first, loader, on_step=lambda t: t.stop() if t.step == 6 else None)
+    first.save(tmp_path / "own.safetensors")
+    again, loader = build(None, seed=8)
+    run(again, loader, resume=tmp_path / "own.safetensors")
+    assert equal(whole, again)
+
+
 def test_between_the_batches_of_a_step_nothing_can_be_saved(tmp_path):
     trainer, loader = build(None)
     for epoch in trainer.epochs(loader):
@@ -101,6 +112,14 @@ def test_best_does_not_change_when_training_goes_on(tmp_path):
     assert (tmp_path / "last.safetensors").read_bytes() != kept
 
 
+def test_a_record_of_another_value_is_none(tmp_path):
+    trainer, loader = build(tmp_path)
+    trainer.fit(loader, loader)
+    trainer.fit(loader)
+    assert read_run(tmp_path / "best.safetensors").states["trainer"]["position"]["epoch"] == 2
+    assert trainer.position.record == trainer.history[-1]["loss"]
+
+
 def test_where_best_is_higher(tmp_path):
     trainer, loader = build(tmp_path, best="val_accuracy")
     history = trainer.fit(loader, loader, epochs=3)
@@ -113,6 +132,8 @@ def test_resume_begins_anew_where_there_is_nothing_and_refuses_a_name_that_is_no
     assert len(run(trainer, loader, resume=True)) == 3
     with pytest.raises(TrainingError, match=r"nothing.safetensors': there is no such file. resume=True begins anew"):
         run(trainer, loader, resume=tmp_path / "nothing.safetensors")
+    with pytest.raises(TrainingError, match=r"is no run: name a file in it, resume='.*last.safetensors'"):
+        run(trainer, loader, resume=tmp_path)
     trainer, loader = build(None)
     with pytest.raises(TrainingError, match=r"resume=True needs Trainer\(..., checkpoint_dir=...\)"):
         run(trainer, loader, resume=True)

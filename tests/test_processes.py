@@ -54,6 +54,38 @@ def test_sharded_as_one_process(tmp_path, alone):
     assert names == ["best", "last", "sharded-00000009"]
 
 
+LEAVE = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from modsurg import Trainer
+from modsurg.training.processes import leave
+model = nn.Linear(6, 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+trainer = Trainer(model, optimizer, nn.MSELoss(), device="cpu", strategy=sys.argv[1], progress=False)
+trainer.fit([(torch.ones(2, 6), torch.ones(2, 3))] * 4)
+threads = lambda: sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+before = threads()
+leave()
+print(before > 0, threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux shows them")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_no_thread_outlives_the_group(strategy):
+    """One that lets go of a tensor after the interpreter aborts the process."""
+    if strategy == "fsdp" and not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip("FSDP2 of this torch can't run on a cpu")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    command = [sys.executable, *launcher, sys.executable, "-c", LEAVE, strategy]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.stdout == "True 0\n" * 2, done.stderr
+
+
 def test_alone_there_is_nothing_to_agree_on():
     device = torch.device("cpu")
     assert (join(device), rank(), gathered(3), summed({"a": 2.0}, device)) == (1, 0, [3], {"a": 2.0})

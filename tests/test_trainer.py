@@ -233,6 +233,14 @@ class TestBatches:
         assert rows == trainer.history["loss"]
         assert trainer.step == 10
 
+    def test_metrics_are_of_the_samples_that_gave_one(self):
+        trainer = make(metrics={"one": lambda output, target: 1.0, "array": lambda o, t: (t == t).numpy()})
+        for epoch in trainer.epochs(DataLoader(data(), batch_size=10)):
+            for x, y in epoch:
+                output = trainer.model(x)
+                epoch.step(trainer.loss(output, y), *[output, y][: 2 * (epoch.batch % 2)])
+        assert (trainer.history["one"], trainer.history["array"]) == ([1.0], [1.0])
+
     def test_a_body_that_leaves_early_shortens_the_epoch(self):
         trainer = make()
         for epoch in trainer.epochs(DataLoader(data(), batch_size=10), epochs=2):
@@ -352,6 +360,26 @@ class TestRefusals:
         with pytest.raises(TrainingError, match=r"metric wrong gave shape \(3,\)"):
             make(metrics={"wrong": lambda output, target: output[0]}).fit([data().tensors])
 
+    def test_a_metric_that_is_no_number(self):
+        with pytest.raises(TrainingError, match="metric wrong gave a NoneType: give one number"):
+            make(metrics={"wrong": lambda output, target: None}).fit([data().tensors])
+
+    def test_a_body_that_makes_no_step(self):
+        with pytest.raises(TrainingError, match=r"epoch 1: no loss: epoch.step\(loss, output, target\) gives it"):
+            for epoch in make().epochs([data().tensors]):
+                list(epoch)
+
+    def test_evaluation_and_prediction_name_their_batch(self):
+        x, y = data().tensors
+        with pytest.raises(BatchError, match=r"evaluation, batch 2: labels go from 9 .*3 outputs stand for 0 to 2"):
+            make().evaluate([(x, y), (x, y + 9)])
+        with pytest.raises(BatchError, match=r"evaluation, batch 1: the loss has shape \(50,\)"):
+            make(loss=nn.CrossEntropyLoss(reduction="none")).evaluate([(x, y)])
+        with pytest.raises(BatchError, match=r"prediction, batch 2: Sequential .*can't take \(float32\[50, 2\], int64"):
+            make().predict([(x, y), (x[:, :2], y)])
+        with pytest.raises(BatchError, match="a dataset, which gives no batches"):
+            make().predict(data())
+
 
 class TestNonFinite:
     def test_the_step_is_named_and_the_weights_before_it_stay(self):
@@ -407,6 +435,13 @@ class TestMemory:
 
         with pytest.raises(TrainingError, match="50 samples are out of memory, 12 fit: batch_size=12, accumulate=5"):
             make(Big()).fit([data().tensors])
+
+    def test_in_evaluation_only_the_loader_can_be_smaller(self):
+        def full(output, target):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        with pytest.raises(TrainingError, match="evaluation, batch 1: 50 samples .*a smaller batch_size in this"):
+            make(loss=full).evaluate([data().tensors])
 
 
 class TestPredict:

@@ -78,9 +78,7 @@ def named_metrics(given: Any) -> dict[str, Any]:
     named = dict(pairs)
     if len(named) < len(pairs) or set(named) & {"loss", *NO_RESULT}:
         names = ", ".join(name for name, _ in pairs)
-        raise TrainingError(
-            f'metrics are called {names}: a name for each, metrics={{"accuracy": f}}, and none of a column.'
-        )
+        raise TrainingError(f'metrics are called {names}: each needs a name of its own, metrics={{"accuracy": f}}.')
     return named
 
 
@@ -152,6 +150,8 @@ def check_run(run: "Run") -> None:
             raise DeviceError(
                 f"{name} is on {parameter.device}, the trainer on {trainer.place}: model.to({str(trainer.place)!r})."
             )
+    if not isinstance(run.thaw, Mapping):
+        raise TrainingError(f'thaw is {_kind(run.thaw)}: epoch -> what, thaw={{2: "layer4.**"}}.')
     batches = length(run.feed.loader)
     if batches is not None and trainer.position.batch == 0:
         epochs = trainer.position.start + run.total - trainer.epoch

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
     """See `Trainer.evaluate`."""
-    check_loader(loader, "the loader")
+    check_loader(loader, "loader")
     meter = Meter(trainer.named_metrics)
     dealt = trainer.world > 1 and not trainer.sharded
     runner = _runner(trainer, model)
@@ -41,7 +41,7 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
 def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
     """See `Trainer.predict`."""
     batches = [loader] if isinstance(loader, torch.Tensor) else loader
-    check_loader(batches, "the loader", again=False)
+    check_loader(batches, "loader", again=False)
     outputs = []
     with evaluating(model), trainer.autocast:
         for number, taken in enumerate(batches, 1):

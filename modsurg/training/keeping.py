@@ -120,7 +120,7 @@ def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | No
         raise TrainingError(text)
     if file.is_dir() and not (file / sharding.OWN).exists():
         raise TrainingError(
-            f"resume={str(file)!r} is no run: name the file in it, resume={str(file / 'last.safetensors')!r}."
+            f"resume={str(file)!r} is no run: name a file in it, resume={str(file / 'last.safetensors')!r}."
         )
     return file
 
