@@ -1,7 +1,5 @@
 """The order of the batches: a loader that can be taken up again in the middle of an epoch."""
 
-import random
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from modsurg.checkpoints.randomness import random_states, set_random_states
+from modsurg.checkpoints.randomness import random_states, seed, set_random_states
 
 
 class Feed:
@@ -152,11 +150,11 @@ class _Seeded(Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, key: tuple[int, Any]) -> Any:
-        _seed(key[0])
+        seed(key[0])
         return self.dataset[key[1]]
 
     def __getitems__(self, key: tuple[int, list[Any]]) -> Any:
-        _seed(key[0])
+        seed(key[0])
         if getattr(self.dataset, "__getitems__", None):
             return self.dataset.__getitems__(key[1])
         return [self.dataset[index] for index in key[1]]
@@ -168,13 +166,6 @@ class _Seeded(Dataset[Any]):
         if name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
 
 
 def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:

@@ -9,6 +9,14 @@ import torch
 from modsurg.errors import FormatError
 
 
+def seed(number: int) -> None:
+    """Seed python, numpy where it is imported, and torch on every device."""
+    random.seed(number)
+    torch.manual_seed(number)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(number % 2**32)
+
+
 def random_states() -> dict[str, Any]:
     """Give the state of every generator that a training step may draw from, as plain data and tensors.
 

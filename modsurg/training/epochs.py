@@ -94,7 +94,7 @@ class Epoch:
         if time.perf_counter() >= trainer.screen.next_look:
             trainer.watch.look()
             values = self.meter.means() | {"lr": trainer.optimizer.param_groups[0]["lr"]}
-            trainer.screen.show(self.batch, self.meter.samples - self._before, values)
+            trainer.screen.show(self.batch, self.fresh, values)
         return full
 
     def close(self) -> None:
@@ -111,9 +111,9 @@ class Epoch:
         self.run.close(self)
 
     @property
-    def speed(self) -> float:
-        """Samples per second."""
-        return (self.meter.samples - self._before) / max(self.seconds, 1e-9)
+    def fresh(self) -> int:
+        """How many samples this process has seen of the epoch."""
+        return self.meter.samples - self._before
 
     @property
     def interrupted(self) -> bool:

@@ -102,11 +102,16 @@ def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> N
 
 
 def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | None:
-    """The file to go on from; None to begin anew.
+    """The file to go on from; None to begin anew. Makes the directory for the files to come.
 
     Raises:
-        TrainingError: `resume=True` without a directory, or a file that is not there.
+        TrainingError: `resume=True` without a directory, a file that is not there, a directory that can't be made.
     """
+    if trainer.checkpoint_dir is not None:
+        try:
+            Path(trainer.checkpoint_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"checkpoint_dir can't be made: {error}.") from error
     if resume is False:
         return None
     if resume is True:

@@ -2,18 +2,15 @@
 
 import contextlib
 import os
-import random
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from modsurg.checkpoints.loaders import Feed
+from modsurg.checkpoints.randomness import seed
 from modsurg.errors import TrainingError
 from modsurg.surgery.parameters import unfreeze
 from modsurg.training import checks, evaluation, keeping, processes
@@ -123,12 +120,13 @@ class Run:
             means = evaluation.evaluate(trainer, self.val_loader, model)
             row |= {f"val_{name}": value for name, value in means.items()}
         row["lr"] = trainer.optimizer.param_groups[0]["lr"]
-        row["seconds"] = epoch.seconds
-        row["samples_per_second"] = epoch.speed
+        row |= {"seconds": epoch.seconds, "samples_per_second": epoch.fresh / max(epoch.seconds, 1e-9)}
         missing = [name for name in ("loss", self.target) if name not in row]
         if missing:
             raise TrainingError(f"epoch {epoch.number}: no {missing[0]}: epoch.step(loss, output, target) gives it.")
-        self._schedule(row)
+        scheduler = self.schedulers.get("epoch")
+        if scheduler is not None:
+            scheduler.step(*[row[self.target]] if isinstance(scheduler, ReduceLROnPlateau) else [])
         trainer.history.rows.append(row)
         improved = trainer.position.advance(row[self.target] if self.lower else -row[self.target])
         trainer.screen.end(row)
@@ -145,6 +143,7 @@ class Run:
         """
         epoch = self.epoch
         if epoch is None or epoch.row or not epoch.batch:
+            self.trainer.position.batch = 0
             return None
         if self.window.held:
             raise TrainingError(f"{epoch}: {self.window.held} gradients wait for their step; save from on_step.")
@@ -156,16 +155,11 @@ class Run:
     def _begin(self, resume: Any) -> None:
         trainer = self.trainer
         trainer.stopping = trainer.wanted = trainer.history.stopped = ""
-        if trainer.checkpoint_dir is not None:
-            try:
-                Path(trainer.checkpoint_dir).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise TrainingError(f"checkpoint_dir can't be made: {error}.") from error
         file = keeping.find(trainer, resume)
         if file is None:
             trainer.position.restart()
             if trainer.seed is not None and trainer.step == 0:
-                _seed(trainer.seed + processes.rank())
+                seed(trainer.seed + processes.rank())
         else:
             self.pending = keeping.resume(trainer, file)
             trainer.screen.line(f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}")
@@ -191,13 +185,6 @@ class Run:
                 unfreeze(self.trainer.model, where)
         if self.trainer.world > 1 and done in self.thaw:
             self.trainer.prepare()
-
-    def _schedule(self, row: Mapping[str, float]) -> None:
-        scheduler = self.schedulers.get("epoch")
-        if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(row[self.target])
-        elif scheduler is not None:
-            scheduler.step()
 
     def _scalars(self, board: Board, meter: Meter) -> None:
         meter.read()
@@ -254,10 +241,3 @@ def _target(trainer: "Trainer", validated: bool) -> tuple[str, bool]:
     if name not in names or how not in ("", "min", "max"):
         raise TrainingError(f"best={trainer.best!r} is not measured; there are {', '.join(names)}.")
     return name, how == "min" if how else name.endswith(("loss", "error", "mse", "mae", "perplexity"))
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    torch.manual_seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
