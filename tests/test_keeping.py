@@ -100,6 +100,13 @@ def test_last_best_and_the_latest_are_kept(tmp_path):
     assert read_run(tmp_path / "last.safetensors").step == 12
 
 
+def test_the_latest_are_kept_beside_those_of_a_longer_run(tmp_path):
+    for epochs in (3, 1):
+        trainer, loader = build(tmp_path, keep=1)
+        trainer.fit(loader, epochs=epochs)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000004.safetensors"]
+
+
 def test_best_does_not_change_when_training_goes_on(tmp_path):
     model = nn.Linear(6, 3)
     worse = torch.optim.SGD(model.parameters(), lr=0.5, maximize=True)

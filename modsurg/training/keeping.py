@@ -79,7 +79,7 @@ def save(trainer: "Trainer", path: str | os.PathLike[str], left: dict[str, Any] 
 
 
 def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> None:
-    """Write `last`, let `best` be the same file if it is, and keep the latest ones by number."""
+    """Write `last`, let `best` be the same file if it is, and keep the latest ones under their steps."""
     assert trainer.checkpoint_dir is not None
     directory = Path(trainer.checkpoint_dir)
     if trainer.sharded:
@@ -97,7 +97,8 @@ def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> N
         _link(last, directory / "best.safetensors")
     if trainer.keep:
         _link(last, directory / f"step-{trainer.step:08d}.safetensors")
-        for old in sorted(directory.glob("step-????????.safetensors"))[: -trainer.keep]:
+        numbered = directory.glob("step-????????.safetensors")
+        for old in sorted(numbered, key=lambda file: (file.stat().st_mtime_ns, file.name))[: -trainer.keep]:
             old.unlink()
 
 

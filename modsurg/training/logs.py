@@ -30,14 +30,14 @@ class Screen:
         self._bar: Any = None
         self._task: Any = None
         self._label, self._done, self._total = "", 0, 0
-        self._rate = (time.perf_counter(), 0)
+        self._start = time.perf_counter()
         self._pause = _BETWEEN_FRAMES if on and sys.stdout.isatty() else _BETWEEN_LINES
-        self.next_look = time.perf_counter() + self._pause
+        self.next_look = self._start + self._pause
 
     def begin(self, epoch: int, epochs: int, done: int, batches: int) -> None:
         """A new epoch; `batches` is 0 if nobody knows."""
         self._label, self._done, self._total = f"epoch {epoch}/{epochs}", done, batches
-        self._rate = (time.perf_counter(), 0)
+        self._start = time.perf_counter()
         if self.on and sys.stdout.isatty():
             self._open()
 
@@ -45,14 +45,14 @@ class Screen:
         """Now at `batch`, after `samples` samples since `begin`."""
         now = time.perf_counter()
         self.next_look = now + self._pause
-        rate = samples / max(now - self._rate[0], 1e-9)
+        rate = samples / max(now - self._start, 1e-9)
         text = f"{_row(values)}  {rate:,.0f} samples/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=batch, text=text, refresh=True)
         elif self.on:
             left = ""
             if self._total and batch > self._done:
-                seconds = (now - self._rate[0]) / (batch - self._done) * (self._total - batch)
+                seconds = (now - self._start) / (batch - self._done) * (self._total - batch)
                 left = f"  {_clock(seconds)} left"
             self.line(f"{self._label}  batch {batch}{f'/{self._total}' if self._total else ''}  {text}{left}")
 
@@ -78,14 +78,9 @@ class Screen:
             self._bar = None
 
     def _open(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}")
         self._bar = Progress(*columns, TimeRemainingColumn(), auto_refresh=False, transient=True)
         self._task = self._bar.add_task(self._label, total=self._total or None, completed=self._done, text="")
         self._bar.start()
@@ -99,14 +94,13 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise TrainingError('log_dir= needs TensorBoard: pip install "modsurg[tensorboard]".') from error
-        self.writer = SummaryWriter(os.fspath(directory))
-        self._call = _untyped(self.writer)
+        self.writer: Any = SummaryWriter(os.fspath(directory))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write numbers; `val_loss` goes to `val/loss`, `loss` to `train/loss`, names with a slash stay."""
         for name, value in values.items():
             tag = name if "/" in name else f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
-            self._call("add_scalar", tag, value, step)
+            self.writer.add_scalar(tag, value, step)
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """Write the row of an epoch."""
@@ -118,7 +112,7 @@ class Board:
         try:
             with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._call("add_graph", copy.deepcopy(model).eval(), example)
+                self.writer.add_graph(copy.deepcopy(model).eval(), example)
         except Exception as error:  # any failure of a trace is the same to the run: there is no graph
             text = f"TensorBoard gets no graph of {type(model).__name__}: torch.jit.trace failed ({error!r:.200})."
             warnings.warn(text, ModsurgWarning, stacklevel=2)
@@ -126,14 +120,14 @@ class Board:
     def pictures(self, images: Any, output: Any, target: Any, names: Sequence[str], step: int) -> None:
         """Show pictures with what was predicted and what it is; `names` are the classes. Other batches are left out."""
         if sketches.are_pictures(images, output, target):
-            self._call("add_figure", "predictions", sketches.pictures(images, output, target, names), step)
+            self.writer.add_figure("predictions", sketches.pictures(images, output, target, names), step)
 
     def histograms(self, model: nn.Module, step: int) -> None:
         """Show how the weights and their gradients are spread."""
         for name, parameter in model.named_parameters():
-            self._call("add_histogram", f"weights/{name}", parameter.detach().float(), step)
+            self.writer.add_histogram(f"weights/{name}", parameter.detach().float(), step)
             if parameter.grad is not None:
-                self._call("add_histogram", f"gradients/{name}", parameter.grad.float(), step)
+                self.writer.add_histogram(f"gradients/{name}", parameter.grad.float(), step)
 
     def close(self, trainer: "Trainer") -> None:
         """Write what the run was made with beside what came out, and what is buffered."""
@@ -144,16 +138,12 @@ class Board:
             values |= {"optimizer": type(trainer.optimizer).__name__, "scheduler": "+".join(_names(trainer.schedulers))}
             plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items()}
             results = {f"final/{name}": v for name, v in trainer.history[-1].items() if name not in NO_RESULT}
-            self._call("add_hparams", plain, results, run_name=".")
-        self._call("close")
+            self.writer.add_hparams(plain, results, run_name=".")
+        self.writer.close()
 
 
 def _names(schedulers: Mapping[str, Any]) -> list[str]:
     return [type(one).__name__ for one in schedulers.values()]
-
-
-def _untyped(writer: Any) -> Any:
-    return lambda method, *args, **options: getattr(writer, method)(*args, **options)
 
 
 def _row(values: Mapping[str, float]) -> str:
