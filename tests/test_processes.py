@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from modsurg.errors import TrainingError
-from modsurg.training.processes import check_sharding, farewell, gathered, join, lost, rank, summed
+from modsurg.errors import BatchError, TrainingError
+from modsurg.training.processes import check_sharding, divided, farewell, gathered, join, lost, rank, summed
 
 SCRIPT = str(Path(__file__).with_name("data_parallel.py"))
 
@@ -84,6 +85,12 @@ def test_no_thread_outlives_the_group(strategy):
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.stdout == "True 0\n" * 2, done.stderr
+
+
+def test_a_sampler_is_not_replaced_in_silence():
+    weighted = DataLoader(range(8), 2, sampler=WeightedRandomSampler(torch.ones(8), 8))
+    with pytest.raises(BatchError, match=r"WeightedRandomSampler gives every process all .*sampler=DistributedSampler"):
+        divided(weighted, 0)
 
 
 def test_alone_there_is_nothing_to_agree_on():

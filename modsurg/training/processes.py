@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from modsurg.checkpoints.loaders import rebuilt
 from modsurg.errors import BatchError, TrainingError
@@ -122,11 +122,17 @@ def divided(loader: Iterable[Any], seed: int) -> Iterable[Any]:
 
     The samples of a DataLoader are dealt out by a DistributedSampler, so that its batch size is that of one process; a
     sampler that is distributed already stays. Of anything else each process takes every n-th batch.
+
+    Raises:
+        BatchError: A sampler whose order would be lost.
     """
     if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset) and loader.batch_size is not None:
         if isinstance(loader.sampler, DistributedSampler):
             return loader
-        shuffle = isinstance(loader.sampler, RandomSampler)
+        kind, shuffle = type(loader.sampler), type(loader.sampler) is RandomSampler
+        if not shuffle and kind is not SequentialSampler:
+            text = f"{kind.__name__} gives every process all of its samples: sampler=DistributedSampler(dataset, ...)."
+            raise BatchError(f"train_loader: {text}")
         sampler: DistributedSampler[Any] = DistributedSampler(
             loader.dataset, shuffle=shuffle, seed=seed, drop_last=loader.drop_last
         )
