@@ -77,6 +77,14 @@ class Function(nn.Module):
         (lambda a, b: a @ b, [(3, 4), (4,)], 12),
         (lambda a, b: a.mm(b), [(3, 4), (4, 5)], 60),
         (torch.bmm, [(2, 3, 4), (2, 4, 5)], 120),
+        (torch.linalg.matmul, [(3, 4), (4, 5)], 60),
+        (torch.ops.aten.mm.default, [(3, 4), (4, 5)], 60),
+        (lambda x, w, b: torch.conv_tbc(x, w, b, 1), [(7, 2, 3), (3, 3, 5), (5,)], 7 * 2 * 5 * 9),
+        (lambda x, w: torch.convolution(x, w, None, [1], [0], [1], False, [0], 1), [(1, 3, 8), (5, 3, 3)], 5 * 6 * 9),
+        (lambda x, w: torch.convolution(x, w, None, [1], [0], [1], True, [0], 1), [(1, 3, 8), (3, 5, 3)], 8 * 3 * 15),
+        (torch.func.vmap(torch.matmul), [(6, 3, 4), (6, 4, 5)], 6 * 60),
+        (torch.func.vmap(F.linear, in_dims=(None, 1)), [(3, 4), (5, 6, 4)], 6 * 60),
+        (torch.func.vmap(torch.func.vmap(torch.matmul), (1, None)), [(2, 6, 3, 4), (2, 4, 5)], 12 * 60),
         (torch.mv, [(3, 4), (4,)], 12),
         (torch.dot, [(4,), (4,)], 4),
         (torch.addmm, [(5,), (3, 4), (4, 5)], 60),
@@ -127,6 +135,42 @@ def test_packed_sequences_count_what_is_there():
 def test_quantised_linear():
     model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), {nn.Linear})
     assert run(model, (2, 4), fallback=True).macs[""] == 24
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_a_sparse_matrix_only_what_is_there_is_multiplied():
+    for sparse in (torch.eye(4).to_sparse(), torch.eye(4).to_sparse_csr()):
+        for product in (torch.sparse.mm, torch.matmul):
+            trace = run(Function(lambda x, a=sparse, by=product: by(a, x)), (4, 3), fallback=True)
+            assert trace.macs[""] == 4 * 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.zeros(5, 3, 8))])
+def test_torchscript_counts_as_a_whole(make):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.linear = nn.LSTM(8, 16, 2, bidirectional=True), nn.Linear(32, 8)
+            self.attention = nn.MultiheadAttention(8, 2)
+
+        def forward(self, x):
+            x = self.linear(self.lstm(x)[0])
+            x = self.attention(x, x, x, need_weights=False)[0]
+            return F.scaled_dot_product_attention(x, x, x)
+
+    model = Net().eval()
+    expected = run(model, (5, 3, 8)).macs[""]
+    assert run(nn.Sequential(make(model)), (5, 3, 8), fallback=True).macs == {"": expected, "0": expected}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flexible_attention():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    trace = run(Function(flex_attention), tuple(torch.zeros(1, 2, 128, 16) for _ in range(3)), fallback=True)
+    assert trace.failure is None
+    assert trace.macs[""] == 2 * 128 * 128 * 32
 
 
 torchvision = pytest.importorskip("torchvision")

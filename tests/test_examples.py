@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg.tree.examples import arguments, forked_random, has_shape, is_shape
+from modsurg.tree.examples import arguments, dtypes_to_try, forked_random, is_shape
 
 MODEL = nn.Linear(2, 2, dtype=torch.float64)
 
@@ -20,18 +20,21 @@ def test_is_shape(value, expected):
 
 
 def test_a_shape_becomes_a_tensor_of_the_models_dtype():
-    (made,), named = arguments((4, 2), MODEL, None)
+    (made,), named = arguments((4, 2), MODEL, (None,))
     assert (made.shape, made.dtype, named) == ((4, 2), torch.float64, {})
-    assert arguments((4, 2), MODEL, torch.int64)[0][0].dtype == torch.int64
+    assert arguments((4, 2), MODEL, (torch.int64,))[0][0].dtype == torch.int64
 
 
 def test_everything_else_is_passed_as_it_is():
     tensor = torch.ones(2)
-    assert arguments([tensor], MODEL, None) == (([tensor],), {})
-    assert arguments((tensor, None, "a"), MODEL, None) == ((tensor, None, "a"), {})
-    assert arguments({"x": tensor, "flag": True}, MODEL, None) == ((), {"x": tensor, "flag": True})
-    assert not has_shape({"x": tensor})
-    assert has_shape({"x": (1, 2)})
+    assert arguments([tensor], MODEL, ()) == (([tensor],), {})
+    assert arguments((tensor, None, "a"), MODEL, ()) == ((tensor, None, "a"), {})
+    assert arguments({"x": tensor, "flag": True}, MODEL, ()) == ((), {"x": tensor, "flag": True})
+    assert list(dtypes_to_try({"x": tensor})) == [()]
+
+
+def test_many_shapes_are_of_one_kind():
+    assert list(dtypes_to_try(((1, 2),) * 5)) == [(None,) * 5, (torch.int64,) * 5]
 
 
 def test_random_states_come_back_after_an_error_too():

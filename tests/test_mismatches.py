@@ -8,8 +8,13 @@ from modsurg.tree.mismatches import check
 from modsurg.tree.shadow import run
 
 CASES = {
-    "linear in half": (nn.Linear(4, 4).half(), (torch.randn(2, 4),), "must have the same dtype.*float32 and float16"),
+    "linear in half": (nn.Linear(4, 4).half(), (torch.randn(2, 4),), "one dtype, not float32 and float16"),
     "linear on numbers": (nn.Linear(4, 4), (torch.zeros(2, 4, dtype=torch.long),), "int64 and float32"),
+    "convolution in half": (
+        nn.Conv2d(3, 4, 3).half(),
+        (torch.randn(2, 3, 6, 6),),
+        "one dtype, not float32 and float16",
+    ),
     "attention in half": (nn.MultiheadAttention(4, 2).half(), (torch.randn(2, 3, 4),) * 3, "float32 and float16"),
     "layer norm in half": (nn.LayerNorm(4).half(), (torch.randn(2, 4),), "expected parameters of float32.*float16"),
     "group norm in half": (nn.GroupNorm(2, 4).half(), (torch.randn(2, 4, 3),), "expected parameters of float32"),
@@ -24,7 +29,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_refused_on_meta_as_for_real(name):
     model, example, message = CASES[name]
-    with pytest.raises((RuntimeError, IndexError), match="dtype|mixed|channels|out of range"):
+    with pytest.raises((RuntimeError, IndexError), match="dtype|mixed|channels|out of range|same"):
         model(*example)
     trace = run(model, example)
     assert trace.failure is not None

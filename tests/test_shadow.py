@@ -1,6 +1,7 @@
 """A shadow runs anything, touches nothing, and says what it could not do."""
 
 import functools
+import itertools
 import random
 import threading
 import weakref
@@ -185,6 +186,124 @@ def test_forms_of_an_example(example):
 
 def test_a_shape_is_of_whole_numbers_where_the_model_looks_things_up():
     assert run(nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2)), (3, 5)).outputs[""] == ((3, 5, 2),)
+
+
+def test_each_shape_may_be_of_whole_numbers_or_not():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.look, self.layer = nn.Embedding(10, 4), nn.Linear(4, 4)
+
+        def forward(self, x, tokens):
+            return self.layer(x) + self.look(tokens)
+
+    trace = run(Net(), {"x": (2, 3, 4), "tokens": (2, 3)})
+    assert trace.failure is None
+    assert trace.macs[""] == 96
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(4, 4), (2, 4)), (nn.Conv1d(4, 4, 1), (2, 4, 4)), (nn.ConvTranspose1d(4, 4, 1), (2, 4, 4))],
+)
+def test_what_no_device_computes_fails_on_meta_too(layer, shape):
+    model = nn.Sequential(nn.Identity(), layer.half())
+    trace = run(model, torch.zeros(shape))
+    assert trace.failure.path == "1"
+    assert "it takes tensors of one dtype, not float32 and float16: convert the input, x.to(torch.float16)" in str(
+        trace.failure
+    )
+
+
+def test_autocast_computes_with_two_dtypes():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(nn.Linear(4, 4).half(), torch.zeros(2, 4)).failure is None
+
+
+def test_a_forward_that_takes_a_gradient_of_its_own():
+    class Force(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return torch.autograd.grad(self.energy(x).sum(), x)[0]
+
+    trace = run(Force(), torch.zeros(2, 4, requires_grad=True), fallback=True)
+    assert trace.failure is None
+    assert trace.outputs[""] == ((2, 4),)
+    assert trace.macs[""] == 8
+
+
+def test_modules_under_vmap():
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return torch.func.vmap(self.layer)(x)
+
+    trace = run(Mapped(), (3, 5, 4))
+    assert trace.note == ""
+    assert trace.outputs == {"": ((3, 5, 2),), "layer": ((5, 2),)}
+    assert trace.macs["layer"] == 3 * 5 * 8
+    assert trace.activations["layer"] == 3 * 5 * 2 * 4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_has_no_one_length(layout):
+    class Ragged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.layer(torch.nested.nested_tensor([x, x[:1]], layout=layout))
+
+    trace = run(Ragged(), (3, 4), fallback=True)
+    assert trace.failure is None
+    assert trace.outputs["layer"] == ((2, -1, 2),)
+    assert trace.macs["layer"] == 4 * 8
+
+
+def _never(*args):
+    raise AssertionError("compiled")
+
+
+def test_compiled_functions_are_not_compiled():
+    class Compiled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.function = torch.compile(torch.matmul, backend=_never)
+
+        def forward(self, x):
+            return self.function(x, x)
+
+    trace = run(Compiled(), (3, 3))
+    assert trace.failure is None
+    assert trace.macs[""] == 27
+
+
+def test_sources_of_random_numbers_that_a_model_holds():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.torch, self.python = torch.Generator(), random.Random(0)
+            self.numpy, self.count = numpy.random.default_rng(0), itertools.count()
+            self.table = numpy.zeros(3)
+
+        def forward(self, x):
+            self.table += self.python.random() + self.numpy.random() + next(self.count)
+            return x + torch.rand(4, generator=self.torch)
+
+    model = Noisy()
+    before = model.torch.get_state(), model.python.getstate(), model.numpy.bit_generator.state
+    assert run(model, (2, 4)).failure is None
+    assert torch.equal(model.torch.get_state(), before[0])
+    assert (model.python.getstate(), model.numpy.bit_generator.state) == before[1:]
+    assert (next(model.count), model.table.tolist()) == (0, [0, 0, 0])
 
 
 def test_a_mask_may_be_asked_for_its_values():

@@ -1,6 +1,8 @@
 """A second model like the first: every module, container and plain object anew, tensors on meta or copied."""
 
 import copy
+import itertools
+import random
 import sys
 import weakref
 from collections import deque
@@ -26,6 +28,7 @@ _HOOKS = (
     "_load_state_dict_post_hooks",
 )
 SMALL = 1 << 16
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size, torch.layout)
 
 
@@ -158,10 +161,10 @@ class Cloner:
             self._container(value)
         elif isinstance(value, (MethodType, partial, weakref.ref, FunctionType)):
             self._remember(value, self._callable(value))
-        elif type(value).__module__ == "numpy" and hasattr(value, "setflags"):
-            view = value.view()
-            view.setflags(write=False)
-            self._remember(value, view)
+        elif type(value).__module__.partition(".")[0] == "numpy" or isinstance(value, (random.Random, itertools.count)):
+            self._remember(value, copy.deepcopy(value))
+        elif isinstance(value, torch.Generator):
+            self._remember(value, value.clone_state())
         else:
             self._object(value)
 
@@ -251,7 +254,9 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     if is_lazy(tensor):
         return _lazy(tensor, torch.device("meta"))
     plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
-    if plain and not tensor.is_quantized:
+    if tensor.layout in _SPARSE:
+        new = tensor.detach().to("meta")  # it stays sparse, so that no product of it is taken for a dense one
+    elif plain and not tensor.is_quantized:
         new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     else:
         new = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -273,7 +278,9 @@ def to_real(tensor: torch.Tensor) -> torch.Tensor:
     if is_lazy(tensor):
         return _lazy(tensor, tensor.device)
     new = tensor.detach().clone()
-    return nn.Parameter(new, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(new, requires_grad=tensor.requires_grad)
+    return new.requires_grad_(tensor.requires_grad)
 
 
 def _lazy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

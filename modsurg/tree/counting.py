@@ -11,6 +11,13 @@ from math import prod
 from typing import Any
 
 import torch
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_bdim,
+    maybe_get_level,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +61,31 @@ def count(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -
         24
     """
     rule = RULES.get(name)
-    return rule(Call(name, args, kwargs, out)) if rule else 0
+    return rule(Call(name, args, kwargs, out)) * _mapped((*args, *kwargs.values())) if rule else 0
+
+
+def _mapped(given: Sequence[Any]) -> int:
+    """How many times torch.vmap makes a call of which it shows one: the sizes that it hides from these arguments."""
+    hidden: dict[int, int] = {}
+    waiting = list(given)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (tuple, list)):
+            waiting += value
+        elif isinstance(value, torch.Tensor) and is_functorch_wrapped_tensor(value):
+            inner = get_unwrapped(value)
+            if is_batchedtensor(value):
+                hidden[maybe_get_level(value)] = int(inner.shape[maybe_get_bdim(value)])
+            waiting.append(inner)
+    return prod(hidden.values())
 
 
 def _product(call: Call) -> int:
-    return call.size * int(call.tensor(0, "input").shape[-1])
+    left = call.tensor(0, "input")
+    if left.layout is torch.strided or call.out.layout is not torch.strided:
+        return call.size * int(left.size(-1))
+    there = left._nnz() if left.layout is torch.sparse_coo else left.values().numel()
+    return int(there) * int(call.out.size(-1))  # of a sparse matrix only what is there is multiplied
 
 
 def _reflected_product(call: Call) -> int:
@@ -105,6 +132,16 @@ def _convolution(call: Call) -> int:
     return call.size * int(weight[0].numel())
 
 
+def _any_convolution(call: Call) -> int:
+    transposed = call.get(6, "transposed")
+    return _transposed_convolution(call) if transposed else _convolution(call)
+
+
+def _convolution_over_time(call: Call) -> int:
+    width, channels, _ = call.tensor(1, "weight").shape
+    return call.size * int(width) * int(channels)
+
+
 def _transposed_convolution(call: Call) -> int:
     return int(call.tensor(0, "input").numel()) * int(call.tensor(1, "weight")[0].numel())
 
@@ -140,6 +177,12 @@ def _recurrent(call: Call) -> int:
 def _is_weights(item: object) -> bool:
     """Weights are matrices and vectors; the hidden state, the other sequence among the arguments, has 3 dimensions."""
     return isinstance(item, (list, tuple)) and all(isinstance(each, torch.Tensor) and each.dim() <= 2 for each in item)
+
+
+def _recurrent_layer(call: Call) -> int:
+    data = call.tensor(0, "input")
+    rows = int(data.numel()) // int(data.shape[-1])
+    return rows * int(call.tensor(1, "weight0").numel() + call.tensor(2, "weight1").numel())
 
 
 def _recurrent_cell(call: Call) -> int:
@@ -201,8 +244,9 @@ def _from_sublists(args: Sequence[Any]) -> tuple[str, list[torch.Tensor]]:
 
 
 RULES: dict[str, Callable[[Call], int]] = {
-    **dict.fromkeys(("matmul", "__matmul__", "mm", "bmm", "linear", "inner", "_int_mm", "_scaled_mm"), _product),
-    **dict.fromkeys(("grouped_mm", "_grouped_mm", "_scaled_grouped_mm", "hspmm", "smm"), _product),
+    **dict.fromkeys(("matmul", "__matmul__", "linalg_matmul", "mm", "bmm", "linear", "inner"), _product),
+    **dict.fromkeys(("_int_mm", "scaled_mm", "_scaled_mm", "hspmm", "smm", "spmm", "dsmm", "_sparse_mm"), _product),
+    **dict.fromkeys(("grouped_mm", "_grouped_mm", "scaled_grouped_mm", "_scaled_grouped_mm"), _product),
     **dict.fromkeys(("linear_dynamic", "linear_relu", "linear_relu_dynamic"), _product),
     "__rmatmul__": _reflected_product,
     **dict.fromkeys(("addmm", "addmm_", "addbmm", "addbmm_", "baddbmm", "baddbmm_", "addmv", "addmv_"), _added_product),
@@ -214,11 +258,15 @@ RULES: dict[str, Callable[[Call], int]] = {
     "linalg_multi_dot": _multi_dot,
     "chain_matmul": _multi_dot,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv2d_relu", "conv3d_relu", "deform_conv2d"), _convolution),
+    **dict.fromkeys(("convolution", "_convolution"), _any_convolution),
+    "conv_tbc": _convolution_over_time,
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
     "bilinear": _bilinear,
-    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("scaled_dot_product_attention", "flex_attention"), _attention),
     "multi_head_attention_forward": _multi_head_attention,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _recurrent_cell),
+    "mkldnn_rnn_layer": _recurrent_layer,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "einsum": _einsum,
 }

@@ -1,5 +1,6 @@
 """What a forward is given: the user's example, or tensors made from its shapes."""
 
+import itertools
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,29 +10,45 @@ from typing import Any
 import torch
 from torch import nn
 
+MIXED = 3
+
 
 def is_shape(value: object) -> bool:
     """Whether a value stands for a tensor of that shape: a tuple of whole numbers such as `(1, 3, 32, 32)`."""
     return isinstance(value, tuple) and len(value) > 0 and all(type(size) is int and size >= 0 for size in value)
 
 
-def has_shape(example: object) -> bool:
-    """Whether some tensor of the example is given by its shape alone, so that its dtype is ours to choose."""
+def dtypes_to_try(example: object) -> Iterator[tuple[torch.dtype | None, ...]]:
+    """What the tensors that the example gives by their shapes alone may be: floating, whole numbers, or some of each.
+
+    Example:
+        >>> list(dtypes_to_try({"x": (2, 3)}))
+        [(None,), (torch.int64,)]
+        >>> list(dtypes_to_try(((2, 3), (2, 4))))
+        [(None, None), (torch.int64, torch.int64), (None, torch.int64), (torch.int64, None)]
+    """
     args, kwargs = _spread(example)
-    return any(map(is_shape, args)) or any(map(is_shape, kwargs.values()))
+    count = sum(map(is_shape, (*args, *kwargs.values())))
+    choices: set[tuple[torch.dtype | None, ...]] = {(None,) * count, (torch.int64,) * count}
+    if count <= MIXED:
+        choices.update(itertools.product((None, torch.int64), repeat=count))
+    yield from sorted(choices, key=lambda choice: (len(set(choice)), list(map(str, choice))))
 
 
-def arguments(example: object, model: nn.Module, dtype: torch.dtype | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(
+    example: object, model: nn.Module, dtypes: tuple[torch.dtype | None, ...]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments and keyword arguments of forward.
 
     Args:
         example: A tensor or any other value (one argument), a tuple (several), a mapping (keywords), or a shape.
         model: Tensors made from a shape have the dtype and device of its first floating parameter.
-        dtype: Another dtype for them.
+        dtypes: Another dtype for each of them, in order.
     """
+    left = iter(dtypes)
 
     def made(value: Any) -> Any:
-        return _tensor(value, model, dtype) if is_shape(value) else value
+        return _tensor(value, model, next(left)) if is_shape(value) else value
 
     args, kwargs = _spread(example)
     return tuple(map(made, args)), {name: made(value) for name, value in kwargs.items()}

@@ -21,7 +21,7 @@ def check(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     Example:
         >>> check("linear", (torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.half)), {})
         Traceback (most recent call last):
-        RuntimeError: mat1 and mat2 must have the same dtype, but got float32 and float16
+        RuntimeError: it takes tensors of one dtype, not float32 and float16: convert the input, x.to(torch.float16)
     """
     rule = _RULES.get(name)
     if rule is not None:
@@ -31,10 +31,11 @@ def check(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             rule(*given)
 
 
-def _products(one: torch.Tensor, other: torch.Tensor, *rest: torch.Tensor) -> None:
-    if one.dtype != other.dtype and not _is_autocast():
-        pair = f"{_named(one)} and {_named(other)}"
-        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {pair}")
+def _products(*tensors: torch.Tensor) -> None:
+    names = list(dict.fromkeys(_named(each) for each in tensors if not each.is_quantized))
+    if len(names) > 1 and not _is_autocast():
+        both = " and ".join(names)
+        raise RuntimeError(f"it takes tensors of one dtype, not {both}: convert the input, x.to(torch.{names[1]})")
 
 
 def _norms(x: torch.Tensor, *weights: torch.Tensor) -> None:
@@ -43,12 +44,8 @@ def _norms(x: torch.Tensor, *weights: torch.Tensor) -> None:
             raise RuntimeError(f"expected parameters of {_named(x)}, the input's dtype, but got {_named(weight)}")
 
 
-def _attention(query: torch.Tensor, *others: torch.Tensor) -> None:
-    for other in others:
-        _products(query, other)
-
-
 def _transposed(x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
+    _products(x, weight, *rest)
     channels = x.shape[1 - (x.dim() < weight.dim())]
     if channels != weight.shape[0]:
         raise RuntimeError(
@@ -72,10 +69,10 @@ def _is_autocast() -> bool:
     return any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
 
 
+_MULTIPLYING = "linear matmul __matmul__ bmm mm addmm conv1d conv2d conv3d multi_head_attention_forward"
 _RULES: dict[str, Callable[..., None]] = {
-    **dict.fromkeys(("linear", "matmul", "__matmul__", "bmm", "mm"), _products),
+    **dict.fromkeys(_MULTIPLYING.split(), _products),
     **dict.fromkeys(("layer_norm", "group_norm", "batch_norm"), _norms),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
     "embedding": _lookups,
-    "multi_head_attention_forward": _attention,
 }

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modsurg.tree.cloning import SMALL, to_meta
 from modsurg.tree.counting import RULES, count
@@ -67,7 +69,7 @@ class Failure:
 
 
 def _written(shape: Shape) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+    return "x".join("?" if size < 0 else str(size) for size in shape) or "scalar"
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -86,8 +88,19 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def shapes(value: Any) -> tuple[Shape, ...]:
-    """The shapes of those tensors, in order."""
-    return tuple(tuple(tensor.shape) for tensor in tensors(value))
+    """The shapes of those tensors, in order; a dimension that has no one size, in a nested tensor, is -1."""
+    return tuple(_ragged(tensor) if tensor.is_nested else tuple(tensor.shape) for tensor in tensors(value))
+
+
+def _ragged(tensor: torch.Tensor) -> Shape:
+    sizes: list[int] = []
+    for dim in range(tensor.dim()):
+        try:
+            size = tensor.size(dim)
+        except RuntimeError:
+            size = -1
+        sizes.append(size if isinstance(size, int) else -1)
+    return tuple(sizes)
 
 
 class Recorder:
@@ -113,7 +126,12 @@ class Recorder:
             self._watch(tree.modules[paths[0]], paths)
 
     def _watch(self, module: nn.Module, paths: list[str]) -> None:
-        original: Callable[..., Any] = module.forward
+        if isinstance(module, torch.jit.ScriptModule):
+            if not hasattr(module, "forward"):  # never called in what was scripted
+                return
+            original = _by_operators(module.forward)
+        else:
+            original = module.forward
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -156,7 +174,9 @@ class Recorder:
         """The tensors whose memory was not seen before."""
         found = []
         for tensor in tensors(value):
-            if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            while is_functorch_wrapped_tensor(tensor):
+                tensor = get_unwrapped(tensor)
+            if tensor.layout is not torch.strided:
                 continue
             storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # torch's own
             if storage not in self._storages:
@@ -176,6 +196,22 @@ class Recorder:
             self.macs[self._stack[-1] if self._stack else ""] += count(name, args, kwargs, out)
         except (AssertionError, AttributeError, IndexError, RuntimeError, StopIteration, TypeError, ValueError):
             self.uncounted.add(name)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Calls again, one by one, what TorchScript computes, so that `Functions` sees it. It comes with much to import."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def _by_operators(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with _Operators():  # type: ignore[no-untyped-call]  # torch's own
+            return function(*args, **kwargs)
+
+    return watched
 
 
 class Functions(TorchFunctionMode):
@@ -211,9 +247,11 @@ class Functions(TorchFunctionMode):
         elif name in _FACTORIES or kwargs.get("device") is not None:
             return _made(func, name, args, kwargs)
         check(name, args, kwargs)
-        out = NotImplemented if torch.is_grad_enabled() else shaped(name, args, kwargs)
-        if out is not NotImplemented:
-            return out
+        if peek_interpreter_stack() is None and not torch.is_grad_enabled():
+            # under torch.vmap a tensor's shape is not all there is of it, and a shape alone has no gradient
+            out = shaped(name, args, kwargs)
+            if out is not NotImplemented:
+                return out
         try:
             return func(*args, **kwargs)
         except (RuntimeError, TypeError):

@@ -1,18 +1,21 @@
 """A model on meta, where running it costs nothing: what is called, with which shapes, and how much it computes."""
 
 import re
+import sys
 import textwrap
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from inspect import getattr_static
+from typing import Any
 
 import torch
 from torch import nn
 
 from modsurg.tree.cloning import Cloner, to_example, to_meta, to_real
-from modsurg.tree.examples import arguments, forked_random, has_shape
+from modsurg.tree.examples import arguments, dtypes_to_try, forked_random
 from modsurg.tree.recording import Failure, Functions, Recorder, Shape
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
@@ -84,9 +87,9 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
     """
     model = unwrap(model)
     best: Trace | None = None
-    for dtype in (None, torch.int64) if has_shape(example) else (None,):
+    for dtypes in dtypes_to_try(example):
         for training in (None, False) if model.training else (None,):
-            way = _Way(dtype=dtype, training=training)
+            way = _Way(dtypes=dtypes, training=training)
             trace = _attempt(model, example, way)
             if trace.failure and _is_limit(trace.failure):
                 return _without_meta(model, example, way, trace, fallback)
@@ -100,11 +103,12 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How to run: the dtype for shapes and the mode, where not the model's own; on meta or for real."""
+    """How to run: the dtypes for shapes, the mode where not the model's own, on meta or for real, with gradients."""
 
-    dtype: torch.dtype | None = None
+    dtypes: tuple[torch.dtype | None, ...] = ()
     training: bool | None = None
     meta: bool = True
+    grad: bool = False
 
 
 def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
@@ -116,15 +120,21 @@ def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
     with forked_random():
         failure = None
         try:
-            given = arguments(example, copied, way.dtype)
+            given = arguments(example, copied, way.dtypes)
             args, kwargs = Cloner(to_example if way.meta else to_real).value(given)
-            with torch.no_grad(), Functions(recorder, way.meta):
+            with torch.set_grad_enabled(way.grad), _eager(), Functions(recorder, way.meta):
                 copied(*args, **kwargs)
         except Exception as error:
             failure = recorder.failure
             if failure is None or error not in (failure.error, failure.error.__context__):
                 failure = Failure("", type(model).__name__, {}, (), error)
     return _trace(copied, tree, recorder, failure)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Functions that are compiled run as they are written: compiling costs seconds, and hides what they call."""
+    loaded = any(name in sys.modules for name in ("torch._dynamo", "torch.nn.attention.flex_attention"))
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 def _trace(model: nn.Module, tree: Tree, recorder: Recorder, failure: Failure | None) -> Trace:
@@ -192,12 +202,18 @@ _FAST_PATH = "in eval mode TransformerEncoderLayer can take a fast path that rea
 
 def _is_limit(failure: Failure) -> bool:
     """Whether the error is meta's (a value was asked for, a kernel is missing) and not the model's."""
-    words = r"\b[Mm]eta\b|same device|[Dd]ata.dependent|GuardOnData|fake impl|unsupported scalarType"
-    if re.search(words, str(failure.error)):
+    if re.search(_LIMITS, str(failure.error)):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(failure.error.__traceback__)]
     layer = frames[-1].f_globals.get("__name__", "").startswith("torch.nn.")  # it knows no such forward, no such input
     return isinstance(failure.error, NotImplementedError) and not layer
+
+
+_GRADIENTS = "not require grad"
+_LIMITS = re.compile(
+    r"\b[Mm]eta\b|same device|[Dd]ata.dependent|GuardOnData|fake impl|unsupported scalarType"
+    rf"|not allocated|data pointer|storage|{_GRADIENTS}"
+)
 
 
 def _with_note(trace: Trace, way: _Way, before: Trace | None) -> Trace:
@@ -211,11 +227,12 @@ def _without_meta(model: nn.Module, example: object, way: _Way, trace: Trace, fa
     assert trace.failure is not None
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
     if scripted:
-        why = "TorchScript runs as a whole, and what it calls and computes inside is not seen"
+        why = "TorchScript runs as a whole, and what it calls inside is not seen"
     else:
         reason = textwrap.shorten(trace.failure.message, 100, placeholder=" ...")
         why = f"{trace.failure.place} can't run on meta tensors: {reason}"
     if fallback and not any(each.is_meta for each in model.parameters()):
-        real = _attempt(model, example, replace(way, meta=False))
+        grad = _GRADIENTS in str(trace.failure.error)  # forward itself takes a gradient
+        real = _attempt(model, example, replace(way, meta=False, grad=grad))
         return replace(real, note=f"ran a real copy; {why}", uncalled=() if scripted else real.uncalled)
     return replace(trace, failure=None, uncalled=(), note=f"not run; {why}")

@@ -129,7 +129,7 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
 
 def _matmul(x: Any, y: Any) -> Any:
     fits = min(x.dim(), y.dim()) >= 2 and x.shape[-1] == y.shape[-2] and x.dtype == y.dtype
-    if not fits or not (x.is_meta and y.is_meta):
+    if not fits or not (x.is_meta and y.is_meta) or not (x.layout is y.layout is torch.strided):
         return NotImplemented
     return x.new_empty((*_broadcast(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1]))
 

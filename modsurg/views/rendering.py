@@ -85,7 +85,7 @@ def flow_text(content: Content) -> str:
     if root.inputs is None:
         return ""
     given = ", ".join(shapes_text([shape]) for shape in root.inputs[:3]) + (", ..." if len(root.inputs) > 3 else "")
-    return f"{given} -> {shapes_text(root.outputs) or '?'}"
+    return f"{given} -> {shapes_text(root.outputs) or '?'}".lstrip()
 
 
 def totals_parts(totals: Totals) -> list[str]:

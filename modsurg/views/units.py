@@ -50,13 +50,13 @@ def percent(part: int, whole: int) -> str:
 
 
 def written(shape: Sequence[int]) -> str:
-    """A shape such as `3x224x224`; a number is `scalar`.
+    """A shape such as `3x224x224`; a number is `scalar`, a size that varies `?`.
 
     Example:
-        >>> written((3, 224, 224)), written(())
-        ('3x224x224', 'scalar')
+        >>> written((3, 224, 224)), written(()), written((2, -1, 8))
+        ('3x224x224', 'scalar', '2x?x8')
     """
-    return "x".join(map(str, shape)) or "scalar"
+    return "x".join("?" if size < 0 else str(size) for size in shape) or "scalar"
 
 
 def cells(text: str) -> int:
