@@ -444,3 +444,19 @@ def test_width_and_colour():
     assert "\x1b[31m-" in coloured
     assert "\x1b" not in found.render()
     assert max(map(len, found.render(width=120).splitlines())) > 80
+
+
+def test_a_sharded_model_is_compared_by_its_values(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        model = nn.Sequential(nn.Linear(4, 4))
+        sharded = fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (1,)))
+        assert diff(model, sharded).counts == {"replaced": 1}
+        with torch.no_grad():
+            model[0].bias += 1
+        assert diff(model, sharded).counts == {"replaced": 1, "values": 1}
+    finally:
+        torch.distributed.destroy_process_group()

@@ -43,6 +43,12 @@ def test_large_whole_numbers_are_exact():
     assert compare_values(torch.tensor(-(2**63)), torch.tensor(2**63 - 1)).max_abs == 2.0**64
 
 
+def test_true_and_false():
+    found = compare_values(torch.tensor([True, False]), torch.tensor([True, True]))
+    assert (found.old, found.new, found.index) == (False, True, (1,))
+    assert found.new is True
+
+
 def test_infinity_and_nan():
     found = compare_values(torch.tensor([1.0, 2.0]), torch.tensor([float("inf"), 2.0]))
     assert (found.max_abs, found.max_rel) == (float("inf"), float("inf"))

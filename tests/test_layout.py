@@ -2,6 +2,7 @@
 
 from modsurg.views.elements import Values
 from modsurg.views.layout import Line, folded, laid_out
+from modsurg.views.units import cells
 
 
 def text(lines: list[Line], width: int = 80) -> list[str]:
@@ -37,3 +38,9 @@ def test_a_long_text_is_wrapped_and_a_path_never_cut():
     rows = text([Line("~", "x" * 100, "word " * 20)], 40)
     assert rows[0].strip("~ ").startswith("x" * 100)
     assert all(len(row) <= 40 for row in rows[1:])
+
+
+def test_wide_characters_take_two_columns():
+    rows = laid_out([Line("~", "卷积层.weight", "word " * 20)], 40)
+    assert max(cells(mark + row) for mark, row in rows) <= 40
+    assert len({cells(row) - cells(row.lstrip()) for _, row in rows[1:]}) == 1

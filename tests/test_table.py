@@ -22,3 +22,12 @@ def test_no_line_is_wider_than_asked(width):
     for found in (summary(Wide(), (1, 3, 9, 9)), summary(Wide()), resnet()):
         lines = found.render(width, bars=True).splitlines()
         assert max(map(cells, lines)) <= width
+
+
+def test_the_name_of_a_layer_deep_in_the_tree_is_there_at_every_width():
+    model = nn.Linear(4, 4)
+    for _ in range(30):
+        model = nn.Sequential(model)
+    for width in (40, 80):
+        rows = summary(model).render(width).splitlines()[2 + (width < 80) : -1]
+        assert all(row.split()[0] == "0" for row in rows[:-1])

@@ -92,7 +92,8 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
             way = _Way(dtypes=dtypes, training=training)
             trace = _attempt(model, example, way)
             if trace.failure and _is_limit(trace.failure):
-                return _without_meta(model, example, way, trace, fallback)
+                trace = _without_meta(model, example, way, trace, fallback)
+                return _with_note(trace, way, best) if trace.failure is None else trace
             if trace.failure is None:
                 return _with_note(trace, way, best)
             if best is None or sum(trace.calls.values()) > sum(best.calls.values()):
@@ -220,7 +221,7 @@ def _with_note(trace: Trace, way: _Way, before: Trace | None) -> Trace:
     if way.training is None or before is None or before.failure is None:
         return trace
     note = f"run in eval mode; in train mode {before.failure}"
-    return replace(trace, note=note)
+    return replace(trace, note=f"{trace.note}; {note}" if trace.note else note)
 
 
 def _without_meta(model: nn.Module, example: object, way: _Way, trace: Trace, fallback: bool) -> Trace:

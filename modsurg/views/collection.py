@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -19,15 +20,30 @@ from modsurg.views.units import written
 
 def collect(model: nn.Module, example: object = None) -> tuple[Content, Trace | None]:
     """Read a model, and run its shadow if there is an example."""
-    outer = wrapper_kind(model)
-    inner: nn.Module = unwrap(model._modules["module"]) if outer in ("DDP", "DataParallel") else unwrap(model)  # type: ignore[arg-type]  # they hold one
+    inner, outer = opened(model)
     trace = None if example is None else run(inner, example, fallback=True)
     tree = walk(inner)
     reader = _Reader(tree, trace)
     content = reader.content()
-    if outer:
-        content.about.append(f"in {type(model).__name__}")
+    content.about += [f"in {name}" for name in outer if name != content.root.kind]
     return content, trace
+
+
+def opened(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The model inside torch.compile and data parallel, and the names of the wrappers that it is still, or was, in.
+
+    Example:
+        >>> opened(nn.DataParallel(nn.ReLU()))
+        (ReLU(), ['DataParallel'])
+    """
+    names = []
+    while kind := wrapper_kind(unwrap(model)):
+        model = unwrap(model)
+        names.append(type(model).__name__)
+        if kind not in ("DDP", "DataParallel"):
+            break
+        model = cast(nn.Module, model._modules["module"])
+    return unwrap(model), names
 
 
 @dataclass(slots=True)

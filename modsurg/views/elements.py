@@ -1,7 +1,7 @@
 """How the elements of two tensors differ: counted, measured and located, a piece at a time."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,8 +71,18 @@ def compare_values(old: Tensor, new: Tensor) -> Values | None:
             tally.add(start, where, x, y)
     if not tally.differing:
         return None
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(tally.position), old.shape)) if old.ndim else ()
-    return Values(tally.differing, old.numel(), tally.max_abs, tally.max_rel, index, tally.old, tally.new)
+    there: list[Number] = [tally.old, tally.new]
+    if old.dtype == new.dtype == torch.bool:
+        there = list(map(bool, there))
+    return Values(tally.differing, old.numel(), tally.max_abs, tally.max_rel, _index(tally.position, old.shape), *there)
+
+
+def _index(position: int, shape: Sequence[int]) -> tuple[int, ...]:
+    found = []
+    for size in reversed(shape):
+        position, place = divmod(position, size)
+        found.append(place)
+    return tuple(reversed(found))
 
 
 def sketch(sample: Tensor) -> tuple[int, ...]:

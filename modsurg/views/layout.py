@@ -2,12 +2,12 @@
 
 import math
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
 from modsurg.views.elements import Values
+from modsurg.views.units import cells, padded
 
 MANY = 20
 ALIGNED = 28
@@ -70,7 +70,7 @@ def laid_out(lines: Iterable[Line], width: int) -> list[tuple[str, str]]:
 
 def _draw(branch: _Branch, indent: int, width: int, rows: list[tuple[str, str]]) -> None:
     named = [_chained(name, child) for name, child in branch.children.items()]
-    widths = [len(name) for name, child in named if child.lines and len(name) <= ALIGNED]
+    widths = [cells(name) for name, child in named if child.lines and cells(name) <= ALIGNED]
     column = max(widths, default=0)
     for name, child in named:
         by_mark: dict[str, list[str]] = {}
@@ -91,12 +91,17 @@ def _chained(name: str, branch: _Branch) -> tuple[str, _Branch]:
 
 
 def _wrapped(mark: str, name: str, text: str, indent: int, column: int, width: int) -> list[tuple[str, str]]:
-    start = f"{' ' * indent}{name:{column}}  "
+    start = " " * indent + padded([name], column)[0] + "  "
     if not text:
         return [(mark, start.rstrip())]
-    hang = " " * (len(start) + 1 if len(start) + 41 <= width else indent + 5)
-    wrap = textwrap.TextWrapper(width, mark + start, hang, break_long_words=False, break_on_hyphens=False)
-    first, *rest = wrap.wrap(text)
+    hang = " " * (cells(start) + 1 if cells(start) + 41 <= width else indent + 5)
+    rows, row, is_empty = [], mark + start, True
+    for word in text.split(" "):
+        if not is_empty and cells(row) + 1 + cells(word) > width:
+            rows.append(row)
+            row, is_empty = hang, True
+        row, is_empty = row + ("" if is_empty else " ") + word, False
+    first, *rest = [*rows, row]
     return [(mark, first[len(mark) :]), *((" ", row[1:]) for row in rest)]
 
 

@@ -66,8 +66,11 @@ class Held(Leaf):
         self.tensor = tensor
 
     def read(self) -> Tensor | None:
-        """The tensor itself."""
-        return None if self.shape is None or self.tensor.is_meta else self.tensor.detach()
+        """The tensor itself; one that is spread over processes is gathered, which all of them do together."""
+        if self.shape is None or self.tensor.is_meta:
+            return None
+        gather = getattr(self.tensor, "full_tensor", None)
+        return gather().detach() if gather is not None else self.tensor.detach()
 
     def sample(self) -> tuple[int, ...]:
         """From the middle of the tensor."""

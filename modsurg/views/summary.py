@@ -63,14 +63,13 @@ def summary(
     _check_depth(depth)
     if isinstance(model_or_path, (str, os.PathLike)):
         return _of_file(model_or_path, example, depth, where)
-    from modsurg.views.collection import collect  # needs torch, which a file does without
+    from modsurg.views.collection import collect, opened  # needs torch, which a file does without
 
     paths = None
     if where is not None:
         from modsurg.tree.selection import select
-        from modsurg.tree.wrappers import unwrap
 
-        paths = frozenset(select(unwrap(model_or_path), where).paths)
+        paths = frozenset(select(opened(model_or_path)[0], where).paths)
     with uncollected():
         content, trace = collect(model_or_path, example)
         if trace is not None and trace.failure is not None:

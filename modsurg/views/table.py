@@ -78,10 +78,20 @@ def fit(found: list[Column], width: int, bars: bool) -> list[Column]:
         column = next((each for each in kept if each.name == name), None)
         if over > 0 and column is not None:
             column.width = min(column.width, max(least, column.width - over))
-            column.texts = [cut(text, column.width) for text in column.texts]
+            if not least and column.width < widest([column.title]):
+                column.width = 0
+            column.texts = _cut_below(column.texts, column.width)
             column.title = cut(column.title, column.width)
             kept = [each for each in kept if each.width > 0]
     return kept
+
+
+def _cut_below(texts: Sequence[str], width: int) -> list[str]:
+    """The texts as wide as that; before names are cut, those deep in the tree stand less far to the right."""
+    bodies = [text.lstrip(" ") for text in texts]
+    most = max(width // 2, width - widest(bodies))
+    indents = [min(len(text) - len(body), most) for text, body in zip(texts, bodies, strict=True)]
+    return [" " * indent + cut(body, width - indent) for indent, body in zip(indents, bodies, strict=True)]
 
 
 def taken(found: Sequence[Column]) -> int:
