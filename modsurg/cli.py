@@ -110,20 +110,21 @@ class _Version(argparse.Action):
 
 def _summary(options: argparse.Namespace) -> int:
     from modsurg.views.summary import summary
+    from modsurg.views.units import at_terminal, in_colour
 
     found = summary(options.file, depth=options.depth, where=options.where)
-    _print(options, found.to_dict, lambda: found.render(color=_in_colour()))
+    _print(options, found.to_dict, lambda: found.render(color=in_colour(), bars=at_terminal()))
     return SAME
 
 
 def _diff(options: argparse.Namespace) -> int:
     from modsurg.views.comparison import diff
-    from modsurg.views.units import size
+    from modsurg.views.units import in_colour, size
 
     with _Bar("comparing") as progress:
         found = diff(options.old, options.new, progress=progress)
     same = "" if found else f"same: {found.tensors:,} tensors, {size(found.nbytes)}"
-    _print(options, found.to_dict, lambda: "\n".join(filter(None, [same, found.render(color=_in_colour())])))
+    _print(options, found.to_dict, lambda: "\n".join(filter(None, [same, found.render(color=in_colour())])))
     return DIFFERENT if found else SAME
 
 
@@ -193,15 +194,6 @@ def _dtype(name: str | None) -> "torch.dtype | None":
     if name and not isinstance(dtype, torch.dtype):
         raise ModsurgError(f"--dtype {name}: torch has no such dtype; take float32, float16, bfloat16 or float64")
     return dtype
-
-
-def _in_colour() -> bool:
-    return (
-        sys.stdout is not None
-        and sys.stdout.isatty()
-        and "NO_COLOR" not in os.environ
-        and os.environ.get("TERM") != "dumb"
-    )
 
 
 def _complain(text: str) -> None:

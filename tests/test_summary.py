@@ -78,9 +78,17 @@ def test_plain_when_printed_and_coloured_on_request(monkeypatch):
     assert "\x1b[36mConv2d 3->32 k5 p2\x1b[0m" in found.render(color=True)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b" in repr(found)
+    monkeypatch.setenv("NO_COLOR", "")
     assert "\x1b" in repr(found)
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
     assert "\x1b" not in repr(found)
+    assert "█" in repr(found)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("NO_COLOR", "")
+    assert repr(found) == str(found)
 
 
 def test_the_terminals_width_is_kept(monkeypatch):

@@ -1,9 +1,7 @@
 """What a comparison found: changes, and how they print."""
 
 import html
-import os
 import shutil
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from typing import Any, Literal
 
 from modsurg.views.elements import Values
 from modsurg.views.layout import Line, folded, laid_out
+from modsurg.views.units import in_colour
 
 Kind = Literal[
     "added",
@@ -115,7 +114,7 @@ class Diff:
         return self.render()
 
     def __repr__(self) -> str:
-        return self.render(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ) or "no differences"
+        return self.render(color=in_colour()) or "no differences"
 
     def render(self, width: int | None = None, color: bool = False) -> str:
         """The differences as text, empty if there are none.

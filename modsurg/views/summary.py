@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from modsurg.tree.patterns import matcher
 from modsurg.views.folding import Line, View
 from modsurg.views.rendering import Medium, coloured, picture, plain, styled
 from modsurg.views.rows import Content, Row
+from modsurg.views.units import at_terminal, in_colour
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,7 +101,7 @@ class Summary:
         return self.render()
 
     def __repr__(self) -> str:
-        return self.render(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        return self.render(color=in_colour(), bars=at_terminal())
 
     def _repr_html_(self) -> str:
         from modsurg.views.html import fragment  # only notebooks need it

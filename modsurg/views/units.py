@@ -1,8 +1,20 @@
-"""Numbers, sizes and shapes as people write them, and how wide a text stands in a terminal."""
+"""Numbers, sizes and shapes as people write them, and how a text stands in a terminal: how wide, in which colours."""
 
+import os
+import sys
 import textwrap
 import unicodedata
 from collections.abc import Sequence
+
+
+def at_terminal() -> bool:
+    """Whether what is printed is seen at a terminal that can draw."""
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def in_colour() -> bool:
+    """Whether it is to be in colour as well: nobody has set NO_COLOR to anything (no-color.org)."""
+    return at_terminal() and not os.environ.get("NO_COLOR")
 
 
 def scaled(number: int) -> str:
