@@ -306,6 +306,28 @@ def test_sources_of_random_numbers_that_a_model_holds():
     assert (next(model.count), model.table.tolist()) == (0, [0, 0, 0])
 
 
+@functools.lru_cache(maxsize=4)
+def table(size):
+    return torch.ones(size, size)
+
+
+@functools.cache
+def tables(size):
+    return [{"table": table(size)}, torch.zeros(size, size)]
+
+
+def test_what_functions_remember_is_not_the_shadows():
+    class Cached(nn.Module):
+        def forward(self, x):
+            return x + table(300)[0] + tables(300)[1][0]
+
+    assert run(Cached(), (2, 300)).note == ""
+    assert Cached()(torch.zeros(2, 300)).device.type == "cpu"
+    before = table(300)
+    run(Cached(), (2, 300))
+    assert table(300) is before
+
+
 def test_a_mask_may_be_asked_for_its_values():
     class Masked(nn.Module):
         def forward(self, x, mask):

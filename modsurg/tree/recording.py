@@ -220,12 +220,16 @@ class Functions(TorchFunctionMode):
     Args:
         recorder: Told of what is computed.
         meta: Send what is made on, or moved to, another device to meta.
+
+    Attributes:
+        has_diverted: Whether something was made on meta that should have been elsewhere.
     """
 
     def __init__(self, recorder: Recorder, meta: bool) -> None:
         super().__init__()
         self._recorder = recorder
         self._meta = meta
+        self.has_diverted = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -245,7 +249,9 @@ class Functions(TorchFunctionMode):
         if name == "to":
             args, kwargs = _stay(args, kwargs)
         elif name in _FACTORIES or kwargs.get("device") is not None:
-            return _made(func, name, args, kwargs)
+            out = _made(func, name, args, kwargs)
+            self.has_diverted = self.has_diverted or (out.is_meta and str(kwargs.get("device")) != "meta")
+            return out
         check(name, args, kwargs)
         if peek_interpreter_stack() is None and not torch.is_grad_enabled():
             # under torch.vmap a tensor's shape is not all there is of it, and a shape alone has no gradient

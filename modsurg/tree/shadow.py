@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modsurg.tree.caches import forget_meta
 from modsurg.tree.cloning import Cloner, to_example, to_meta, to_real
 from modsurg.tree.examples import arguments, dtypes_to_try, forked_random
 from modsurg.tree.recording import Failure, Functions, Recorder, Shape
@@ -118,17 +119,20 @@ def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
         copied.train(way.training)
     tree = walk(copied)
     recorder = Recorder(tree)
+    functions = Functions(recorder, way.meta)
     with forked_random():
         failure = None
         try:
             given = arguments(example, copied, way.dtypes)
             args, kwargs = Cloner(to_example if way.meta else to_real).value(given)
-            with torch.set_grad_enabled(way.grad), _eager(), Functions(recorder, way.meta):
+            with torch.set_grad_enabled(way.grad), _eager(), functions:
                 copied(*args, **kwargs)
         except Exception as error:
             failure = recorder.failure
             if failure is None or error not in (failure.error, failure.error.__context__):
                 failure = Failure("", type(model).__name__, {}, (), error)
+    if functions.has_diverted:
+        forget_meta()
     return _trace(copied, tree, recorder, failure)
 
 
