@@ -225,7 +225,7 @@ def test_surgery(run):
     assert f"--- classfication[1] replaced\n{BODY.format(middle='ReLU()')}  (add_ReLU): ReLU()\n)\n" in printed
     assert "both print alike: True" in printed
     assert '"add_ReLU" (ReLU) is never called' in printed
-    assert "Adam: 2 parameters left" in printed
+    assert "Adam: 2 parameters left it" in printed
     printed = re.sub(r"\n  (?=\S)", " ", printed)
     assert 'nothing at "clasfication.1" in Mynn. Nearest: "classfication.1"' in printed
     assert "nothing was changed. sequential2 (Linear" in printed

@@ -28,7 +28,7 @@ def test_a_new_head_trains_and_the_rest_goes_on(name):
     assert not set(old.parameters()) & set(optimizer.state)
     if name != "LBFGS":
         assert all(optimizer.state[p] is entry for p, entry in kept.items())
-        assert str(done) == f"{type(optimizer).__name__}: 2 parameters left; 3.weight, 3.bias entered group 0"
+        assert str(done) == f"{type(optimizer).__name__}: 2 parameters left it; 3.weight, 3.bias entered group 0"
     else:
         assert "the history over all parameters no longer fits, so it begins anew" in str(done)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
@@ -197,7 +197,7 @@ def test_sync():
     model[3] = nn.Linear(4, 7)
     model.append(nn.Linear(7, 7).requires_grad_(False))
     (done,) = sync(optimizer, model)
-    assert str(done) == "AdamW: 2 parameters left; 3.weight entered group 0; 3.bias entered group 1"
+    assert str(done) == "AdamW: 2 parameters left it; 3.weight entered group 0; 3.bias entered group 1"
     assert dict(done.entered) == {"3.weight": 0, "3.bias": 1}
     assert old not in optimizer.state
     step(model, optimizer)

@@ -72,23 +72,24 @@ def test_rows_are_plain_data():
     }
 
 
-def test_plain_when_printed_and_coloured_on_request(monkeypatch):
+def test_printed_plain_in_a_pipe_and_in_colour_at_a_terminal(monkeypatch):
     found = cifar()
     assert "\x1b" not in str(found)
     assert "\x1b[36mConv2d 3->32 k5 p2\x1b[0m" in found.render(color=True)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert "\x1b" in repr(found)
+    assert "\x1b" in str(found)
+    assert "\x1b" not in found.render(), "what goes to a file is plain, wherever the program runs"
     monkeypatch.setenv("NO_COLOR", "")
-    assert "\x1b" in repr(found)
+    assert "\x1b" in str(found)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    assert "\x1b" not in repr(found)
-    assert "█" in repr(found)
+    assert "\x1b" not in str(found)
+    assert "█" in str(found)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("NO_COLOR", "")
-    assert repr(found) == str(found)
+    assert str(found) == found.render()
 
 
 def test_the_terminals_width_is_kept(monkeypatch):

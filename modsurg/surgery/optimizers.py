@@ -48,7 +48,7 @@ class Synced:
         return bool(self.entered or self.left or self.notes)
 
     def __str__(self) -> str:
-        said = [f"{self.left} parameter{'s' * (self.left != 1)} left"] if self.left else []
+        said = [f"{self.left} parameter{'s' * (self.left != 1)} left it"] if self.left else []
         for group in sorted(set(self.entered.values())):
             names = [name for name, number in self.entered.items() if number == group]
             said.append(f"{_some(names)} entered group {group}")
@@ -100,7 +100,7 @@ def sync(optimizer: Optimizer | Sequence[Optimizer], model: nn.Module) -> list[S
         >>> optimizer = Adam(model.parameters())
         >>> model[1] = nn.Linear(2, 5, bias=False)
         >>> print(*sync(optimizer, model))
-        Adam: 2 parameters left; 1.weight entered group 0
+        Adam: 2 parameters left it; 1.weight entered group 0
     """
     optimizers = gather(optimizer, None)
     groups = [group for each in optimizers for group in each.param_groups]

@@ -111,10 +111,10 @@ class Diff:
         return iter(self.changes)
 
     def __str__(self) -> str:
-        return self.render()
+        return self.render(color=in_colour())
 
     def __repr__(self) -> str:
-        return self.render(color=in_colour()) or "no differences"
+        return str(self) or "no differences"
 
     def render(self, width: int | None = None, color: bool = False) -> str:
         """The differences as text, empty if there are none.

@@ -78,7 +78,7 @@ def summary(
 
 
 class Summary:
-    """What `summary` found. Printed, it is plain text as wide as the terminal; at a prompt it is in colour."""
+    """What `summary` found. Printed at a terminal it is in colour, elsewhere plain text; `render()` is always plain."""
 
     def __init__(self, content: Content, view: View) -> None:
         self._content = content
@@ -96,9 +96,6 @@ class Summary:
         with uncollected():
             lines = styled(self._content, self._lines, Medium(max(width, 24), color if bars is None else bars))
             return coloured(lines) if color else plain(lines)
-
-    def __str__(self) -> str:
-        return self.render()
 
     def __repr__(self) -> str:
         return self.render(color=in_colour(), bars=at_terminal())
