@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from modsurg import load_state, read_state, save_state, verify
+from modsurg import load_state, read_state, save_model, save_state, verify
 from modsurg.checkpoints.formats import atomic
 from modsurg.checkpoints.formats.atomic import pending, writing
 from modsurg.errors import SaveError
@@ -138,6 +139,8 @@ def test_a_disk_that_is_really_full(suffix, tmp_path):
         path = save_state({"a": torch.zeros(100)}, tmp_path / f"a{suffix}")
         with pytest.raises(SaveError, match=r"no room for it .*more"):
             save_state({"a": torch.zeros(1_000_000)}, path)
+        with pytest.raises(SaveError, match=r"no room for it .*at least 2,9[0-9,]+ more bytes"):
+            save_model(nn.Linear(1000, 1000), path)
         assert names(tmp_path) == [path.name]
         with read_state(path) as state:
             assert torch.equal(state["a"], torch.zeros(100))

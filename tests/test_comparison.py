@@ -166,6 +166,13 @@ def test_wrapped_and_unwrapped(net):
     assert kinds(diff(net, new)) == [("wrapped", "fc", "fc.base"), ("values", "fc.bias", "fc.base.bias")]
 
 
+def test_weights_of_the_wrapper_itself_are_added(net):
+    new = copy.deepcopy(net)
+    new.fc = nn.Sequential(nn.Sequential(nn.LayerNorm(new.fc.in_features), new.fc), nn.ReLU())
+    assert kinds(diff(net, new)) == [("wrapped", "fc", "fc.0.1"), ("added", None, "fc.0.0")]
+    assert kinds(diff(new, net)) == [("unwrapped", "fc.0.1", "fc"), ("removed", "fc.0.0", "fc.0.0")]
+
+
 def test_a_whole_model_wrapped(net):
     assert str(diff(net, nn.Sequential(copy.deepcopy(net), nn.Softmax(1)))) == "~ (root)  Net -> Sequential(Net)"
 

@@ -14,6 +14,7 @@ from torch import nn
 from modsurg import Trainer, load_state
 from modsurg.checkpoints.runs import read_run
 from modsurg.errors import LoadError, ModsurgWarning, TrainingError
+from modsurg.training.sharding import free_name
 
 
 def weights(trainer):
@@ -98,6 +99,22 @@ def test_last_best_and_the_latest_are_kept(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["best.safetensors", "last.safetensors", "step-00000008.safetensors", "step-00000012.safetensors"]
     assert read_run(tmp_path / "last.safetensors").step == 12
+
+
+def test_a_best_that_a_kill_left_out_is_made_up_for_when_the_run_goes_on(tmp_path):
+    trainer, loader = build(tmp_path)
+    trainer.fit(loader, epochs=1)
+    best = tmp_path / "best.safetensors"
+    best.unlink()
+    again, loader = build(tmp_path)
+    again.fit(loader, epochs=1, resume=True)
+    assert read_run(best).step == trainer.step
+
+
+def test_a_sharded_run_never_writes_where_the_last_one_is(tmp_path):
+    assert free_name(tmp_path, 8) == "sharded-00000008"
+    (tmp_path / "sharded-00000008").mkdir()
+    assert free_name(tmp_path, 8) == "sharded-00000008-1"
 
 
 def test_the_latest_are_kept_beside_those_of_a_longer_run(tmp_path):

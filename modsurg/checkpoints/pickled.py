@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.serialization import get_safe_globals, get_unsafe_globals_in_checkpoint, safe_globals
 
 from modsurg.checkpoints.formats.archives import Archive
@@ -70,10 +71,13 @@ def save_pickled(model: nn.Module, path: Path) -> None:
         if slots(type(module)):
             what = f"{name or 'the model'} has __slots__, which torch leaves out of a pickle"
             raise SaveError(f"{what}: save it as {path.stem}.safetensors")
-    with pending(path) as file:
+    tensors = (each for each in (*model.parameters(), *model.buffers()) if not is_lazy(each))
+    with pending(path, sum(each.nbytes for each in tensors if each.layout is torch.strided)) as file:
         try:
             torch.save(model, file)  # type: ignore[arg-type]  # it only calls write and flush
         except (PickleError, AttributeError, TypeError, RuntimeError) as error:
+            if file.failure is not None:
+                raise file.failure from error
             describe(model)  # says where, if it is the model
             raise SaveError(f"torch can't pickle it ({error}): save it as {path.stem}.safetensors") from error
         _try_to_open(model, file.temporary, path)

@@ -19,6 +19,8 @@ from modsurg.tree.frozen import held, hold, release
 if TYPE_CHECKING:
     from modsurg.training.trainer import Trainer
 
+LAST, BEST = "last.safetensors", "best.safetensors"
+
 
 @dataclass
 class Position:
@@ -41,6 +43,11 @@ class Position:
     target: str = ""
     record: float = float("inf")
     stale: int = 0
+
+    @property
+    def is_best(self) -> bool:
+        """Whether an epoch has just ended, and was the best so far."""
+        return self.epoch > 0 and self.batch == 0 and self.stale == 0
 
     def restart(self) -> None:
         """A new `fit` begins where the last one ended."""
@@ -83,18 +90,18 @@ def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> N
     assert trainer.checkpoint_dir is not None
     directory = Path(trainer.checkpoint_dir)
     if trainer.sharded:
-        name = f"sharded-{trainer.step:08d}" + (f"-{left['seen']['loss']}" if left else "")
+        name = processes.gathered(sharding.free_name(directory, trainer.step))[0]
         save(trainer, directory / name, left)
         processes.gathered(None)
         if processes.rank() == 0:
             sharding.point(directory, name, ["last", "best"] if improved else ["last"], trainer.keep)
         return
-    last = directory / "last.safetensors"
+    last = directory / LAST
     save(trainer, last, left)
     if processes.rank():
         return
     if improved:
-        _link(last, directory / "best.safetensors")
+        _link(last, directory / BEST)
     if trainer.keep:
         _link(last, directory / f"step-{trainer.step:08d}.safetensors")
         numbered = directory.glob("step-????????.safetensors")
@@ -118,16 +125,14 @@ def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | No
     if resume is True:
         if trainer.checkpoint_dir is None:
             raise TrainingError('resume=True needs Trainer(..., checkpoint_dir=...), or name the file: resume="...".')
-        files = [Path(trainer.checkpoint_dir) / name for name in ("last.safetensors", "last")]
+        files = [Path(trainer.checkpoint_dir) / name for name in (LAST, "last")]
         return next((file for file in files if file.exists()), None)
     file = Path(resume)
     if not file.exists():
         text = f"resume={str(file)!r}: there is no such file. resume=True begins anew where there is none."
         raise TrainingError(text)
     if file.is_dir() and not (file / sharding.OWN).exists():
-        raise TrainingError(
-            f"resume={str(file)!r} is no run: name a file in it, resume={str(file / 'last.safetensors')!r}."
-        )
+        raise TrainingError(f"resume={str(file)!r} is no run: name a file in it, resume={str(file / LAST)!r}.")
     return file
 
 
@@ -156,6 +161,9 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
         raise
     trainer.position.__dict__.update(own["position"])
     trainer.history.rows[:] = own["history"]
+    own_last = trainer.checkpoint_dir is not None and file == Path(trainer.checkpoint_dir, LAST)
+    if own_last and trainer.position.is_best and processes.rank() == 0:
+        _link(file, file.with_name(BEST))  # the run may have been killed before it came to that
     frozen, holding = set(own["frozen"]), set(own["held"])
     for name, parameter in trainer.model.named_parameters():
         parameter.requires_grad = name not in frozen

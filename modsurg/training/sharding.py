@@ -1,5 +1,6 @@
 """A sharded run (FSDP2) in files: torch.distributed.checkpoint writes the parts of the model and its optimizer."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 OWN = "run.safetensors"
+
+
+def free_name(directory: Path, step: int) -> str:
+    """A directory that is not there yet: `last` may point to another of the same step, which has to outlive a kill."""
+    names = (f"sharded-{step:08d}" + (f"-{again}" if again else "") for again in itertools.count())
+    return next(name for name in names if not (directory / name).exists())
 
 
 def save(path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer) -> None:

@@ -10,6 +10,7 @@ from modsurg.views.sides import Side
 from modsurg.views.spans import FACTS, Spans, fact
 from modsurg.views.ties import Ties
 
+_PLAIN = ("Sequential", "ModuleList", "ModuleDict")
 Results = Mapping[tuple[Hashable, Hashable], Values | None]
 
 
@@ -34,6 +35,13 @@ class Changes:
             holder: (old_node, new_node)
             for old_node, new_node in matching.new_of.items()
             if (holder := _holder(old_node, new_node, matching)) is not None
+        }
+        self._around = {
+            above
+            for holder, pair in self._wrappers.items()
+            for node in pair
+            for above in node.upward()
+            if above is not node and len(above.path) >= len(holder.path)
         }
 
     def __iter__(self) -> Iterator[Change]:
@@ -104,7 +112,7 @@ class Changes:
             else:
                 yield Change("unwrapped", outer.path, inner.path, f"{node.kind}({inner.kind})", outer.described)
         elif (
-            _is_top(node, partners)
+            (_is_top(node, partners) or self._is_beside_wrapped(node))
             and not self._ties.covers(node, is_new=kind == "added")
             and not self._is_obvious(node, partners)
         ):
@@ -114,6 +122,13 @@ class Changes:
                 if kind == "added"
                 else Change(kind, node.path, node.path, text, "")
             )
+
+    def _is_beside_wrapped(self, node: Node) -> bool:
+        """Whether it has weights and is in a wrapper whose class does not say so, as `Sequential` does not."""
+        parent = node.parent
+        if parent not in self._around or node in self._around or parent.kind not in _PLAIN:
+            return False
+        return any(below.leaf is not None for below in node.below())
 
     def _is_of_another_class(self, old: Node) -> bool:
         """Whether the parent became one of another class, so that other tensors in it are no news."""

@@ -32,12 +32,14 @@ class PendingFile:
         target: Where it will be.
         temporary: Where it is, for a library that wants to open a file by itself.
         fd: Open for writing and reading.
+        failure: What the disk refused; a library that writes here may say something else.
     """
 
     def __init__(self, target: Path, size: int | None = None) -> None:
         self.target = _checked(target)
         self.size = size
         self.written = 0
+        self.failure: SaveError | None = None
         self._started = 0
         _clear(self.target)
         self.temporary, self.fd = _create(self.target)
@@ -103,14 +105,18 @@ class PendingFile:
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL:
-                raise SaveError(f"{self.target}: can't be written ({error.strerror}); it is as it was") from error
-            missing = max(self.size or 0, before + coming) - self.written
-            amount = f"at least {missing:,} more bytes are needed" if missing > 0 else "more room is needed"
-            raise SaveError(
-                f"{self.target}: no room for it ({error.strerror}): {self.written:,} bytes were written and {amount}. "
-                f"The target is as it was: make room in {self.target.parent} and save again"
-            ) from error
+            self.failure = SaveError(self._said(error, before + coming))
+            raise self.failure from error
+
+    def _said(self, error: OSError, wanted: int) -> str:
+        if error.errno not in _FULL:
+            return f"{self.target}: can't be written ({error.strerror}); it is as it was"
+        missing = max(self.size or 0, wanted) - self.written
+        amount = f"at least {missing:,} more bytes are needed" if missing > 0 else "more room is needed"
+        return (
+            f"{self.target}: no room for it ({error.strerror}): {self.written:,} bytes were written and {amount}. "
+            f"The target is as it was: make room in {self.target.parent} and save again"
+        )
 
 
 @contextlib.contextmanager
