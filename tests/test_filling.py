@@ -9,7 +9,7 @@ from torch import nn
 
 from modsurg import load_state, save_state
 from modsurg.checkpoints import filling
-from modsurg.checkpoints.formats import transfer
+from modsurg.checkpoints.formats import pagecache, transfer
 from modsurg.errors import FormatError, IntegrityError, LoadError
 
 
@@ -28,13 +28,16 @@ def way(request, monkeypatch):
 
 def test_ctrl_c_while_the_page_cache_is_asked(tmp_path, monkeypatch):
     class Interrupted:
+        def syscall(self, *arguments):
+            return -1
+
         def mincore(self, *arguments):
             raise KeyboardInterrupt
 
     model = net()
     before = copies(model)
     monkeypatch.setattr(filling, "JOURNAL_LIMIT", 0)
-    monkeypatch.setattr(filling, "_libc", Interrupted())
+    monkeypatch.setattr(pagecache, "_libc", Interrupted())
     with pytest.raises(KeyboardInterrupt):
         load_state(model, save_state(net(), tmp_path / "a.safetensors"))
     assert same(model, before)
@@ -75,7 +78,7 @@ def test_a_disk_that_fails_half_way(suffix, at, tmp_path, monkeypatch):
 
 def test_a_bad_place_on_the_disk_is_found_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(filling, "JOURNAL_LIMIT", 0)
-    monkeypatch.setattr(filling, "_in_page_cache", lambda region: False)
+    monkeypatch.setattr(filling, "is_cached", lambda region: False)
     path = save_state(net(), tmp_path / "a.safetensors")
     model = net()
     before = copies(model)

@@ -6,13 +6,12 @@ was cut off shows then, and the second read comes from memory. Ctrl-C is obeyed 
 """
 
 import contextlib
-import ctypes
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from modsurg.checkpoints.formats.base import Source
+from modsurg.checkpoints.formats.pagecache import is_cached
 from modsurg.checkpoints.formats.transfer import Region, is_plain, read_all, read_into
 from modsurg.checkpoints.matching import Fill
 from modsurg.checkpoints.sharing import write_anywhere
@@ -20,7 +19,6 @@ from modsurg.errors import FormatError, LoadError
 
 JOURNAL_LIMIT = 32 << 20
 _STEP = 1 << 20
-_libc = ctypes.CDLL(None)
 
 
 def fill(source: Source, fills: Sequence[Fill]) -> None:
@@ -129,7 +127,7 @@ def _probe(source: Source, direct: Sequence[tuple[Region, torch.Tensor]], staged
             regions.append(region)
     buffer = memoryview(bytearray(_STEP))
     for run in _runs(regions):
-        if _in_page_cache(run):
+        if is_cached(run):
             continue
         for start in range(0, run.nbytes, _STEP):
             count = min(_STEP, run.nbytes - start)
@@ -146,18 +144,3 @@ def _runs(regions: Sequence[Region]) -> list[Region]:
         elif region.nbytes:
             runs.append(region)
     return runs
-
-
-def _in_page_cache(region: Region) -> bool:
-    """Whether reading the region needs no disk. The kernel tells only the owner of a file; to others it says yes."""
-    start = region.offset // mmap.PAGESIZE * mmap.PAGESIZE
-    length = region.offset + region.nbytes - start
-    pages = -(-length // mmap.PAGESIZE)
-    resident = ctypes.create_string_buffer(pages)
-    try:
-        with mmap.mmap(region.fd, length, access=mmap.ACCESS_COPY, offset=start) as mapped:
-            address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))  # a number, which keeps nothing open
-            failed = _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), resident)
-    except (OSError, ValueError):  # a filesystem without mappings, a file cut short: reading will tell
-        return False
-    return not failed and resident.raw.count(1) == pages
