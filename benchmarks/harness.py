@@ -76,8 +76,9 @@ class Table:
         rows = [f"### {self.title}", "", f"| | median, {unit} | range | |", "|---|---:|---:|---:|"]
         for name, values in self.times.items():
             low, middle, high = (scale * f for f in (min(values), statistics.median(values), max(values)))
-            ratio = self.value_of(name) / self.value_of(self.ours)
-            rows.append(f"| {name} | {middle:.3g} | {low:.3g} to {high:.3g} | {ratio:.2f}x |")
+            ours = self.value_of(self.ours)
+            ratio = f"{self.value_of(name) / ours:.2f}x" if ours else ""
+            rows.append(f"| {name} | {middle:.3g} | {low:.3g} to {high:.3g} | {ratio} |")
         text = "\n".join(rows)
         return "\n\n".join(part for part in (text, self.verdict(), self.note) if part) + "\n"
 

@@ -47,6 +47,10 @@ def test_a_table_in_markdown():
     assert "| modsurg | 250 | 250 to 250 | 1.00x |" in Table("fast", {"modsurg": [0.25]}).markdown()
 
 
+def test_nothing_has_no_multiples():
+    assert "| peer | 4 | 4 to 4 |  |" in Table("memory", {"modsurg": [0.0], "peer": [4.0]}, unit="MB").markdown()
+
+
 def test_ways_take_turns_and_warm_up_once():
     called = []
     times = interleaved(
