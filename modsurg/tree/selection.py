@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from modsurg.errors import CountError, NoMatchError, WhereError
+from modsurg.tree.garbage import uncollected
 from modsurg.tree.nearest import nearest
 from modsurg.tree.patterns import is_exact, matcher
 from modsurg.tree.walk import Tree, walk
@@ -143,8 +144,8 @@ def select(model: nn.Module, where: Where, *, count: int | None = None) -> Selec
         Traceback (most recent call last):
         modsurg.errors.NoMatchError: nothing at "7" in Sequential: it has 3 children, 0 to 2.
     """
-    root = unwrap(model)
-    return resolve(walk(root), where, count)
+    with uncollected():
+        return resolve(walk(unwrap(model)), where, count)
 
 
 def resolve(tree: Tree, where: Where, count: int | None = None) -> Selection:
