@@ -16,8 +16,10 @@ from modsurg.checkpoints.reports import LoadReport, Problems
 from modsurg.checkpoints.targets import Targets, fill_meta, find_targets
 from modsurg.checkpoints.verification import insist
 from modsurg.errors import LoadError, ModsurgWarning
+from modsurg.tree.garbage import uncollected
 
 
+@uncollected()
 def load(model: nn.Module, source: Source, options: Options, verify: bool = False) -> LoadReport:
     """Fill a model from an opened source; see `modsurg.load_state`."""
     targets = find_targets(model)
