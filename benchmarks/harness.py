@@ -66,14 +66,19 @@ class Table:
         """Whether the target is met, in words."""
         if self.limit is None:
             return ""
-        shown = f"{self.value:.2f}x of {' or '.join(self.against)}" if self.against else f"{self.value:.3g} {self.unit}"
-        limit = f"{self.limit:.3g}{'x' if self.against else ' ' + self.unit}"
+        shown = (
+            f"{self.value:.2f}x of {' or '.join(self.against)}"
+            if self.against
+            else f"{self.value:.3g} {self.unit}".rstrip()
+        )
+        limit = f"{self.limit:.3g}{'x' if self.against else ' ' + self.unit}".rstrip()
         return f"Target: at most {limit}. Measured: {shown}. **{'Met' if self.value <= self.limit else 'Missed'}.**"
 
     def markdown(self) -> str:
         """The table as the documentation has it."""
         scale, unit = (1e3, "ms") if self.unit == "s" and self.value_of(self.ours) < 1 else (1, self.unit)
-        rows = [f"### {self.title}", "", f"| | median, {unit} | range | |", "|---|---:|---:|---:|"]
+        median = f"median, {unit}" if unit else "median"
+        rows = [f"### {self.title}", "", f"| | {median} | range | |", "|---|---:|---:|---:|"]
         for name, values in self.times.items():
             low, middle, high = (scale * f for f in (min(values), statistics.median(values), max(values)))
             ours = self.value_of(self.ours)
@@ -144,10 +149,13 @@ def there(name: str) -> bool:
 def machine() -> dict[str, str]:
     """What ran it."""
     from modsurg.views.environment import environment
+    from modsurg.views.units import size
 
     known = environment()
+    cpu, memory = known["cpu"], known["memory"]
     facts = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "system": platform.platform()}
-    facts |= {name: str(known[name]) for name in ("cpu", "memory") if name in known}
+    facts["cpu"] = f"{cpu['name']}, {cpu['usable_cores']} cores"
+    facts["memory"] = size(memory["total"])
     return facts | {name: version(name) for name in PEERS if importlib.util.find_spec(name.replace("pytorch-", ""))}
 
 
