@@ -83,7 +83,7 @@ class Table:
             low, middle, high = (scale * f for f in (min(values), statistics.median(values), max(values)))
             ours = self.value_of(self.ours)
             ratio = f"{self.value_of(name) / ours:.2f}x" if ours else ""
-            rows.append(f"| {name} | {middle:.3g} | {low:.3g} to {high:.3g} | {ratio} |")
+            rows.append(f"| {name} | {_number(middle)} | {_number(low)} to {_number(high)} | {ratio} |")
         text = "\n".join(rows)
         return "\n\n".join(part for part in (text, self.verdict(), self.note) if part) + "\n"
 
@@ -94,6 +94,10 @@ class Table:
     def as_json(self) -> dict[str, object]:
         """Everything that was measured."""
         return vars(self) | {"value": self.value}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def interleaved(ways: dict[str, Way], runs: int, prepare: Way | None = None) -> dict[str, list[float]]:
