@@ -1,6 +1,7 @@
 import copy
 import types
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -199,6 +200,14 @@ def test_numbers_of_labels_and_channels_that_say_otherwise_are_pointed_out():
     assert resize(model, "head", out_features=4)[0][0].notes == (note,)
     (note, _) = resize(model, "patches.projection", in_channels=1)[0][0].notes[::-1]
     assert 'model.config.num_channels = model.get_submodule("patches").num_channels = 1' in note
+
+
+def test_what_has_such_a_name_and_is_no_number_says_nothing():
+    model = nn.ModuleDict({"head": nn.Linear(4, 2)})
+    model.num_classes = torch.tensor([2, 2])
+    model.config = types.SimpleNamespace(vocab_size=numpy.int64(2))
+    note = "the model may go by its vocab_size, which still says 2: model.config.vocab_size = 4"
+    assert resize(model, "head", out_features=4)[0][0].notes == (note,)
 
 
 def test_ties_that_cannot_follow_are_refused():

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -204,7 +205,8 @@ def _stale(tree: Tree, plan: _Plan) -> list[str]:
         old, new = plan.old.get(size), plan.new.get(size)
         if old == new or (attribute == "num_labels" and not hasattr(tree.root, attribute)):
             continue
-        places = [f"{name}.{attribute}" for name, owner in owners.items() if getattr(owner, attribute, None) == old]
+        found = {f"{name}.{attribute}": getattr(owner, attribute, None) for name, owner in owners.items()}
+        places = [place for place, number in found.items() if isinstance(number, Integral) and number == old]
         if places:
             line = " = ".join((*places, str(new)))
             notes.append(f"the model may go by its {attribute}, which still says {old}: {line}")
