@@ -7,7 +7,30 @@ from torch import nn
 from modsurg.tree.mismatches import check
 from modsurg.tree.shadow import run
 
+
+class Mapped(nn.Module):
+    """Calls its layer for each item of a batch, by torch.vmap."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return torch.vmap(self.layer)(x)
+
+
+def _with_bias_of_double(layer):
+    layer.bias = nn.Parameter(layer.bias.detach().double())
+    return layer
+
+
 CASES = {
+    "linear in half under vmap": (Mapped(nn.Linear(4, 4).half()), (torch.randn(2, 4),), "float32 and float16"),
+    "transposed in 3d with another bias": (
+        _with_bias_of_double(nn.ConvTranspose3d(7, 8, 3)),
+        (torch.randn(1, 7, 6, 6, 6),),
+        "one dtype, not float32 and float64",
+    ),
     "linear in half": (nn.Linear(4, 4).half(), (torch.randn(2, 4),), "one dtype, not float32 and float16"),
     "linear on numbers": (nn.Linear(4, 4), (torch.zeros(2, 4, dtype=torch.long),), "int64 and float32"),
     "convolution in half": (
@@ -29,7 +52,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_refused_on_meta_as_for_real(name):
     model, example, message = CASES[name]
-    with pytest.raises((RuntimeError, IndexError), match="dtype|mixed|channels|out of range|same"):
+    with pytest.raises((RuntimeError, IndexError), match="dtype|scalar type|mixed|channels|out of range|same"):
         model(*example)
     trace = run(model, example)
     assert trace.failure is not None
@@ -46,6 +69,9 @@ def test_refused_on_meta_as_for_real(name):
         (nn.ConvTranspose1d(7, 8, 3), torch.randn(7, 6)),
         (nn.Embedding(4, 3), torch.tensor([], dtype=torch.long)),
         (nn.Embedding(4, 3), torch.tensor([0, 3])),
+        (_with_bias_of_double(nn.ConvTranspose1d(7, 8, 3)), torch.randn(1, 7, 6)),
+        (_with_bias_of_double(nn.ConvTranspose2d(7, 8, 3)), torch.randn(1, 7, 6, 6)),
+        (Mapped(nn.Embedding(4, 3)), torch.tensor([[0, 3], [1, 1]])),
     ],
 )
 def test_what_goes_together(model, example):

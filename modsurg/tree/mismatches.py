@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 def check(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -45,7 +46,7 @@ def _norms(x: torch.Tensor, *weights: torch.Tensor) -> None:
 
 
 def _transposed(x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> None:
-    _products(x, weight, *rest)
+    _products(x, weight, *(rest if weight.dim() == 5 else ()))  # only in three dimensions must the bias be of it too
     channels = x.shape[1 - (x.dim() < weight.dim())]
     if channels != weight.shape[0]:
         raise RuntimeError(
@@ -55,6 +56,8 @@ def _transposed(x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor) -> N
 
 
 def _lookups(numbers: torch.Tensor, table: torch.Tensor, *rest: torch.Tensor) -> None:
+    if is_functorch_wrapped_tensor(numbers):  # torch.vmap does not tell what they are
+        return
     if not numbers.is_meta and numbers.numel() and not numbers.is_floating_point():
         low, high = (int(each) for each in numbers.aminmax())
         if low < 0 or high >= table.shape[0]:
