@@ -328,6 +328,17 @@ def test_what_functions_remember_is_not_the_shadows():
     assert table(300) is before
 
 
+def test_an_interrupted_run_leaves_nothing_that_functions_remember():
+    class Interrupted(nn.Module):
+        def forward(self, x):
+            table(301)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupted(), (2, 301))
+    assert table(301).device.type == "cpu"
+
+
 def test_a_mask_may_be_asked_for_its_values():
     class Masked(nn.Module):
         def forward(self, x, mask):

@@ -120,19 +120,20 @@ def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
     tree = walk(copied)
     recorder = Recorder(tree)
     functions = Functions(recorder, way.meta)
-    with forked_random():
-        failure = None
-        try:
+    failure = None
+    try:
+        with forked_random():
             given = arguments(example, copied, way.dtypes)
             args, kwargs = Cloner(to_example if way.meta else to_real).value(given)
             with torch.set_grad_enabled(way.grad), _eager(), functions:
                 copied(*args, **kwargs)
-        except Exception as error:
-            failure = recorder.failure
-            if failure is None or error not in (failure.error, failure.error.__context__):
-                failure = Failure("", type(model).__name__, {}, (), error)
-    if functions.has_diverted:
-        forget_meta()
+    except Exception as error:
+        failure = recorder.failure
+        if failure is None or error not in (failure.error, failure.error.__context__):
+            failure = Failure("", type(model).__name__, {}, (), error)
+    finally:
+        if functions.has_diverted:
+            forget_meta()
     return _trace(copied, tree, recorder, failure)
 
 
