@@ -518,13 +518,34 @@ def test_gradients_and_vmap_inside_forward_run_on_meta(function):
     [
         (lambda layer, x: doubled(x), "no fake impl"),
         (lambda layer, x: torch.autocast(x.device.type, enabled=False).__enter__(), "unsupported scalarType"),
+        (lambda layer, x: torch.nested.nested_tensor([x]).to_padded_tensor(0), "storage_device"),
+        (lambda layer, x: x.set_(torch.zeros(8).untyped_storage()), "set the storage of a tensor on device"),
     ],
-    ids=["custom operator", "autocast"],
+    ids=["custom operator", "autocast", "nested", "storage"],
 )
 def test_what_meta_can_not_do_is_no_failure(function, reason):
     trace = run(Calling(function), (2, 4))
     assert trace.failure is None
     assert reason in trace.note
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("storage of features must be NCHW"),
+        RuntimeError("cache not allocated: call setup()"),
+        OSError("no data pointer in the file"),
+        KeyError("meta"),
+    ],
+    ids=repr,
+)
+def test_an_error_of_the_models_own_is_a_failure(error):
+    def fail(layer, x):
+        raise error
+
+    trace = run(Calling(fail), (2, 4))
+    assert trace.failure is not None
+    assert trace.failure.error is error
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ _FAST_PATH = "in eval mode TransformerEncoderLayer can take a fast path that rea
 
 def _is_limit(failure: Failure) -> bool:
     """Whether the error is meta's (a value was asked for, a kernel is missing) and not the model's."""
-    if re.search(_LIMITS, str(failure.error)):
+    if not isinstance(failure.error, LookupError) and _LIMITS.search(str(failure.error)):  # a key may be any word
         return True
     frames = [frame for frame, _ in traceback.walk_tb(failure.error.__traceback__)]
     layer = frames[-1].f_globals.get("__name__", "").startswith("torch.nn.")  # it knows no such forward, no such input
@@ -218,7 +218,8 @@ def _is_limit(failure: Failure) -> bool:
 _GRADIENTS = "not require grad"
 _LIMITS = re.compile(
     r"\b[Mm]eta\b|same device|[Dd]ata.dependent|GuardOnData|fake impl|unsupported scalarType"
-    rf"|not allocated|data pointer|storage|{_GRADIENTS}"
+    r"|Cannot access (?:data pointer|storage) of|invalid python storage|data is not allocated"
+    rf"|set the storage of a tensor on device|storage_device\.|{_GRADIENTS}"
 )
 
 
