@@ -339,6 +339,61 @@ def test_an_interrupted_run_leaves_nothing_that_functions_remember():
     assert table(301).device.type == "cpu"
 
 
+def test_a_generator_that_has_no_state_to_copy():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.system = random.SystemRandom()
+
+        def forward(self, x):
+            return x + self.system.random()
+
+    trace = run(Noisy(), (2, 4))
+    assert (trace.failure, trace.note) == (None, "")
+
+
+def test_files_and_tables_of_numpy_that_a_model_holds(tmp_path):
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            numpy.savez(tmp_path / "tables.npz", table=numpy.arange(4.0))
+            self.file = numpy.load(tmp_path / "tables.npz")
+            self.large = numpy.memmap(tmp_path / "large", numpy.float32, "w+", shape=(1 << 16,))
+            self.objects = numpy.array([nn.Linear(2, 2)], dtype=object)
+
+        def forward(self, x):
+            return x + float(self.file["table"][1]) + float(self.large[0])
+
+    model = Holding()
+    trace = run(model, (2, 4))
+    assert (trace.failure, trace.note) == (None, "")
+    assert trace.model.file is model.file
+    assert numpy.shares_memory(trace.model.large, model.large)
+    assert trace.model.objects[0] is model.objects[0]
+    assert model.file["table"][3] == 3
+    model.file.close()
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_a_large_table_that_a_forward_writes_to_stays_as_it_is(fallback):
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.large = numpy.zeros(1 << 16)
+
+        def forward(self, x):
+            self.large += 1
+            return x
+
+    model = Writing()
+    trace = run(model, (2, 4), fallback=fallback)
+    assert trace.failure is None
+    assert "not run; " in trace.note
+    assert "is read-only" in trace.note
+    assert model.large.flags.writeable
+    assert not model.large.any()
+
+
 def test_a_mask_may_be_asked_for_its_values():
     class Masked(nn.Module):
         def forward(self, x, mask):

@@ -161,8 +161,10 @@ class Cloner:
             self._container(value)
         elif isinstance(value, (MethodType, partial, weakref.ref, FunctionType)):
             self._remember(value, self._callable(value))
-        elif type(value).__module__.partition(".")[0] == "numpy" or isinstance(value, (random.Random, itertools.count)):
-            self._remember(value, copy.deepcopy(value))
+        elif isinstance(value, (random.Random, itertools.count)) or type(value).__module__.startswith("numpy.random"):
+            self._remember(value, _generator(value))
+        elif type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "setflags"):
+            self._remember(value, _array(value))
         elif isinstance(value, torch.Generator):
             self._remember(value, value.clone_state())
         else:
@@ -243,6 +245,22 @@ def _is_full(cell: CellType) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _generator(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # the system's own has no state to copy
+        return value
+
+
+def _array(value: Any) -> Any:
+    """A copy where it costs little; else a view, by which what a forward writes does not get into the model."""
+    if value.nbytes <= SMALL:
+        return value.copy()
+    view = value.view()
+    view.setflags(write=False)
+    return view
 
 
 def _rebuilt(old: tuple[Any, ...], items: list[Any]) -> Any:

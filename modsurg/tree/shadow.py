@@ -207,7 +207,7 @@ _FAST_PATH = "in eval mode TransformerEncoderLayer can take a fast path that rea
 
 
 def _is_limit(failure: Failure) -> bool:
-    """Whether the error is meta's (a value was asked for, a kernel is missing) and not the model's."""
+    """Whether the error is the shadow's (a value was asked for, a kernel is missing) and not the model's."""
     if not isinstance(failure.error, LookupError) and _LIMITS.search(str(failure.error)):  # a key may be any word
         return True
     frames = [frame for frame, _ in traceback.walk_tb(failure.error.__traceback__)]
@@ -216,10 +216,11 @@ def _is_limit(failure: Failure) -> bool:
 
 
 _GRADIENTS = "not require grad"
+_READ_ONLY = "(?:array|destination) is read-only"
 _LIMITS = re.compile(
     r"\b[Mm]eta\b|same device|[Dd]ata.dependent|GuardOnData|fake impl|unsupported scalarType"
     r"|Cannot access (?:data pointer|storage) of|invalid python storage|data is not allocated"
-    rf"|set the storage of a tensor on device|storage_device\.|{_GRADIENTS}"
+    rf"|set the storage of a tensor on device|storage_device\.|{_READ_ONLY}|{_GRADIENTS}"
 )
 
 
@@ -241,5 +242,7 @@ def _without_meta(model: nn.Module, example: object, way: _Way, trace: Trace, fa
     if fallback and not any(each.is_meta for each in model.parameters()):
         grad = _GRADIENTS in str(trace.failure.error)  # forward itself takes a gradient
         real = _attempt(model, example, replace(way, meta=False, grad=grad))
+        if real.failure and re.search(_READ_ONLY, str(real.failure.error)):
+            return replace(real, failure=None, uncalled=(), note=f"not run; {real.failure}")
         return replace(real, note=f"ran a real copy; {why}", uncalled=() if scripted else real.uncalled)
     return replace(trace, failure=None, uncalled=(), note=f"not run; {why}")
