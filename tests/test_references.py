@@ -5,10 +5,13 @@ from collections import ChainMap, OrderedDict, defaultdict, deque, namedtuple
 from types import MappingProxyType
 
 import pytest
+import torch
 from torch import nn
 
 from modsurg import remove, replace, wrap
 from modsurg.errors import ModsurgWarning
+from modsurg.surgery.journal import Journal
+from modsurg.surgery.references import Search
 
 Pair = namedtuple("Pair", "first second")
 
@@ -148,3 +151,47 @@ def test_what_was_put_into_a_dict_since_stays_there():
     model.table["more"] = 1
     report.undo()
     assert model.table == {"first": model[0], "more": 1}
+
+
+class Holder:
+    def __init__(self, **held):
+        self.__dict__.update(held)
+
+
+def test_data_and_optimizers_are_not_gone_through():
+    class Pictures(torch.utils.data.Dataset):
+        def __init__(self):
+            self.samples = [Untouched()]
+
+    class Untouched:
+        __slots__ = ("name",)
+
+        @property
+        def __dict__(self):
+            raise AssertionError("looked at")
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    loader = torch.utils.data.DataLoader(Pictures())
+    optimizer = torch.optim.SGD(model.parameters())
+    optimizer.more = Untouched()
+    model.trainer = Holder(loader=loader, optimizers=[optimizer], later=torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    assert replace(model, "0", lambda old: nn.Linear(2, 2)).warnings == ()
+
+
+def test_rows_of_plain_values_are_not_kept_one_by_one():
+    rows = [("a.png", number) for number in range(10)]
+    search = Search(Journal(), {}, {}, set())
+    assert search.swap(rows, "rows") is rows
+    assert search.swap({"a": 1, "b": None}, "table") == {"a": 1, "b": None}
+    assert list(search._done) == [id(rows)]
+
+
+def test_a_key_that_is_no_plain_value_is_not_written_out():
+    class Key:
+        def __repr__(self):
+            raise AssertionError("written out")
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.table = {Key(): [nn.Sequential(model[0])]}
+    with pytest.warns(ModsurgWarning, match=r'"table\[Key\]\[0\].0" is still the old module'):
+        replace(model, "0", nn.Linear(2, 2))

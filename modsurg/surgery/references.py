@@ -10,12 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from modsurg.surgery.journal import Journal
 
 PLAIN = frozenset({int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size})
 _CACHED = type(lru_cache(len))
-_DEPTH, _OBJECT = 32, 8  # so many containers one in another, an object counting for so many of them
+_FLAT = (tuple, list, set, frozenset, deque)
+_APART = (Optimizer, LRScheduler, DataLoader, Dataset, Sampler)  # data, and what follows an edit by itself
+_DEPTH, _OBJECT = 24, 8  # so many containers one in another, an object counting for so many of them
 
 
 class Search:
@@ -50,7 +55,7 @@ class Search:
 
     def swap(self, value: Any, where: str, depth: int = _DEPTH) -> Any:
         """What `value` becomes; what can be changed is changed in place, later, by `apply`."""
-        if type(value) in PLAIN or isinstance(value, type | ModuleType):
+        if _is_plain(value) or isinstance(value, type | ModuleType):
             return value
         key = id(value)
         if key in self._swaps:
@@ -58,7 +63,7 @@ class Search:
         if key in self._gone:
             self.warnings.append(f'"{where}" still holds {self._gone[key]}.')
             return value
-        if depth <= 0 or key in self._tree or isinstance(value, torch.Tensor):
+        if depth <= 0 or key in self._tree or isinstance(value, (torch.Tensor, *_APART)):
             return value
         known = self._done.get(key)
         if known is None or known[0] < depth:
@@ -110,9 +115,10 @@ class Search:
         self, holder: Any, items: Any, where: str, depth: int, keep: Callable[[], object] | None = None
     ) -> None:
         for key, value in list(items):
-            if type(value) in PLAIN:
+            if _is_plain(value):
                 continue
-            new = self.swap(value, f"{where}[{key!r:.50}]", depth)
+            named = f"{key!r:.50}" if _is_plain(key) else type(key).__name__
+            new = self.swap(value, f"{where}[{named}]", depth)
             if new is not value:
                 undo = partial(self._journal.on_undo, partial(_put_back, holder, key, new, value))
                 self._pending += [keep or undo, partial(holder.__setitem__, key, new)]
@@ -216,6 +222,15 @@ class Search:
             f'"{where}" (a {type(holder).__name__}) still holds the old module, and can\'t be given the new one; '
             "make it anew."
         )
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it can hold no module: a plain value, or a container of nothing else, however many."""
+    if type(value) in PLAIN:
+        return True
+    if isinstance(value, dict):
+        return PLAIN.issuperset(map(type, value)) and PLAIN.issuperset(map(type, value.values()))
+    return isinstance(value, _FLAT) and PLAIN.issuperset(map(type, value))
 
 
 def _slots(kind: type) -> list[str]:
