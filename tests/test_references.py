@@ -195,3 +195,13 @@ def test_a_key_that_is_no_plain_value_is_not_written_out():
     model.table = {Key(): [nn.Sequential(model[0])]}
     with pytest.warns(ModsurgWarning, match=r'"table\[Key\]\[0\].0" is still the old module'):
         replace(model, "0", nn.Linear(2, 2))
+
+
+def test_an_outer_module_that_holds_the_model_follows_by_itself():
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
+    model.outer = [nn.ModuleDict({"net": model}), nn.Sequential(nn.Sequential(model[0]))]
+    assert wrap(model, "0.0", nn.Sequential).warnings == ()
+    model.outer.append(nn.Sequential(nn.Sequential(model[0][0])))
+    with pytest.warns(ModsurgWarning, match=r'"outer\[2\].0.0" is still the old module: Sequential is no part') as said:
+        wrap(model, "0.0", nn.Sequential)
+    assert len(said) == 1

@@ -174,12 +174,19 @@ class Search:
 
     def _outside(self, module: nn.Module, where: str) -> None:
         """Another model that shares a module with this one may mean to keep it."""
-        for path, inner in module.named_modules(prefix=where):
-            if id(inner) in self._swaps or id(inner) in self._gone:
-                self.warnings.append(
-                    f'"{path}" is still the old module: {type(module).__name__} is no part of the model and was left '
-                    "as it is; edit it too if it should follow."
-                )
+        waiting, seen = [(where, module)], {id(module)}
+        while waiting:
+            above, outer = waiting.pop()
+            for name, inner in outer.named_children():
+                path = f"{above}.{name}"
+                if id(inner) in self._swaps or id(inner) in self._gone:
+                    self.warnings.append(
+                        f'"{path}" is still the old module: {type(module).__name__} is no part of the model and was '
+                        "left as it is; edit it too if it should follow."
+                    )
+                elif id(inner) not in self._tree and id(inner) not in seen:
+                    waiting.append((path, inner))
+                seen.add(id(inner))
 
     def _function(self, function: FunctionType, where: str, depth: int) -> None:
         for cell in function.__closure__ or ():
