@@ -1,3 +1,4 @@
+import contextvars
 import copy
 
 import pytest
@@ -287,3 +288,26 @@ def test_random_edits_on_random_trees(tree, data):
     for report in reversed(reports):
         report.undo()
     assert fingerprint(model) == before
+
+
+def test_what_is_over_is_not_open_in_a_copied_context():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with edit(model) as e:
+        e.replace("0", nn.Linear(2, 2))
+        later = contextvars.copy_context()
+    report = later.run(replace, model, "1", nn.Tanh())
+    assert [each["verb"] for each in e.report.recipe.edits] == ["replace"]
+    report.undo()
+    e.report.undo()
+    assert isinstance(model[1], nn.ReLU)
+
+
+def test_a_transaction_that_outlasts_the_one_around_it():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with edit(model) as e:
+        e.rename("0", "first")
+        later, inner = contextvars.copy_context(), edit(model)
+        later.run(inner.__enter__)
+    inner.replace("1", nn.Tanh())
+    later.run(inner.__exit__, None, None, None)
+    assert [each["verb"] for each in e.report.recipe.edits] == ["rename"]

@@ -54,19 +54,19 @@ class Edit:
     def __enter__(self) -> "Edit":
         if self._state != "new":
             raise EditError(_OVER)
-        self._outer = next((each for each in reversed(_open.get()) if each._shares(self._root)), None)
+        self._outer = next((each for each in reversed(_still_open()) if each._shares(self._root)), None)
         if self._outer is not None:
             self._outer._before = self._outer._before or walk(self._outer._root)
             self._outer._journal.open(self._journal)
         self._state = "open"
-        _open.set((*_open.get(), self))
+        _open.set((*_still_open(), self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._state = "over"
-        _open.set(tuple(each for each in _open.get() if each is not self))
+        _open.set(_still_open())
         if kind is not None:
             self._journal.rollback()
             return
@@ -76,7 +76,7 @@ class Edit:
         except BaseException:
             self._journal.rollback()
             raise
-        if self._outer is not None:
+        if self._outer is not None and self._outer._state == "open":
             self._outer._take_in(self)
 
     @property
@@ -180,7 +180,7 @@ class Edit:
             raise EditError("the verbs of a transaction stand in its block: with edit(model) as e: e.replace(...)")
         if self._state == "over":
             raise EditError(_OVER)
-        if any(each._outer is self for each in _open.get()):
+        if any(each._outer is self for each in _still_open()):
             raise EditError("a transaction within this one is open; use its verbs, or let its block end first.")
         self._recorder.settle()
         with uncollected():
@@ -243,6 +243,11 @@ class Edit:
 _DESCRIBED_AT_ONCE = 1000
 _OVER = "this transaction is over; open another: with edit(model) as e: ..."
 _open: ContextVar[tuple[Edit, ...]] = ContextVar("open transactions, the innermost last", default=())
+
+
+def _still_open() -> tuple[Edit, ...]:
+    """Those open here: a copied context (that of a task) goes on to list the ones that ended in another."""
+    return tuple(each for each in _open.get() if each._state == "open")
 
 
 def _report_frozen(step: Step, selection: Selection, kind: str, done: Frozen) -> None:
