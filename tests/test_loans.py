@@ -168,3 +168,18 @@ def test_random_edits_are_replayed_with_their_ties(tree, data):
     report.undo()
     e.report.undo()
     assert ties(other) == ties(model) == before
+
+
+def test_a_new_module_that_holds_itself_and_one_shared_at_many_levels():
+    new = nn.Sequential(nn.Sequential())
+    new[0].up = new
+    report = replace(net(), "1", new)
+    with pytest.raises(RecipeError, match="can't be recorded"):
+        _ = report.recipe
+    inner = nn.Sequential(old := nn.Linear(2, 2))
+    for _ in range(60):
+        inner = nn.Sequential(inner, inner)
+    loan = loans(inner, {id(old): "fc"}, {})
+    assert len(loan["modules"]) == 1
+    give_back(inner, loan, {"fc": nn.Identity()}.__getitem__)
+    assert old not in list(inner.modules())

@@ -24,6 +24,8 @@ def parameter_names(tree: Tree) -> dict[int, str]:
 def loans(new: nn.Module, modules: Mapping[int, str], parameters: Mapping[int, str]) -> Loans:
     """The parts of `new` that are the model's own, by their paths in `new` and in the model.
 
+    What stands in `new` more than once is entered once: its slots are the same at each path.
+
     Args:
         new: About to be recorded.
         modules: The model's, by `id`.
@@ -39,12 +41,15 @@ def loans(new: nn.Module, modules: Mapping[int, str], parameters: Mapping[int, s
     """
     parts: dict[str, str] = {}
     tensors: dict[str, str] = {}
-    waiting = [("", new)]
+    waiting, entered = [("", new)], set()
     while waiting:
         path, module = waiting.pop()
         if id(module) in modules:
             parts[path] = modules[id(module)]
             continue
+        if id(module) in entered:
+            continue
+        entered.add(id(module))
         prefix = f"{path}." if path else ""
         waiting += [(prefix + name, child) for name, child in module._modules.items() if child is not None]
         own = module._parameters.items()
