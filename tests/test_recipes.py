@@ -120,9 +120,13 @@ class Calling(nn.Module):
     ("text", "message"),
     [
         ("nonsense", "this is no recipe: "),
-        ("[]", "no recipe of version 1"),
-        ('{"version": 7}', "no recipe of version 1"),
-        ('{"version": 1, "edits": 3, "modules": []}', 'its "edits" must be a list of objects'),
+        ("[]", "no recipe of version 2"),
+        (
+            '{"version": 1, "edits": [], "modules": []}',
+            'no recipe of version 2: its "version" is 1. Make the edit again',
+        ),
+        ('{"version": 7}', "no recipe of version 2"),
+        ('{"version": 2, "edits": 3, "modules": []}', 'its "edits" must be a list of objects'),
         ("[" * 100_000, "this is no recipe"),
     ],
 )

@@ -1,6 +1,6 @@
 """A recorded edit as plain data: to JSON and back, and replayed on another copy of the model.
 
-    {"version": 1,
+    {"version": 2,
      "edits": [{"verb": "replace", "untie": false, "sites": [{"paths": ["fc"], "class": "Linear", "new": 0}]}, ...],
      "modules": [...]}                                        new modules, each as a blueprint: structure without
          weights
@@ -28,7 +28,7 @@ from modsurg.tree.blueprint import build, describe
 from modsurg.tree.trust import Trusted
 from modsurg.tree.walk import Tree
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,12 @@ class Recipe:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise RecipeError(f"this is no recipe: {error}. Write one with report.recipe.to_json().") from None
-        if not isinstance(data, dict) or data.get("version") != VERSION:
-            raise RecipeError(f'this is no recipe of version {VERSION}: its "version" says otherwise.')
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise RecipeError(
+                f'this is no recipe of version {VERSION}: its "version" is {version!r:.20}. Make the edit again and '
+                "write report.recipe.to_json()."
+            )
         return cls(_objects(data, "edits"), _objects(data, "modules"))
 
 
