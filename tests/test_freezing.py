@@ -280,3 +280,14 @@ def test_parameters_of_the_model_itself_that_were_not_meant_are_not():
     modsurg.freeze(model, "*")
     modsurg.unfreeze(model, "head")
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+
+
+def test_the_like_in_many_modules_is_told_once_and_chosen_layers_not_at_all():
+    model = nn.Sequential(*(Tokens() for _ in range(3)))
+    with pytest.warns(modsurg.errors.ModsurgWarning, match="token of Tokens .* trains .the like in 2 more") as said:
+        modsurg.freeze(model, nn.Linear)
+    assert len(said) == 1
+    for each in model:
+        each.more = nn.LayerNorm(2)
+    modsurg.unfreeze(model, "")
+    assert modsurg.freeze(model, nn.Linear).warnings == ()

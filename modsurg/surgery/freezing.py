@@ -126,14 +126,18 @@ def _shared(tree: Tree, roots: list[nn.Module], inside: dict[int, nn.Module], st
 def _left_out(tree: Tree, roots: list[nn.Module], inside: dict[int, nn.Module]) -> tuple[str, ...]:
     """Parameters of a parent itself, of whose children several were frozen: whoever selects those may forget them."""
     above = Counter(tree.paths[id(root)][0].rpartition(".")[0] for root in roots)
-    notes = []
+    found = []
     for path in (path for path, children in above.items() if children > 1):
         parent = tree.modules[path]
         names = [name for name, p in parent._parameters.items() if p is not None and p.requires_grad]
-        if names and id(parent) not in inside:
-            trains = f"{', '.join(names)} of {type(parent).__name__} itself still train{'s' * (len(names) == 1)}"
-            notes.append(f'{trains}: freeze(model, "{path or "**"}"), then unfreeze(model, ...) what is to train')
-    return tuple(notes)
+        others = [each for each in parent.children() if id(each) not in inside and any(True for _ in each.parameters())]
+        if names and id(parent) not in inside and len(others) <= 1:
+            found.append((path, parent, names))
+    for path, parent, names in found[:1]:
+        trains = f"{', '.join(names)} of {type(parent).__name__} itself still train{'s' * (len(names) == 1)}"
+        more = f" (the like in {len(found) - 1} more modules)" if len(found) > 1 else ""
+        return (f'{trains}{more}: freeze(model, "{path or "**"}"), then unfreeze(model, ...) what is to train',)
+    return ()
 
 
 def _owns(module: nn.Module) -> bool:
