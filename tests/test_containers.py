@@ -9,6 +9,7 @@ from torch import nn
 
 from modsurg import add, insert_after, insert_before, remove, rename
 from modsurg.errors import ContainerError, ModsurgWarning, NoMatchError
+from modsurg.surgery import containers
 
 
 def linears(count):
@@ -201,3 +202,18 @@ def test_a_module_list_finds_its_children_by_their_numbers():
         rename(nn.ModuleList([nn.ReLU()]), "0", "7")
     with pytest.raises(ContainerError, match="'-1' counts from the end of Sequential; \"1\" is next"):
         add(nn.Sequential(nn.ReLU()), "-1", nn.ReLU())
+
+
+def test_a_forward_is_read_once_for_all_containers_of_a_name(monkeypatch):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+
+        def forward(self, x):
+            return self.layers(x)
+
+    read = []
+    monkeypatch.setattr(containers, "numbers", lambda parent, name: read.append(name) or set())
+    insert_after(nn.Sequential(*(Block() for _ in range(5))), nn.Linear, nn.Tanh)
+    assert sorted(set(read)) == sorted(read)

@@ -138,7 +138,10 @@ def _put(step: Step, container: nn.Module, entries: list[tuple[str, nn.Module | 
         if not path:
             continue
         parent = step.tree.parent(path)
-        wrong = sorted(n for n in numbers(parent, last(path)) if _at(before, n) is not _at(after, n))
+        key = (type(parent), last(path))
+        if key not in step.numbers:
+            step.numbers[key] = numbers(parent, last(path))
+        wrong = sorted(n for n in step.numbers[key] if _at(before, n) is not _at(after, n))
         if wrong:
             step.warnings.append(
                 f'"{path}": the forward of {type(parent).__name__} picks children of {last(path)} by number '

@@ -46,6 +46,7 @@ class Step:
         thawed: `id` of the parameters that train from now on.
         frozen: Whether any were frozen or thawed.
         homes: The weight whose device and dtype new modules below a path take, found so far.
+        numbers: The numbers by which the forward of a class picks children of a name, found so far.
         uses: What the forward of a class does with a child of a name, found so far; see `reading.reads`.
         made: Paths, old module (or anchor) and new module of each site, for the recipe.
     """
@@ -58,6 +59,7 @@ class Step:
     replaced: list[tuple[nn.Module, nn.Module, str]] = field(default_factory=list)
     fresh: list[nn.Module] = field(default_factory=list)
     homes: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    numbers: dict[tuple[type[nn.Module], str], set[int]] = field(default_factory=dict)
     uses: dict[tuple[type[nn.Module], str], tuple[set[str], bool]] = field(default_factory=dict)
     made: list[tuple[tuple[str, ...], nn.Module, nn.Module]] = field(default_factory=list)
     resized: list[Resized] = field(default_factory=list)
