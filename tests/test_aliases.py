@@ -8,6 +8,8 @@ from torch import nn
 
 from modsurg import remove, replace, wrap
 from modsurg.errors import ModsurgWarning
+from modsurg.surgery import aliases
+from modsurg.surgery.references import Search
 
 
 class Net(nn.Module):
@@ -139,3 +141,12 @@ def test_a_parent_that_its_child_knows():
     model[0].add_module("child", Child(model[0]))
     wrap(model, "0", lambda old: nn.Sequential(old))
     assert model[0][0].child.up[0] is model[0][0]
+
+
+def test_many_places_that_come_apart_are_searched_once_for_each_parent(monkeypatch):
+    searches = []
+    monkeypatch.setattr(aliases, "Search", lambda *given: searches.append(given) or Search(*given))
+    shared = [nn.Linear(2, 2) for _ in range(5)]
+    model = nn.Sequential(nn.Sequential(*shared), nn.Sequential(*shared))
+    replace(model, "1.*", nn.Identity, untie=True)
+    assert len(searches) == 2

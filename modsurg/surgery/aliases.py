@@ -62,14 +62,16 @@ def rewire(step: Step, swaps: dict[int, nn.Module], gone: dict[int, str], *, tie
 
 def tell_untied(step: Step, made: Iterable[tuple[Site, tuple[str, ...], nn.Module]]) -> None:
     """Report what the parents of edited places hold of a module that also stands elsewhere, and stays there."""
+    owners: dict[str, dict[int, str]] = {}
     for site, paths, _ in made:
         for path in paths if len(paths) < len(site.paths) else ():
-            owner = path.rpartition(".")[0]
-            held = {id(site.module): f'the module that was at "{path}" too'}
-            search = Search(step.journal, {}, held, step.tree.paths)
-            for name, value in _own_attributes(step.tree.modules[owner]):
-                search.attribute(step.tree.modules[owner], name, value, f"{owner}.{name}" if owner else name)
-            step.warnings += search.warnings
+            held = owners.setdefault(path.rpartition(".")[0], {})
+            held.setdefault(id(site.module), f'the module that was at "{path}" too')
+    for owner, held in owners.items():
+        search = Search(step.journal, {}, held, step.tree.paths)
+        for name, value in _own_attributes(step.tree.modules[owner]):
+            search.attribute(step.tree.modules[owner], name, value, f"{owner}.{name}" if owner else name)
+        step.warnings += search.warnings
 
 
 def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:

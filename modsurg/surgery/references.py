@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import lru_cache, partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -34,11 +34,10 @@ class Search:
     """
 
     def __init__(
-        self, journal: Journal, swaps: Mapping[int, nn.Module], gone: Mapping[int, str], tree: Iterable[int]
+        self, journal: Journal, swaps: Mapping[int, nn.Module], gone: Mapping[int, str], tree: Container[int]
     ) -> None:
         self.warnings: list[str] = []
-        self._journal, self._swaps, self._gone = journal, swaps, gone
-        self._tree = set(tree)
+        self._journal, self._swaps, self._gone, self._tree = journal, swaps, gone, tree
         self._pending: list[Callable[[], object]] = []
         self._done: dict[int, tuple[int, object, object]] = {}
 
