@@ -1,7 +1,9 @@
+import dis
+
 import torch
 from torch import nn
 
-from modsurg.surgery.reading import reads
+from modsurg.surgery.reading import numbers, reads
 
 
 class Parent(nn.Module):
@@ -42,3 +44,34 @@ def test_a_forward_that_is_no_python_function():
         forward = torch.relu
 
     assert reads(Compiled(), "x") == (set(), False)
+
+
+plain = dis.get_instructions
+
+
+def fused(function):
+    """The bytecode as Python 3.13 has it: two neighbours that load or store locals are one instruction."""
+    steps = []
+    for step in plain(function):
+        last = steps[-1] if steps else step
+        if step.opname == "LOAD_FAST" and last.opname in ("LOAD_FAST", "STORE_FAST"):
+            pair = f"{last.opname}_LOAD_FAST"
+            steps[-1] = last._replace(opname=pair, argval=(last.argval, step.argval))
+        else:
+            steps.append(step)
+    return steps
+
+
+def test_instructions_that_python_fuses(monkeypatch):
+    class Fusing(Parent):
+        def forward(self, x):
+            y = x
+            z = self.called(y)
+            return torch.add(x, self.read.weight, self.blocks[1](z))
+
+    monkeypatch.setattr(dis, "get_instructions", fused)
+    fused_steps = [step.opname for step in fused(Fusing.forward)]
+    assert {"STORE_FAST_LOAD_FAST", "LOAD_FAST_LOAD_FAST"} <= set(fused_steps)
+    assert reads(Fusing(), "called") == (set(), True)
+    assert reads(Fusing(), "read") == ({"weight"}, False)
+    assert numbers(Fusing(), "blocks") == {1}

@@ -7,9 +7,12 @@ methods it uses, tells.
 
 import dis
 import inspect
+import re
 from types import FunctionType
 
 from torch import nn
+
+_HALF = re.compile("(?:LOAD|STORE)_FAST")
 
 
 def reads(parent: nn.Module, name: str) -> tuple[set[str], bool]:
@@ -58,7 +61,7 @@ def numbers(parent: nn.Module, name: str | None) -> set[int]:
     found: set[int] = set()
     for function in map(inspect.unwrap, _forward_functions(type(parent))):
         code = function.__code__
-        steps = list(dis.get_instructions(function)) if code.co_varnames else []
+        steps = _instructions(function) if code.co_varnames else []
         for place, step in enumerate(steps[:-1]):
             before = [each for each in steps[max(0, place - 2) : place] if each.opname != "CACHE"]
             holder, me = (before[-1:], before[-1:]) if name is None else (before[-1:], before[-2:-1])
@@ -82,13 +85,25 @@ def _forward_functions(kind: type[nn.Module]) -> list[FunctionType]:
     return list(functions.values())
 
 
+def _instructions(function: FunctionType) -> list[dis.Instruction]:
+    """Its bytecode; what Python 3.13 fuses (LOAD_FAST_LOAD_FAST, STORE_FAST_LOAD_FAST) as the two that it was."""
+    steps: list[dis.Instruction] = []
+    for step in dis.get_instructions(function):
+        halves = _HALF.findall(step.opname) if isinstance(step.argval, tuple) else ()
+        if halves:
+            steps += [step._replace(opname=half, argval=name) for half, name in zip(halves, step.argval, strict=True)]
+        else:
+            steps.append(step)
+    return steps
+
+
 def _uses(function: FunctionType, name: str) -> tuple[set[str], bool]:
     if name not in function.__code__.co_names or not function.__code__.co_varnames:
         return set(), False
     me = function.__code__.co_varnames[0]
     found: set[str] = set()
     called = False
-    steps = list(dis.get_instructions(function))
+    steps = _instructions(function)
     for before, step, after in zip(steps, steps[1:], steps[2:], strict=False):
         if step.argval == name and before.argval == me and before.opname.startswith("LOAD_FAST"):
             if after.opname in ("LOAD_ATTR", "LOAD_METHOD"):
