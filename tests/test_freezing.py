@@ -291,3 +291,12 @@ def test_the_like_in_many_modules_is_told_once_and_chosen_layers_not_at_all():
         each.more = nn.LayerNorm(2)
     modsurg.unfreeze(model, "")
     assert modsurg.freeze(model, nn.Linear).warnings == ()
+
+
+def test_undo_where_the_user_set_what_trains_since():
+    model = net()
+    report = modsurg.freeze(model, "0")
+    model.requires_grad_(True)
+    report.undo()
+    assert all(p.requires_grad for p in model.parameters())
+    assert model[0].training

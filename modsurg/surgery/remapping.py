@@ -7,6 +7,7 @@ change the answer, and an edit of 20,000 modules does not wait for it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -45,6 +46,7 @@ class Remapping:
         self._before = before
         self._touched = {key: (items, list(mapping.items())) for key, (mapping, items) in journal.dicts.items()}
         self._tensors = {key: _form(tensor) for key, tensor in journal.tensors.items()}
+        _latest.update(dict.fromkeys(self._tensors, self))
         self._positions = positions
         self._inside = self._new_holders()
         self._names: dict[str, str | None] | None = None
@@ -61,7 +63,10 @@ class Remapping:
         return _rename(state, known | self._new_paths())
 
     def changed_since(self, journal: Journal) -> str | None:
-        """What the edit left somewhere, if it is not as the edit left it: children, a shape, what trains."""
+        """What the edit left somewhere, if it is not as the edit left it: children, a shape, what trains.
+
+        What trains may be set by the user too, which no undo takes back: it only counts where a later edit was.
+        """
         for key, (mapping, _) in journal.dicts.items():
             left = self._touched[key][1]
             if not all(isinstance(child, nn.Module | None) for _, child in left):
@@ -70,9 +75,13 @@ class Remapping:
                 return f"the part with the children {', '.join(name for name, _ in left[:5])}"
         for path, module in self._before.modules.items() if self._tensors else ():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and self._tensors.get(id(tensor), _form(tensor)) != _form(tensor):
+                if tensor is not None and id(tensor) in self._tensors and self._differs(tensor):
                     return f'"{path}.{name}"' if path else f'"{name}"'
         return None
+
+    def _differs(self, tensor: torch.Tensor) -> bool:
+        (shape, trains), (left, trained) = _form(tensor), self._tensors[id(tensor)]
+        return shape != left or (trains != trained and _latest.get(id(tensor)) not in (None, self))
 
     def _new_holders(self) -> dict[int, list[tuple[str, nn.Module]]]:
         """New modules with children of their own, and what of the old tree stands inside them."""
@@ -138,7 +147,10 @@ class Remapping:
         return state
 
 
-def _form(tensor: torch.Tensor) -> tuple[object, ...]:
+_latest: WeakValueDictionary[int, Remapping] = WeakValueDictionary()  # the last edit of a tensor, by its `id`
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size | None, bool]:
     return (None if is_lazy(tensor) else tensor.shape, tensor.requires_grad)
 
 
