@@ -115,6 +115,17 @@ def test_shards(tmp_path):
     assert list(state_of(done.target)) == [f"k{i}" for i in range(5)]
 
 
+@pytest.mark.parametrize("name", ["a.safetensors.index.json", "a-00001-of-00003.safetensors"])
+def test_a_part_beside_the_set_that_it_comes_from(tmp_path, name):
+    state = {f"k{i}": torch.ones(100) for i in range(3)}
+    index = save_state(state, tmp_path / "a.safetensors", shard_size=400)
+    done = convert(tmp_path / name, tmp_path / "a.safetensors", only="k0", shard_size="1GB")
+    assert list(state_of(done.target)) == ["k0"]
+    assert list(state_of(index)) == list(state)
+    save_state(state, tmp_path / "a.safetensors", shard_size="1GB")
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
 def test_onto_itself(tmp_path, name):
     path = save_state({"w": torch.arange(50.0)}, tmp_path / name)

@@ -127,7 +127,7 @@ def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
     groups = _groups(source, parse_size(shard_size))
     if len(groups) == 1 and not path.name.endswith(INDEX):
         write_safetensors(path, source)
-        _remove_set(path.with_name(path.name + ".index.json"))
+        _remove_set(path.with_name(path.name + ".index.json"), source.path)
         return path
     index = path if path.name.endswith(INDEX) else path.with_name(path.name + ".index.json")
     if index.is_symlink() or index.is_dir() or path.is_dir():
@@ -141,10 +141,12 @@ def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
     return index
 
 
-def _remove_set(index: Path) -> None:
-    """Remove the set whose place a single file has taken."""
+def _remove_set(index: Path, reading: Path | None) -> None:
+    """Remove the set whose place a single file has taken, unless that file may be only a part of it."""
     with _alone_in(index.parent), contextlib.suppress(OSError):
         old = _orphans(index) | set(_old_shards(index))
+        if reading and reading.resolve() in {(index.parent / name).resolve() for name in (index.name, *old)}:
+            return
         index.unlink()
         for name in old:
             (index.parent / name).unlink(missing_ok=True)
