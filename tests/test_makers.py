@@ -1,6 +1,8 @@
 """What a pickle may call with which arguments: bombs, and numpy told lies."""
 
 import collections
+import enum
+import fractions
 import zipfile
 
 import numpy
@@ -46,6 +48,10 @@ class Raw(bytes):
     pass
 
 
+class Color(enum.Enum):
+    RED = (1, 2)
+
+
 def holding(path, code):
     """A pickled model with one attribute more, which this code makes."""
     torch.save(nn.ReLU(), path.with_name("plain.pt"))
@@ -75,6 +81,12 @@ def holding(path, code):
         (array(TEN + b"\x85"), r"_reconstruct"),
         (scalar(dtype("i8"), TEN), r"scalar"),
         (scalar(b"cbuiltins\nint\n", LETTER), r"scalar"),
+        (b"cfractions\nFraction\n" + text("1e4000000") + b"\x85R", r"fractions\.Fraction"),
+        (b"cfractions\nFraction\n" + text("1E4000000") + b"\x85\x81", r"fractions\.Fraction"),
+        (b"clogging\ngetLogger\n" + text("a." * 20000) + b"\x85R", r"logging\.getLogger"),
+        (b"clogging\ngetLogger\n" + text("a." * 21) + b"\x85R", r"logging\.getLogger"),
+        (b"ctest_makers\nColor\n" + BOMB + b"\x85\x81", r"test_makers\.Color"),
+        (b"ctest_makers\nColor\n" + BOMB + b"\x85R", r"test_makers\.Color"),
     ],
 )
 def test_a_call_that_is_no_data(tmp_path, code, words):
@@ -105,6 +117,9 @@ def test_what_would_never_end_or_hides_something(tmp_path, code, words):
         (b"ctest_makers\nRow\n(K\x01K\x02t\x85\x81", Row((1, 2))),
         (b"ctest_makers\nRaw\n" + LETTER + b"\x85\x81", Raw(b"b")),
         (scalar(dtype("i1"), LETTER), numpy.int8(98)),
+        (b"ctest_makers\nColor\nK\x01K\x02\x86\x85R", Color.RED),
+        (b"ctest_makers\nColor\nK\x01K\x02\x86\x85\x81", Color.RED),
+        (b"cfractions\nFraction\n" + text("1/3") + b"\x85R", fractions.Fraction(1, 3)),
         (b"cbuiltins\nfrozenset\n](K\x01K\x02e\x85R", frozenset({1, 2})),
     ],
 )
@@ -112,6 +127,13 @@ def test_a_plain_value(tmp_path, code, value):
     back = load_model(holding(tmp_path / "m.pt", code), trust=__name__).extra
     assert back == value
     assert type(back) is type(value)
+
+
+def test_a_wrong_value_is_not_told_whole(tmp_path):
+    code = b"ctest_makers\nColor\n" + text("a" * 9999) + b"\x85R"
+    with pytest.raises(FormatError, match="a{200}") as caught:
+        load_model(holding(tmp_path / "m.pt", code), trust=__name__)
+    assert len(str(caught.value)) < 1000
 
 
 def test_classes_of_numbers():

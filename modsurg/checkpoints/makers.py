@@ -7,6 +7,8 @@ range takes ten bytes in the file and all memory there is, and numpy believes wh
 import re
 import sys
 from collections.abc import Callable, Mapping
+from enum import EnumMeta
+from fractions import Fraction
 from types import FunctionType
 from typing import Any, Final
 
@@ -23,6 +25,9 @@ _BASES: Final[tuple[tuple[type, tuple[type, ...]], ...]] = (
 _NUMBERS: Final = "?bBhHiIlLqQefdgFDG"
 _NUMBER: Final = re.compile(r"[biufc]\d{1,2}")
 _PLAIN_DTYPE: Final = (None, None, None, -1, -1, 0)
+_LONGEST_NAME: Final = 255
+_DEEPEST_NAME: Final = 20
+_LARGEST_PART: Final = 1 << 4096
 
 
 def may_be_called(made: Made) -> bool:
@@ -41,12 +46,21 @@ def may_be_allocated(made: Made, named: Mapping[str, object]) -> bool:
     if not made.args:
         return True
     kind = named.get(str(made.maker))
-    if not isinstance(kind, type):
+    if isinstance(kind, EnumMeta):
+        return is_member(made)
+    if str(made.maker) in CALLED:
+        return may_be_called(made)
+    if not isinstance(kind, type) or (issubclass(kind, Fraction) and not _fraction(made)):
         return False
     if isinstance(kind.__new__, FunctionType):  # the class's own code, as in a named tuple
         return True
     contents = next((plain for base, plain in _BASES if issubclass(kind, base) and kind is not base), ())
     return len(made.args) == 1 and type(made.args[0]) in contents
+
+
+def is_member(made: Made) -> bool:
+    """Whether a member of an enum is asked for by one value that is looked up in bounded time."""
+    return len(made.args) == 1 and _is_flat(made.args[0])
 
 
 def classes_of_numbers() -> list[type]:
@@ -66,6 +80,27 @@ def _anything(_: Made) -> bool:
 
 def _of_atoms(made: Made) -> bool:
     return all(type(arg) in _ATOMS for arg in made.args)
+
+
+def _is_flat(value: object) -> bool:
+    """An atom, or a tuple or frozenset of atoms."""
+    items = value if isinstance(value, tuple | frozenset) else (value,)
+    return all(type(item) in _ATOMS for item in items)
+
+
+def _fraction(made: Made) -> bool:
+    """Of numbers, or of a text without an exponent, of which nine letters would be millions of digits."""
+    return all(
+        (type(arg) is int and abs(arg) < _LARGEST_PART)
+        or type(arg) is float
+        or (type(arg) is str and "e" not in arg.lower())
+        for arg in made.args
+    )
+
+
+def _logger(made: Made) -> bool:
+    """A name of a few parts: logging keeps a logger for each of them."""
+    return all(type(arg) is str and len(arg) <= _LONGEST_NAME and arg.count(".") <= _DEEPEST_NAME for arg in made.args)
 
 
 def _of_values(made: Made) -> bool:
@@ -100,10 +135,10 @@ CALLED: Final[Mapping[str, Callable[[Made], bool]]] = {
     "torch._utils._rebuild_meta_tensor_no_storage": _anything,
     "torch._C.Generator": _of_atoms,
     "types.SimpleNamespace": _of_atoms,
-    "logging.getLogger": _of_atoms,
+    "logging.getLogger": _logger,
     "re._compile": _of_atoms,
     "decimal.Decimal": _of_atoms,
-    "fractions.Fraction": _of_atoms,
+    "fractions.Fraction": _fraction,
     **{f"pathlib.{name}": _of_atoms for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
     **{f"datetime.{name}": _of_values for name in ("date", "datetime", "time", "timedelta", "timezone")},
     "numpy.dtype": _dtype,

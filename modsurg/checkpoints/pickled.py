@@ -23,8 +23,8 @@ from modsurg.checkpoints.formats.header import foreign
 from modsurg.checkpoints.formats.pickledmodels import is_module, module_tree
 from modsurg.checkpoints.formats.torchpickle import Storage, loading, stored_id
 from modsurg.checkpoints.formats.transfer import Region
-from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, checked_key, unpickle
-from modsurg.checkpoints.makers import classes_of_numbers, frozen, may_be_allocated, may_be_called
+from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, shown, unpickle
+from modsurg.checkpoints.makers import classes_of_numbers, frozen, is_member, may_be_allocated, may_be_called
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.tree.blueprint import describe
 from modsurg.tree.drawing import children_first
@@ -162,7 +162,7 @@ def _is_data(made: Made, named: Mapping[str, object]) -> bool:
     if not made.called:
         return may_be_allocated(made, named)
     if isinstance(named.get(str(made.maker)), enum.EnumMeta):
-        return len(made.args) == 1 and checked_key(made.args[0]) is made.args[0]
+        return is_member(made)
     return may_be_called(made)
 
 
@@ -202,7 +202,7 @@ def _load(file: BinaryIO | str, named: Mapping[str, object]) -> nn.Module:
 
 def _reason(error: Exception) -> str:
     """What torch says, without its advice on what else to try."""
-    return str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    return shown(str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0], 300)
 
 
 def _try_to_open(model: nn.Module, written: Path, path: Path) -> None:

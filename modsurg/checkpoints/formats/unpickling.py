@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from modsurg.errors import FormatError, ModsurgError
 
-_SHOWN: Final = 100
 _STEPS: Final = 20_000_000
 _OLD_NAMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 keeps to those of Python 2
 
@@ -55,10 +54,10 @@ class Ordered(dict[Any, Any]):
     state: Any = None
 
 
-def shown(value: object) -> str:
+def shown(value: object, length: int = 100) -> str:
     """A value in an error message; containers by their type, since writing nested ones out may take for ever."""
     text = str(value) if isinstance(value, Name | Made | str | int) else f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= length else text[:length] + "..."
 
 
 @dataclass(frozen=True, slots=True)
