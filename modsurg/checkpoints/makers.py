@@ -109,6 +109,8 @@ def _of_values(made: Made) -> bool:
 
 
 def _dtype(made: Made) -> bool:
+    if not made.args:
+        return False
     code, *flags = made.args
     state = made.state or (3, "<", *_PLAIN_DTYPE)
     plain = type(state) is tuple and state[2:] == _PLAIN_DTYPE and state[0] == 3 and state[1] in ("<", ">", "=", "|")
@@ -116,11 +118,15 @@ def _dtype(made: Made) -> bool:
 
 
 def _array(made: Made) -> bool:
+    if len(made.args) != 3:
+        return False
     kind, shape, code = made.args
     return str(kind) == "numpy.ndarray" and shape == (0,) and code == b"b"
 
 
 def _scalar(made: Made) -> bool:
+    if len(made.args) != 2:
+        return False
     dtype, data = made.args
     return isinstance(dtype, Made) and str(dtype.maker) == "numpy.dtype" and type(data) is bytes
 

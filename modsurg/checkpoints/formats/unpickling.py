@@ -200,6 +200,8 @@ class _Machine:
         known = self.loading.calls.get(str(maker)) if type(maker) is Name else None
         if known is not None:
             return known(*args)
+        if not isinstance(args, tuple):
+            raise FormatError(f"the pickle calls {shown(maker)} with {shown(args)}, not with a tuple")
         made = Made(maker, args, called)
         self.made.append(made)
         return made
