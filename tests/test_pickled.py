@@ -216,6 +216,40 @@ def test_what_pickles_hold_as_a_rule(tmp_path):
     assert type(torch.load(tmp_path / "m.pt", weights_only=False)) is nn.Sequential
 
 
+class Packed(nn.Linear):
+    """Says itself what a pickle has of it."""
+
+    def __getstate__(self):
+        return (self.__dict__, 1)
+
+    def __setstate__(self, state):
+        super().__setstate__(state[0])
+
+
+def test_keys_that_are_no_plain_text(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2))
+    zone = datetime.timezone(datetime.timedelta(hours=1))
+    model.labels = {model[0]: "a", zone: "b", numpy.int64(3): "c", frozenset({1, 2}): "d", (numpy.int64(3), 1): "e"}
+    model.groups = {frozenset({1, 2}), frozenset("ab")}
+    save_model(model, tmp_path / "m.pt")
+    back = load_model(tmp_path / "m.pt")
+    assert next(iter(back.labels)) is back[0]
+    assert list(back.labels.values()) == list("abcde")
+    assert list(back.labels)[1:] == list(model.labels)[1:]
+    assert back.groups == model.groups
+
+
+def test_a_module_that_says_itself_what_a_pickle_has_of_it(tmp_path):
+    model = nn.Sequential(Packed(2, 2))
+    save_model(model, tmp_path / "m.pt")
+    back = load_model(tmp_path / "m.pt", trust=Packed)
+    assert torch.equal(back[0].weight, model[0].weight)
+    model[0].forward = torch.nn.functional.relu
+    torch.save(model, tmp_path / "m.pt")
+    with pytest.raises(TrustError, match="the file replaces forward of a Packed"):
+        load_model(tmp_path / "m.pt", trust=Packed)
+
+
 def test_what_torch_leaves_out_of_a_pickle_is_refused(tmp_path):
     with pytest.raises(SaveError, match=r"0 has __slots__, which torch leaves out of a pickle: save it as m\.safetens"):
         save_model(nn.Sequential(Slotted(2)), tmp_path / "m.pt")

@@ -25,6 +25,7 @@ _BASES: Final[tuple[tuple[type, tuple[type, ...]], ...]] = (
 _NUMBERS: Final = "?bBhHiIlLqQefdgFDG"
 _NUMBER: Final = re.compile(r"[biufc]\d{1,2}")
 _PLAIN_DTYPE: Final = (None, None, None, -1, -1, 0)
+_BY_IDENTITY: Final[object] = object.__hash__
 _LONGEST_NAME: Final = 255
 _DEEPEST_NAME: Final = 20
 _LARGEST_PART: Final = 1 << 4096
@@ -56,6 +57,27 @@ def may_be_allocated(made: Made, named: Mapping[str, object]) -> bool:
         return True
     contents = next((plain for base, plain in _BASES if issubclass(kind, base) and kind is not base), ())
     return len(made.args) == 1 and type(made.args[0]) in contents
+
+
+def may_be_hashed(made: Made, named: Mapping[str, object]) -> bool:
+    """Whether hashing this object, which may be made, takes bounded time.
+
+    Args:
+        made: What the pickle has as a key.
+        named: The trusted classes by dotted name.
+    """
+    kind = named.get(str(made.maker))
+    if isinstance(kind, type) and kind.__hash__ is _BY_IDENTITY:  # by identity, as a module
+        return True
+    args = () if _is_leaf(made) else made.args
+    states = made.state if isinstance(made.state, tuple | list) else (made.state,)
+    parts = (part for state in states for part in (state.values() if isinstance(state, dict) else (state,)))
+    return all(_is_flat(part) or _is_leaf(part) for part in (*args, *parts))
+
+
+def _is_leaf(value: object) -> bool:
+    """What a call that may be made gives; only a slice is hashed with all that it holds."""
+    return isinstance(value, Made) and value.called and value.state is None and str(value.maker) != "builtins.slice"
 
 
 def is_member(made: Made) -> bool:

@@ -24,7 +24,14 @@ from modsurg.checkpoints.formats.pickledmodels import is_module, module_tree
 from modsurg.checkpoints.formats.torchpickle import Storage, loading, stored_id
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, shown, unpickle
-from modsurg.checkpoints.makers import classes_of_numbers, frozen, is_member, may_be_allocated, may_be_called
+from modsurg.checkpoints.makers import (
+    classes_of_numbers,
+    frozen,
+    is_member,
+    may_be_allocated,
+    may_be_called,
+    may_be_hashed,
+)
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.tree.blueprint import describe
 from modsurg.tree.drawing import children_first
@@ -141,12 +148,21 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
     if refused:
         raise TrustError(f"it wants to call {', '.join(refused)}, which is no data; nothing of it ran")
     for made in pickle.made:
+        if made.keyed and not may_be_hashed(made, named):
+            raise FormatError(f"the pickle has {shown(made)} as a key, which may take for ever to look up")
         kind = named.get(str(made.maker))
         if isinstance(kind, type) and issubclass(kind, nn.Module):
-            if not isinstance(made.state, dict):
+            if not isinstance(made.state, dict) and not _fills_itself(kind):
                 raise FormatError(f"a {kind.__name__} in it has no attributes, or some beside them")
-            _refuse_methods(kind, made.state.keys(), _is_held(named, made))
+            for state in made.state if isinstance(made.state, tuple | list) else (made.state,):
+                if isinstance(state, dict):
+                    _refuse_methods(kind, state.keys(), _is_held(named, made))
     return named
+
+
+def _fills_itself(kind: type[nn.Module]) -> bool:
+    """Whether the class says itself what a pickle has of it, and takes that back: it need not be its attributes."""
+    return kind.__getstate__ is not object.__getstate__ and kind.__setstate__ is not nn.Module.__setstate__
 
 
 def _names(file: BinaryIO) -> list[str]:
@@ -168,7 +184,7 @@ def _is_data(made: Made, named: Mapping[str, object]) -> bool:
 
 def _is_held(named: Mapping[str, object], made: Made) -> bool:
     """Whether the `train` of a module is what `modsurg.freeze` puts there."""
-    train = made.state.get("train")
+    train = made.state.get("train") if isinstance(made.state, dict) else None
     if not isinstance(train, Made) or named.get(str(train.maker)) is not Held:
         return False
     return isinstance(train.state, dict) and train.state.get("module") is made

@@ -9,6 +9,7 @@ import mmap
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from modsurg.errors import FormatError, ModsurgError
@@ -37,12 +38,14 @@ class Made:
         args: What it would have been given.
         called: True for a function call, False for an object that is only allocated.
         state: What would have been put into the object.
+        keyed: Whether it is, or is in, a key of a dict or a member of a set.
     """
 
     maker: object
     args: tuple[object, ...]
     called: bool
     state: Any = None
+    keyed: bool = False
 
     def __repr__(self) -> str:
         return f"<{shown(self.maker)}>"
@@ -186,25 +189,17 @@ class _Machine:
         self.stack.append(self.loading.persistent(self.stack.pop()))
         return at
 
-    def call(self, at: int) -> int:
+    def make(self, at: int, *, called: bool) -> int:
         args, maker = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.make(maker, args, called=True))
-        return at
-
-    def new(self, at: int) -> int:
-        args, maker = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.make(maker, args, called=False))
-        return at
-
-    def make(self, maker: object, args: tuple[object, ...], *, called: bool) -> object:
         known = self.loading.calls.get(str(maker)) if type(maker) is Name else None
         if known is not None:
-            return known(*args)
+            self.stack.append(known(*args))
+            return at
         if not isinstance(args, tuple):
             raise FormatError(f"the pickle calls {shown(maker)} with {shown(args)}, not with a tuple")
-        made = Made(maker, args, called)
-        self.made.append(made)
-        return made
+        self.made.append(Made(maker, args, called))
+        self.stack.append(self.made[-1])
+        return at
 
     def build(self, at: int) -> int:
         state = self.stack.pop()
@@ -219,11 +214,12 @@ class _Machine:
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dict or member of a set, if it can be hashed in bounded time: deeply nested tuples can't."""
-    parts = (*key.args, *(key.state or {}).values()) if type(key) is Made else (key,)
-    items = (item for part in parts for item in (part if type(part) is tuple else (part,)))
-    if not all(item is None or isinstance(item, str | int | float | bytes | Name) for item in items):
-        raise FormatError(f"the pickle has {shown(key)} as a key, which no state_dict has")
+    """A key of a dict or member of a set, if it can be hashed in bounded time, as nested tuples can't; a `Made` is marked."""
+    for item in key if isinstance(key, tuple | frozenset) else (key,):
+        if isinstance(item, Made):
+            item.keyed = True
+        elif not (item is None or isinstance(item, str | int | float | bytes | Name)):
+            raise FormatError(f"the pickle has {shown(key)} as a key, which no state_dict has")
     return key
 
 
@@ -346,6 +342,7 @@ _BY_CODE: Final[dict[bytes, _Operation]] = {
     b"a": _into(_extend, 1), b"e": _into(_extend, None), b"s": _into(_update, 2), b"u": _into(_update, None),
     b"\x90": _into(_add, None), b"\x91": _Machine.frozen_set,
     b"c": _Machine.name, b"\x93": _Machine.stacked_name, b"Q": _Machine.persistent,
-    b"R": _Machine.call, b"\x81": _Machine.new, b"b": _Machine.build,
+    b"R": partial(_Machine.make, called=True), b"\x81": partial(_Machine.make, called=False),
+    b"b": _Machine.build,
 }  # fmt: skip
 _OPERATIONS: Final = {code[0]: operation for code, operation in _BY_CODE.items()}
