@@ -148,6 +148,19 @@ def test_the_list_of_the_process_is_as_it_was(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+@pytest.mark.parametrize("known", [[numpy.dtype], [numpy.dtypes.Float64DType]])
+def test_numbers_of_numpy_in_a_process_that_allows_some_of_them(tmp_path, known):
+    model = nn.ReLU()
+    model.numbers = [numpy.float64(1.5), numpy.arange(3)]
+    before = set(torch.serialization.get_safe_globals())
+    with torch.serialization.safe_globals(known):
+        save_model(model, tmp_path / "m.pt")
+        back = load_model(tmp_path / "m.pt")
+        assert set(torch.serialization.get_safe_globals()) == before | set(known)
+    assert back.numbers[0] == 1.5
+    assert back.numbers[1].tolist() == [0, 1, 2]
+
+
 def test_threads_do_not_share_their_trust(tmp_path):
     for at in range(2):
         torch.save(nn.Sequential(Net(), *[nn.Linear(4, 4) for _ in range(50)]), tmp_path / f"{at}.pt")

@@ -157,6 +157,8 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
             for state in made.state if isinstance(made.state, tuple | list) else (made.state,):
                 if isinstance(state, dict):
                     _refuse_methods(kind, state.keys(), _is_held(named, made))
+    if any(str(made.maker) == "numpy.dtype" for made in pickle.made):
+        named |= {f"{kind.__module__}.{kind.__name__}": kind for kind in classes_of_numbers()}
     return named
 
 
@@ -202,7 +204,6 @@ def _load(file: BinaryIO | str, named: Mapping[str, object]) -> nn.Module:
         file.seek(0)
     known = get_safe_globals()
     allowed: list[Any] = [(value, name) for name, value in named.items() if (value, name) not in known]
-    allowed += classes_of_numbers() if "numpy.dtype" in named else []
     try:
         with safe_globals(allowed):
             model = torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, str))

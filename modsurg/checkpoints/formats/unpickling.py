@@ -214,7 +214,7 @@ class _Machine:
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dict or member of a set, if it can be hashed in bounded time, as nested tuples can't; a `Made` is marked."""
+    """A key of a dict or set, if it can be hashed in bounded time, as nested tuples can't; a `Made` is marked."""
     for item in key if isinstance(key, tuple | frozenset) else (key,):
         if isinstance(item, Made):
             item.keyed = True
