@@ -83,3 +83,12 @@ class Refusing(nn.Linear):
 def test_extra_state_that_is_always_refused():
     state = Refusing(2, 2).state_dict()
     refused(Refusing(2, 2), state, r"_extra_state: Refusing refused it \(no room\); nothing was loaded")
+
+
+def test_values_in_the_models_own_memory_that_are_not_asked_for_are_not_copied(monkeypatch):
+    model = nn.ModuleDict({"body": nn.Linear(50, 50), "head": nn.Linear(2, 2)})
+    copied = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self, **how: copied.append(self.shape) or clone(self, **how))
+    load_state(model, model.state_dict(), only="head.*")
+    assert (50, 50) not in copied

@@ -37,7 +37,8 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
         insist(source, plan.keys(source))
     if isinstance(source, MemorySource):
         stays = {fill.key: fill.target.tensor for fill in plan.fills if not fill.overlap}
-        source.keep_apart((target.tensor for target in targets.tensors.values()), stays)
+        unasked = [key for key in plan.leftover.values() if key in source] if custom else []
+        source.keep_apart([*plan.keys(source), *unasked], (target.tensor for target in targets.tensors.values()), stays)
     with ExitStack() as way_back:
         if custom:
             back_to_meta = fill_meta(targets.tensors.values())

@@ -52,16 +52,19 @@ class MemorySource(Source):
         tensor: torch.Tensor = self._copies[key] if key in self._copies else self._state[key]
         return tensor.detach()
 
-    def keep_apart(self, places: Iterable[torch.Tensor], stays: Mapping[str, torch.Tensor]) -> None:
+    def keep_apart(
+        self, keys: Iterable[str], places: Iterable[torch.Tensor], stays: Mapping[str, torch.Tensor]
+    ) -> None:
         """Copy the values that lie in memory which is about to be overwritten.
 
         Args:
+            keys: What will be read.
             places: Tensors that will be filled.
             stays: By key, the tensor that it will fill: where that is the value itself, nothing changes.
         """
         dense = (tensor for tensor in places if tensor.layout is torch.strided and not is_lazy(tensor))
         memories = {tensor.untyped_storage().data_ptr() for tensor in dense} - {0}
-        for key in self:
+        for key in keys:
             value = self.read(key)
             if value.untyped_storage().data_ptr() not in memories:
                 continue
