@@ -17,6 +17,15 @@ class Sample:
     name: str = "a"
 
 
+@dataclasses.dataclass
+class Movable:
+    name: str
+    x: torch.Tensor
+
+    def to(self, device):
+        return Movable(self.name, self.x.to(device))
+
+
 def test_every_structure_is_moved_and_keeps_its_class():
     x = torch.ones(2)
     batch = (Pair(x, [x]), {"a": x, "b": 3}, Sample(x))
@@ -41,6 +50,8 @@ def test_an_object_that_can_move_itself_is_asked():
 def test_samples_are_counted_in_the_first_tensor_with_a_size():
     assert count((torch.tensor(1.0), {"x": torch.ones(4, 2)})) == 4
     assert count(Pair(torch.ones(3), torch.ones(3))) == 3
+    assert count(Movable("a", torch.ones(5, 2))) == 5
+    assert count([{"inner": Movable("a", torch.ones(5, 2))}, torch.ones(())]) == 5
     assert count("text") == 1
 
 
@@ -49,6 +60,8 @@ def test_a_part_of_every_structure():
     assert part(Pair(x, x), 2).label.tolist() == [0, 1]
     assert part({"x": x, "n": "a"}, 1)["x"].tolist() == [0]
     assert part(Sample(x), 3).x.tolist() == [0, 1, 2]
+    cut = part(Movable("a", x), 3)
+    assert (type(cut), cut.name, cut.x.tolist()) == (Movable, "a", [0, 1, 2])
 
 
 def test_descriptions():

@@ -40,14 +40,7 @@ def changed(batch: Any, change: Callable[[Any], Any]) -> Any:
         return kind([changed(item, change) for item in batch])
     if isinstance(batch, tuple):
         return kind(*[changed(item, change) for item in batch])
-    if isinstance(batch, Mapping):
-        return {key: changed(item, change) for key, item in batch.items()}
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        copied = copy.copy(batch)
-        for field in dataclasses.fields(batch):
-            object.__setattr__(copied, field.name, changed(getattr(batch, field.name), change))
-        return copied
-    return batch
+    return _opened(batch, change)
 
 
 def fields(batch: Any) -> Mapping[str, Any] | None:
@@ -128,10 +121,17 @@ def count(batch: Any) -> int:
 
 def first_tensor(batch: Any) -> torch.Tensor | None:
     """The first tensor with a size in a batch."""
-    found: list[Any] = []
-    changed(batch, found.append)
-    named = [value for item in found if isinstance(item, Mapping) for value in item.values()]
-    return next((item for item in found + named if isinstance(item, torch.Tensor) and item.ndim), None)
+    found: list[torch.Tensor] = []
+
+    def look(item: Any) -> Any:
+        if not isinstance(item, torch.Tensor):
+            return _opened(item, look)
+        if item.ndim:
+            found.append(item)
+        return item
+
+    changed(batch, look)
+    return found[0] if found else None
 
 
 def part(batch: Any, size: int) -> Any:
@@ -143,9 +143,9 @@ def part(batch: Any, size: int) -> Any:
     """
 
     def cut(item: Any) -> Any:
-        if isinstance(item, Mapping):
-            return {name: changed(value, cut) for name, value in item.items()}
-        return item[:size] if isinstance(item, torch.Tensor) and item.ndim else item
+        if not isinstance(item, torch.Tensor):
+            return _opened(item, cut)
+        return item[:size] if item.ndim else item
 
     return changed(batch, cut)
 
@@ -173,3 +173,15 @@ def _spread(model: Callable[..., Any], inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def _opened(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """A mapping or dataclass with every tensor in it changed; anything else as it is."""
+    if isinstance(batch, Mapping):
+        return {key: changed(item, change) for key, item in batch.items()}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        copied = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            object.__setattr__(copied, field.name, changed(getattr(batch, field.name), change))
+        return copied
+    return batch
