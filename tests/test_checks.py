@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
 from torch.optim.swa_utils import AveragedModel
 
 from modsurg import Trainer, freeze
@@ -57,6 +57,43 @@ def test_schedulers_that_would_not_schedule():
         make(model=model, optimizer=optimizer, scheduler=StepLR(other, 1))
     with pytest.raises(TrainingError, match=r'waits for an epoch\'s value: scheduler=\{"epoch": ...\}'):
         make(model=model, optimizer=optimizer, scheduler={"step": ReduceLROnPlateau(optimizer)})
+
+
+class Wrapper:
+    """An optimizer around another, as Lookahead is."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+def test_an_optimizer_around_another_goes_with_a_scheduler_of_the_inner_one():
+    model = nn.Linear(3, 2)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = make(model=model, optimizer=Wrapper(inner), scheduler=StepLR(inner, 1, gamma=0.5))
+    trainer.fit(BATCHES, epochs=2)
+    assert (trainer.step, inner.param_groups[0]["lr"]) == (2, 0.025)
+    with pytest.raises(TrainingError, match="Wrapper needs a closure"):
+        make(optimizer=Wrapper(lbfgs()))
+
+
+class Counting(LambdaLR):
+    total_steps = 1
+
+
+def test_only_the_steps_of_a_bare_one_cycle_schedule_are_counted():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    parts = [LinearLR(optimizer), OneCycleLR(optimizer, 0.1, total_steps=7)]
+    for scheduler in (SequentialLR(optimizer, parts, [4]), {"step": Counting(optimizer, lambda step: 1.0)}):
+        trainer = make(model=model, optimizer=optimizer, scheduler=scheduler)
+        trainer.fit(BATCHES * 10)
+        assert trainer.step == 10
+    scheduler = OneCycleLR(optimizer, 0.1, total_steps=7)
+    with pytest.raises(TrainingError, match=r"7 steps, 0 of them done, and 10 are .*, total_steps=10"):
+        make(model=model, optimizer=optimizer, scheduler=scheduler).fit(BATCHES * 10)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ def check_options(trainer: "Trainer") -> None:
     model, optimizer, loss = trainer.model, trainer.optimizer, trainer.loss
     if not isinstance(model, nn.Module):
         raise TrainingError(f"model is {_kind(model)}: pass the nn.Module.")
-    if not hasattr(optimizer, "param_groups"):
+    if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "step"):
         raise TrainingError(f"optimizer is {_kind(optimizer)}: torch.optim.AdamW(model.parameters()).")
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         kind = type(optimizer).__name__
         raise TrainingError(f"{kind} needs a closure, which runs a batch many times: {kind} in a loop of your own.")
@@ -112,7 +112,7 @@ def split_schedulers(given: Any, optimizer: object = None) -> dict[str, Any]:
             raise TrainingError(f"scheduler is {_kind(one)}: torch.optim.lr_scheduler.StepLR(optimizer, 10).")
         if when == "step" and isinstance(one, ReduceLROnPlateau):
             raise TrainingError('ReduceLROnPlateau waits for an epoch\'s value: scheduler={"epoch": ...}.')
-        if optimizer is not None and getattr(one, "optimizer", optimizer) is not optimizer:
+        if optimizer is not None and not _shared(getattr(one, "optimizer", optimizer), optimizer):
             raise TrainingError(f"{type(one).__name__} is of another optimizer: make it from this trainer's.")
     return schedulers
 
@@ -176,13 +176,19 @@ def check_run(run: "Run") -> None:
 
 
 def _check_length(scheduler: Any, steps: int) -> None:
-    for one in _chain(scheduler):
-        total = getattr(one, "total_steps", None)
-        if total is not None and one.last_epoch + steps > total:
-            raise TrainingError(
-                f"{type(one).__name__} has {total} steps, {one.last_epoch} of them done, and {steps} are to come: "
-                f"{type(one).__name__}(..., total_steps={one.last_epoch + steps})."
-            )
+    """Refuse a OneCycleLR that is too short; inside another scheduler it is not clear which steps will be its own."""
+    if isinstance(scheduler, OneCycleLR) and scheduler.last_epoch + steps > scheduler.total_steps:
+        kind, done = type(scheduler).__name__, scheduler.last_epoch
+        raise TrainingError(
+            f"{kind} has {scheduler.total_steps} steps, {done} of them done, and {steps} are to come: "
+            f"{kind}(..., total_steps={done + steps})."
+        )
+
+
+def _shared(one: Any, other: Any) -> bool:
+    """Whether two optimizers are one, or a wrapper and what it wraps: they hold the same groups."""
+    ours = {id(group) for group in getattr(one, "param_groups", ())}
+    return one is other or any(id(group) in ours for group in other.param_groups)
 
 
 def _chain(scheduler: Any) -> Iterator[Any]:
