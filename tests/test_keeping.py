@@ -1,9 +1,11 @@
 """A run that is stopped and goes on, in this process and in a new one, and edits on the way."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,30 @@ def test_a_file_that_was_saved_by_hand_after_a_stopped_fit_goes_on(tmp_path):
     again, loader = build(None, seed=8)
     run(again, loader, resume=tmp_path / "own.safetensors")
     assert equal(whole, again)
+
+
+@pytest.mark.parametrize("batch", [11, 12])
+def test_a_file_that_was_saved_after_an_error_leaves_no_batch_out(tmp_path, batch):
+    """Epoch 2 begins again after an error between the batches of a step, and goes on after one between two steps."""
+    trainer, loader = build(None)
+    with pytest.raises(ZeroDivisionError):
+        for epoch in trainer.epochs(loader, epochs=3):
+            for x, y in epoch:
+                epoch.step(trainer.loss(trainer.model(x), y))
+                1 / (trainer.epoch * 8 + epoch.batch - batch)
+    trainer.save(tmp_path / "own.safetensors")
+    own = read_run(tmp_path / "own.safetensors").states["trainer"]
+    assert (own["position"]["epoch"], own["position"]["batch"]) == (1, 0 if batch == 11 else 4)
+    assert (own["ranks"][0]["left"] is None) == (batch == 11)
+
+
+def test_a_run_that_is_through_lets_its_loader_go():
+    trainer, loader = build(None)
+    trainer.fit(loader)
+    gone = weakref.ref(loader)
+    del loader
+    gc.collect()
+    assert gone() is None
 
 
 def test_between_the_batches_of_a_step_nothing_can_be_saved(tmp_path):

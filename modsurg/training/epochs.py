@@ -21,6 +21,7 @@ class Epoch:
     Attributes:
         number: Counted from 1.
         batch: The number of the batch, from 1; 0 before the first.
+        moved: The last batch whose gradients are in the weights.
         meter: Sums of loss and metrics so far.
         row: What the history holds of it, once the batches are through.
     """
@@ -30,7 +31,7 @@ class Epoch:
         self.trainer = run.trainer
         self.window = run.window
         self.number = run.trainer.epoch + 1
-        self.batch = run.trainer.position.batch
+        self.batch = self.moved = run.trainer.position.batch
         self.meter = meter
         self.row: dict[str, float] = {}
         self.seconds = 0.0
@@ -91,6 +92,7 @@ class Epoch:
         self.meter.add(loss, self._samples, output, target)
         if full:
             self.run.move(self)
+            self.moved = self.batch
         if time.perf_counter() >= trainer.screen.next_look:
             trainer.watch.look()
             values = self.meter.means() | {"lr": trainer.optimizer.param_groups[0]["lr"]}

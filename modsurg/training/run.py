@@ -206,6 +206,9 @@ class Run:
             trainer.board = None
         self.window.drop()
         self.feed.close()
+        epoch = self.epoch
+        if self.pending is None and (epoch is None or epoch.row or epoch.moved != epoch.batch):
+            trainer.running, trainer.position.batch = None, 0  # no epoch is under way, or a batch of it is lost
 
 
 @contextlib.contextmanager
