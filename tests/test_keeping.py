@@ -16,7 +16,7 @@ from torch import nn
 from modsurg import Trainer, load_state
 from modsurg.checkpoints.runs import read_run
 from modsurg.errors import LoadError, ModsurgWarning, TrainingError
-from modsurg.training.sharding import free_name
+from modsurg.training.sharding import free_name, point
 
 
 def weights(trainer):
@@ -135,6 +135,50 @@ def test_a_best_that_a_kill_left_out_is_made_up_for_when_the_run_goes_on(tmp_pat
     again, loader = build(tmp_path)
     again.fit(loader, epochs=1, resume=True)
     assert read_run(best).step == trainer.step
+
+
+def test_what_is_not_the_best_is_not_made_so_when_a_run_begins_where_it_ended(tmp_path):
+    model = nn.Linear(6, 3)
+    worse = torch.optim.SGD(model.parameters(), lr=0.5, maximize=True)
+    trainer = Trainer(model, worse, nn.CrossEntropyLoss(), checkpoint_dir=tmp_path, progress=False)
+    batches = [(torch.ones(2, 6), torch.tensor([0, 1]))]
+    trainer.fit(batches, epochs=2)
+    for _ in trainer.epochs(batches):
+        trainer.stop()
+    trainer.fit(batches, epochs=3, resume=True)
+    assert read_run(tmp_path / "best.safetensors").step == 1
+
+
+def test_best_is_no_link_to_the_file_that_last_is_a_link_to(tmp_path):
+    model = nn.Linear(6, 3)
+    worse = torch.optim.SGD(model.parameters(), lr=0.5, maximize=True)
+    (tmp_path / "run").mkdir()
+    last = tmp_path / "run" / "last.safetensors"
+    last.symlink_to(tmp_path / "elsewhere.safetensors")
+    trainer = Trainer(model, worse, nn.CrossEntropyLoss(), checkpoint_dir=last.parent, progress=False)
+    trainer.fit([(torch.ones(2, 6), torch.tensor([0, 1]))], epochs=3)
+    assert (read_run(last.with_name("best.safetensors")).step, read_run(last).step) == (1, 3)
+
+
+def test_a_run_that_is_stopped_before_its_first_batch_goes_on_from_where_it_was(tmp_path):
+    whole, loader = build(None)
+    run(whole, loader)
+    first, loader = build(tmp_path)
+    run(first, loader, on_step=lambda t: t.stop() if t.step == 6 else None)
+    second, loader = build(tmp_path, seed=7)
+    for _ in second.epochs(loader, epochs=3, resume=True):
+        second.stop()
+    third, loader = build(tmp_path, seed=8)
+    run(third, loader, resume=True)
+    assert equal(whole, third)
+
+
+def test_the_latest_sharded_are_kept_beside_those_of_a_longer_run(tmp_path):
+    for time, name in enumerate(["sharded-00000008", "sharded-00000009", "sharded-00000001", "sharded-00000002"]):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time, time))
+    point(tmp_path, "sharded-00000002", ["last"], keep=1)
+    assert sorted(path.name for path in tmp_path.glob("sharded-*")) == ["sharded-00000001", "sharded-00000002"]
 
 
 def test_a_sharded_run_never_writes_where_the_last_one_is(tmp_path):

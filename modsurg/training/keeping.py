@@ -33,6 +33,7 @@ class Position:
         start: The epoch in which this `fit` began.
         target: What is best is said by this value.
         record: Its best so far, lower is better.
+        best: The epoch that gave it, 0 for none.
         stale: Epochs since then.
     """
 
@@ -42,12 +43,13 @@ class Position:
     start: int = 0
     target: str = ""
     record: float = float("inf")
+    best: int = 0
     stale: int = 0
 
     @property
     def is_best(self) -> bool:
         """Whether an epoch has just ended, and was the best so far."""
-        return self.epoch > 0 and self.batch == 0 and self.stale == 0
+        return self.best > 0 and self.batch == 0 and self.best == self.epoch
 
     def restart(self) -> None:
         """A new `fit` begins where the last one ended."""
@@ -56,14 +58,15 @@ class Position:
     def aim(self, target: str) -> None:
         """What is best is said by `target` from now on; a record of another value is none."""
         if target != self.target:
-            self.target, self.record, self.stale = target, float("inf"), 0
+            self.target, self.record, self.best, self.stale = target, float("inf"), 0, 0
 
     def advance(self, value: float) -> bool:
         """One more epoch with this value; says whether it is the best."""
         self.epoch, self.batch = self.epoch + 1, 0
         improved = value < self.record
-        self.stale = 0 if improved else self.stale + 1
-        self.record = min(value, self.record)
+        self.stale += 1
+        if improved:
+            self.record, self.best, self.stale = value, self.epoch, 0
         return improved
 
 
@@ -199,7 +202,7 @@ def _link(source: Path, target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     try:
-        os.link(source, temporary)
+        os.link(os.path.realpath(source), temporary)
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)

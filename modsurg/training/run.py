@@ -84,8 +84,9 @@ class Run:
         """The batches of an epoch, from where an interrupted run left it."""
         if self.pending is None:
             return self.feed.begin(epoch.number - 1)
-        left, self.pending = self.pending, None
-        return self.feed.again(epoch.number - 1, epoch.batch, left["states"], left["loader"])
+        batches = self.feed.again(epoch.number - 1, epoch.batch, self.pending["states"], self.pending["loader"])
+        self.pending = None
+        return batches
 
     def move(self, epoch: Epoch) -> None:
         """Let the optimizer move the weights, and all that follows a step."""
@@ -113,6 +114,7 @@ class Run:
         if epoch.interrupted:
             self._save()
             return
+        self.pending = None
         row = epoch.row
         row |= {"epoch": epoch.number, "step": trainer.step} | epoch.meter.means(trainer.place)
         if self.val_loader is not None:
@@ -141,6 +143,8 @@ class Run:
         Raises:
             TrainingError: Between the batches of one step, whose gradients no file holds.
         """
+        if self.pending is not None:
+            return self.pending
         epoch = self.epoch
         if epoch is None or epoch.row or not epoch.batch:
             self.trainer.position.batch = 0

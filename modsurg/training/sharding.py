@@ -46,6 +46,7 @@ def point(directory: Path, name: str, links: list[str], keep: int) -> None:
         temporary.symlink_to(name)
         os.replace(temporary, directory / link)
     kept = {os.readlink(directory / link) for link in ("last", "best") if (directory / link).is_symlink()}
-    others = sorted(path.name for path in directory.glob("sharded-*") if path.name not in kept)
+    others = [path for path in directory.glob("sharded-*") if path.name not in kept]
+    others.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
     for old in others[: -keep or None]:
-        shutil.rmtree(directory / old)
+        shutil.rmtree(old)
