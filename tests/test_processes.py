@@ -68,8 +68,12 @@ trainer = Trainer(model, optimizer, nn.MSELoss(), device="cpu", strategy=sys.arg
 trainer.fit([(torch.ones(2, 6), torch.ones(2, 3))] * 4)
 threads = lambda: sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
 before = threads()
+class DeviceMesh:
+    pass
+own = DeviceMesh()
+own.kept = True
 leave()
-print(before > 0, threads())
+print(before > 0, threads(), vars(own))
 """
 
 
@@ -84,7 +88,30 @@ def test_no_thread_outlives_the_group(strategy):
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert done.stdout == "True 0\n" * 2, done.stderr
+    assert done.stdout == "True 0 {'kept': True}\n" * 2, done.stderr
+
+
+BUSY = """
+import sys, time
+import torch
+import torch.distributed as dist
+from torch import nn
+from modsurg import Trainer
+model = nn.Linear(6, 3)
+trainer = Trainer(model, torch.optim.SGD(model.parameters()), nn.MSELoss(), device="cpu", progress=False)
+if dist.get_rank() == 0:
+    work = dist.all_reduce(torch.ones(3), async_op=True)
+    sys.exit(3)
+time.sleep(40)
+print("busy to the end", flush=True)
+"""
+
+
+def test_a_process_that_ends_does_not_wait_for_one_that_is_busy():
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run([sys.executable, *launcher, sys.executable, "-c", BUSY], capture_output=True, text=True)
+    assert "exitcode  : 3" in done.stderr
+    assert "busy to the end" not in done.stdout
 
 
 def test_a_sampler_is_not_replaced_in_silence():

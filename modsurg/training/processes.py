@@ -4,6 +4,8 @@ import atexit
 import gc
 import os
 import sys
+import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Literal
@@ -19,6 +21,11 @@ from modsurg.errors import BatchError, TrainingError
 
 Strategy = Literal["ddp", "fsdp"]
 
+_PATIENCE = 10.0
+
+_asked, _left = threading.Event(), threading.Event()
+_made: list[weakref.ref[Any]] = []
+
 
 def join(device: torch.device) -> int:
     """Join the process group that torchrun describes; returns how many processes there are, 1 without torchrun."""
@@ -28,6 +35,9 @@ def join(device: torch.device) -> int:
         import torch.distributed.nn  # noqa: F401  # whose functions take a group that is there as default, and keep it
 
         dist.init_process_group(backend=dist.get_default_backend_for_device(device))
+        _asked.clear()
+        _left.clear()
+        threading.Thread(target=_destroy, daemon=True).start()  # an interpreter that ends starts no thread any more
         atexit.register(leave)
     return dist.get_world_size()
 
@@ -36,15 +46,32 @@ def leave() -> None:
     """Leave the group that `join` made, and wait for its threads, while the interpreter is still whole.
 
     A thread of gloo's that lets go of its last tensor later than that takes the process down (SIGABRT). The threads end
-    with the last holder of the group, so whatever holds it is emptied. After an error nothing is waited for: the other
-    processes may never do their part of what is under way.
+    with the last holder of the group, so what was made here to hold it is emptied. After an error nothing is waited
+    for, and else not for long: the other processes may never do their part of what is under way.
     """
     if not dist.is_initialized() or hasattr(sys, "last_value"):
         return
-    dist.destroy_process_group()
-    for holder in gc.get_objects():
-        if type(holder).__name__ in ("DistributedDataParallel", "DeviceMesh", "FSDPMeshInfo"):
-            vars(holder).clear()
+    _asked.set()
+    _left.wait(_PATIENCE)
+
+
+def _destroy() -> None:
+    _asked.wait()
+    try:
+        dist.destroy_process_group()
+        _let_go()
+    finally:
+        _left.set()
+
+
+def _let_go() -> None:
+    made = [holder for holder in (one() for one in _made) if holder is not None]
+    meshes = {id(holder) for holder in made}
+    for one in gc.get_objects():
+        if type(one).__name__ == "FSDPMeshInfo" and id(vars(one).get("mesh")) in meshes:
+            made.append(one)
+    for holder in made:
+        vars(holder).clear()
 
 
 def rank() -> int:
@@ -76,7 +103,9 @@ def share_of(loader: Iterable[Any]) -> Iterable[Any]:
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap a model for data-parallel training."""
     ids = None if device.type == "cpu" else [device.index]
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    wrapper = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    _made.append(weakref.ref(wrapper))
+    return wrapper
 
 
 def check_sharding(precision: str, average: object) -> None:
@@ -105,6 +134,7 @@ def shard(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     groups = [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    _made.append(weakref.ref(mesh))
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             for block in module:
