@@ -10,7 +10,6 @@ from modsurg.views.sides import Side
 from modsurg.views.spans import FACTS, Spans, fact
 from modsurg.views.ties import Ties
 
-_PLAIN = ("Sequential", "ModuleList", "ModuleDict")
 Results = Mapping[tuple[Hashable, Hashable], Values | None]
 
 
@@ -124,9 +123,9 @@ class Changes:
             )
 
     def _is_beside_wrapped(self, node: Node) -> bool:
-        """Whether it has weights and is in a wrapper whose class does not say so, as `Sequential` does not."""
+        """Whether it has weights and stands in a Sequential beside what that wraps: the line of it does not say so."""
         parent = node.parent
-        if parent not in self._around or node in self._around or parent.kind not in _PLAIN:
+        if parent not in self._around or node in self._around or parent.kind != "Sequential":
             return False
         return any(below.leaf is not None for below in node.below())
 
