@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,21 @@ def start(directory, strategy, end=0, how="new", processes=2):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
+def start_without_a_launcher(directory, strategy, end):
+    """Two processes that nobody ends when the other one does; returns what the first says last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, SCRIPT, str(directory), strategy, str(end), "new"]
+    environment = {**os.environ, **address, "OMP_NUM_THREADS": "1"}
+    first, second = (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**environment, "RANK": one}) for one in "01"
+    )
+    with first, second:
+        assert second.wait(300) == -signal.SIGKILL
+        return first.communicate(timeout=300)[1]
+
+
 def numbers(result):
     assert result.returncode == 0, result.stderr
     return torch.tensor(json.loads(result.stdout.splitlines()[-1]), dtype=torch.float64)
@@ -35,10 +52,9 @@ def alone(tmp_path_factory):
 
 
 def test_a_killed_process_ends_the_others_with_words_and_the_run_goes_on(tmp_path, alone):
-    killed = start(tmp_path, "ddp", end=5)
-    assert killed.returncode != 0
-    assert "another process of this run has ended, so this one ends too" in killed.stderr
-    assert "resume=True" in killed.stderr
+    words = start_without_a_launcher(tmp_path, "ddp", end=5)
+    assert "another process of this run has ended, so this one ends too" in words
+    assert "resume=True" in words
     shutil.copytree(tmp_path, tmp_path / "copy")
     for directory, processes in ((tmp_path, 2), (tmp_path / "copy", 1)):
         resumed = numbers(start(directory, "ddp", how="resume", processes=processes))
@@ -56,24 +72,27 @@ def test_sharded_as_one_process(tmp_path, alone):
 
 
 LEAVE = """
-import sys
+import atexit, sys, threading
 from pathlib import Path
 import torch
 from torch import nn
 from modsurg import Trainer
-from modsurg.training.processes import leave
+def threads():
+    named = {path.parent.name: path.read_text() for path in Path("/proc/self/task").glob("*/comm")}
+    return {one for one, name in named.items() if "autograd" not in name} - pythons
+def look():
+    print(len(before) > 0, len(threads()), vars(own))
+atexit.register(look)  # which runs after what the trainer registers
 model = nn.Linear(6, 3)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 trainer = Trainer(model, optimizer, nn.MSELoss(), device="cpu", strategy=sys.argv[1], progress=False)
 trainer.fit([(torch.ones(2, 6), torch.ones(2, 3))] * 4)
-threads = lambda: sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+pythons = {str(thread.native_id) for thread in threading.enumerate()}
 before = threads()
 class DeviceMesh:
     pass
 own = DeviceMesh()
 own.kept = True
-leave()
-print(before > 0, threads(), vars(own))
 """
 
 
@@ -107,6 +126,7 @@ print("busy to the end", flush=True)
 """
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 8), reason="this torch waits for the others with Python's lock held")
 def test_a_process_that_ends_does_not_wait_for_one_that_is_busy():
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     done = subprocess.run([sys.executable, *launcher, sys.executable, "-c", BUSY], capture_output=True, text=True)

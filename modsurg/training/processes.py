@@ -23,7 +23,6 @@ Strategy = Literal["ddp", "fsdp"]
 
 _PATIENCE = 10.0
 
-_asked, _left = threading.Event(), threading.Event()
 _made: list[weakref.ref[Any]] = []
 
 
@@ -35,33 +34,31 @@ def join(device: torch.device) -> int:
         import torch.distributed.nn  # noqa: F401  # whose functions take a group that is there as default, and keep it
 
         dist.init_process_group(backend=dist.get_default_backend_for_device(device))
-        _asked.clear()
-        _left.clear()
-        threading.Thread(target=_destroy, daemon=True).start()  # an interpreter that ends starts no thread any more
-        atexit.register(leave)
+        asked = threading.Event()
+        leaver = threading.Thread(target=_destroy, args=(asked,), daemon=True)
+        leaver.start()  # an interpreter that ends starts no thread any more
+        atexit.register(_leave, asked, leaver)
     return dist.get_world_size()
 
 
-def leave() -> None:
+def _leave(asked: threading.Event, leaver: threading.Thread) -> None:
     """Leave the group that `join` made, and wait for its threads, while the interpreter is still whole.
 
     A thread of gloo's that lets go of its last tensor later than that takes the process down (SIGABRT). The threads end
     with the last holder of the group, so what was made here to hold it is emptied. After an error nothing is waited
-    for, and else not for long: the other processes may never do their part of what is under way.
+    for, and else not for long: the other processes may never do their part of what is under way. (Before 2.8, torch
+    waits for them with Python's lock held: nothing here can end that.)
     """
     if not dist.is_initialized() or hasattr(sys, "last_value"):
         return
-    _asked.set()
-    _left.wait(_PATIENCE)
+    asked.set()
+    leaver.join(_PATIENCE)
 
 
-def _destroy() -> None:
-    _asked.wait()
-    try:
-        dist.destroy_process_group()
-        _let_go()
-    finally:
-        _left.set()
+def _destroy(asked: threading.Event) -> None:
+    asked.wait()
+    dist.destroy_process_group()
+    _let_go()
 
 
 def _let_go() -> None:
