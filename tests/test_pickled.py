@@ -116,6 +116,19 @@ def test_a_forward_that_is_replaced_and_covered_up_is_refused(tmp_path):
         load_model(tmp_path / "n.pt")
 
 
+def test_paths_as_python_3_13_names_them(tmp_path):
+    model = nn.Sequential()
+    model.source = Path("a/b")
+    torch.save(model, tmp_path / "m.pt")
+    for home in (b"pathlib", b"pathlib._local"):
+        rewrite(
+            tmp_path / "m.pt",
+            tmp_path / "n.pt",
+            lambda _, data, home=home: re.sub(rb"cpathlib(\._local)?\n", b"c" + home + b"\n", data),
+        )
+        assert load_model(tmp_path / "n.pt").source == Path("a/b")
+
+
 def rewrite(source, target, change):
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():

@@ -3,6 +3,7 @@ import enum
 import functools
 import math
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -217,3 +218,12 @@ def test_a_class_that_is_gone_is_asked_for_by_rename():
         Trust().resolve(["torch.nn.modules.linear:Linaer"])
     with pytest.raises(TrustError, match=r"No module named 'gone_for_good'"):
         Trust(["gone_for_good"]).resolve(["gone_for_good:Net"])
+
+
+def test_a_path_has_one_name_in_every_python():
+    """Python 3.13 has the classes in pathlib._local."""
+    assert qualified_name(pathlib.PurePosixPath) == "pathlib:PurePosixPath"
+    assert Trust().resolve(["pathlib._local:PurePosixPath", "pathlib:PosixPath"]) == [
+        pathlib.PurePosixPath,
+        pathlib.PosixPath,
+    ]

@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -10,6 +11,7 @@ import logging
 import math
 import pathlib
 import re
+import sqlite3
 import sys
 import threading
 import types
@@ -299,6 +301,8 @@ def test_a_read_only_array_does_not_become_writeable_by_the_back_door(recwarn):
 def test_an_open_file_is_named(tmp_path):
     with open(tmp_path / "log", "w") as file:
         assert "net.head  a _io.TextIOWrapper" in problems(file)[0]
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        assert "net.head  a sqlite3.Connection" in problems(database)[0]
 
 
 def test_everything_that_can_not_be_kept_is_listed():

@@ -65,6 +65,8 @@ _PLAIN = {
     }.items()
     for name in names.split()
 }
+# Where Python 3.13 alone has the classes of `pathlib`; a file is to be the same for every Python.
+_MOVED = {"pathlib._local": "pathlib"}
 # What a hostile file names; no model has a use for them.
 _RUNS = frozenset(
     {
@@ -107,6 +109,7 @@ def qualified_name(value: object) -> str | None:
         ('torch.nn.modules.conv:Conv2d', 'torch:relu', None)
     """
     module = getattr(value, "__module__", None) or "builtins"
+    module = _MOVED.get(module, module)
     for qualname in (getattr(value, "__qualname__", ""), getattr(value, "__name__", "")):
         if qualname and module in sys.modules and _find(module, qualname) is value:
             return f"{module}:{qualname}"
@@ -177,16 +180,16 @@ class Trust:
 
     def _target(self, name: str) -> object:
         """The object itself where the caller gave it, otherwise its (new) name."""
+        module, _, qualname = name.partition(":")
+        name = f"{_MOVED.get(module, module)}:{qualname}"
         dotted = _dotted(name)
         new = self._renames.get(dotted)
         if new is not None:
             return _split(new) if isinstance(new, str) else new
         for old, prefix in self._renames.items():
-            if isinstance(prefix, str) and dotted.startswith(f"{old}."):
-                module, _, qualname = name.partition(":")
-                if module == old or module.startswith(f"{old}."):
-                    name = f"{prefix}{module[len(old) :]}:{qualname}"
-                    break
+            if isinstance(prefix, str) and (module == old or module.startswith(f"{old}.")):
+                name = f"{prefix}{module[len(old) :]}:{qualname}"
+                break
         if _dotted(name) in self._doubles:
             raise TrustError(
                 f"two of the classes would answer for {_dotted(name)}: say rename={{{_dotted(name)!r}: ...}}"

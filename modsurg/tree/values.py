@@ -255,9 +255,7 @@ class Packer:
         """An object of a class: its name, what it holds as a list or dict, and its attributes."""
         kind = type(value)
         base = next((base for base in BASES if isinstance(value, base)), object)
-        try:
-            base.__new__(kind)
-        except TypeError:
+        if not _is_made_of_attributes(kind, base):
             return self.refuse(
                 path, f"a {kind.__module__}.{kind.__qualname__}", "drop it, or make it when it is needed"
             )
@@ -276,6 +274,19 @@ class Packer:
             data["length"] = value.maxlen
         state = {key: self.pack(item, f"{path}.{key}") for key, item in attributes(value).items()}
         return {"object": {**data, "state": state} if state else data}
+
+
+def _is_made_of_attributes(kind: type, base: type[Any]) -> bool:
+    """Whether nothing else is in an instance: no room for what only its C code knows, as in an open file.
+
+    The sizes are those by which `object.__reduce_ex__` refuses to pickle; offsets below 0 lie outside of the instance.
+    """
+    try:
+        base.__new__(kind)
+    except TypeError:
+        return False
+    pointers = len(slots(kind)) + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    return kind.__itemsize__ > 0 or kind.__basicsize__ <= base.__basicsize__ + pointers * object.__basicsize__ // 2
 
 
 def attributes(value: object) -> dict[str, Any]:
