@@ -276,7 +276,7 @@ class Packer:
         return {"object": {**data, "state": state} if state else data}
 
 
-def _is_made_of_attributes(kind: type, base: type[Any]) -> bool:
+def _is_made_of_attributes(kind: type, base: Any) -> bool:
     """Whether nothing else is in an instance: no room for what only its C code knows, as in an open file.
 
     The sizes are those by which `object.__reduce_ex__` refuses to pickle; offsets below 0 lie outside of the instance.
