@@ -24,6 +24,7 @@ class Epoch:
         moved: The last batch whose gradients are in the weights.
         meter: Sums of loss and metrics so far.
         row: What the history holds of it, once the batches are through.
+        dropped: Whether the loader gave batches after `moved`, which come again when the run goes on.
     """
 
     def __init__(self, run: "Run", meter: Meter) -> None:
@@ -37,6 +38,7 @@ class Epoch:
         self.seconds = 0.0
         self.complete = False
         self.closed = False
+        self.dropped = False
         self._samples = 0
         self._before = meter.samples
 
@@ -105,7 +107,7 @@ class Epoch:
             return
         self.closed = True
         if self.interrupted:
-            self.window.drop()
+            self._go_back()
         elif self.window.held:
             self.run.move(self)
         if self.complete and self.batch == 0:
@@ -121,6 +123,13 @@ class Epoch:
     def interrupted(self) -> bool:
         """Whether the run was stopped before its last batch. A loop body that leaves early only shortens the epoch."""
         return bool(self.trainer.stopping) and not self.complete
+
+    def _go_back(self) -> None:
+        """To the last step: a loop body may have left with batches that made none."""
+        self.window.drop()
+        self.meter.drop()
+        self.dropped = self.batch != self.moved
+        self.batch = self.moved
 
     def __str__(self) -> str:
         return f"epoch {self.number}, batch {self.batch} (step {self.trainer.step + 1})"
