@@ -1,7 +1,6 @@
 """What can be seen before the first step: options, loaders, schedules and an optimizer that can't work."""
 
 import inspect
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from modsurg.checkpoints.loaders import length
-from modsurg.errors import BatchError, DeviceError, ModsurgWarning, TrainingError
+from modsurg.errors import BatchError, DeviceError, TrainingError, warn
 from modsurg.training.history import NO_RESULT
 from modsurg.tree.selection import select
 
@@ -166,13 +165,13 @@ def check_run(run: "Run") -> None:
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         text = f"{', '.join(lost[:3])}{more} {'is' if len(lost) == 1 else 'are'} in no optimizer and will not train"
-        _warn(f"{text}: modsurg.sync(optimizer, model), or freeze them.")
+        warn(f"{text}: modsurg.sync(optimizer, model), or freeze them.")
     loss = {id(p) for p in trainer.loss.parameters()} if isinstance(trainer.loss, nn.Module) else set()
     foreign = held - set(names) - loss
     if foreign and not held & set(names):
         raise TrainingError("the optimizer holds no parameter of this model: make it from model.parameters().")
     if foreign:
-        _warn(f"{len(foreign)} parameters in the optimizer are not the model's: modsurg.sync(optimizer, model).")
+        warn(f"{len(foreign)} parameters in the optimizer are not the model's: modsurg.sync(optimizer, model).")
 
 
 def _check_length(scheduler: Any, steps: int) -> None:
@@ -207,7 +206,3 @@ def _shapes(module: Any) -> dict[str, Any] | None:
 
 def _kind(value: object) -> str:
     return f"the class {value.__name__}, not made yet" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, ModsurgWarning, stacklevel=7)

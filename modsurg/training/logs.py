@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modsurg.errors import ModsurgWarning, TrainingError
+from modsurg.errors import TrainingError, warn
 from modsurg.training import sketches
 from modsurg.training.history import NO_RESULT
 
@@ -115,7 +115,7 @@ class Board:
                 self.writer.add_graph(copy.deepcopy(model).eval(), example)
         except Exception as error:  # any failure of a trace is the same to the run: there is no graph
             text = f"TensorBoard gets no graph of {type(model).__name__}: torch.jit.trace failed ({error!r:.200})."
-            warnings.warn(text, ModsurgWarning, stacklevel=2)
+            warn(text)
 
     def pictures(self, images: Any, output: Any, target: Any, names: Sequence[str], step: int) -> None:
         """Show pictures with what was predicted and what it is; `names` are the classes. Other batches are left out."""
