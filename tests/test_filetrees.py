@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch import nn
 
 from modsurg import diff, save_model, save_state, summary
@@ -28,6 +29,15 @@ def test_a_state_without_its_code(tmp_path, suffix):
     assert "weight 64x3x7x7" in str(found)
     assert "float16" in str(found)
     assert "2 x the same" in str(found)
+
+
+def test_a_part_of_a_checkpoint_is_named(tmp_path):
+    state = nn.Linear(2, 3).state_dict()
+    torch.save({"epoch": 3, "model": {"state_dict": state, "name": "a"}, "optimizer": {}}, tmp_path / "last.pth")
+    torch.save(state, tmp_path / "state.pth")
+    last = str(summary(tmp_path / "last.pth"))
+    assert last.splitlines()[-1] == "shown is its 'model.state_dict'; left out: epoch, optimizer, model.name"
+    assert "shown is" not in str(summary(tmp_path / "state.pth"))
 
 
 def test_ties_in_a_file(tmp_path):
