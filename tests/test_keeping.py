@@ -89,7 +89,7 @@ def test_a_file_that_was_saved_by_hand_after_a_stopped_fit_goes_on(tmp_path):
 def test_a_file_that_was_saved_after_an_error_leaves_no_batch_out(tmp_path, batch):
     """Epoch 2 begins again after an error between the batches of a step, and goes on after one between two steps."""
     trainer, loader = build(None)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
         for epoch in trainer.epochs(loader, epochs=3):
             for x, y in epoch:
                 epoch.step(trainer.loss(trainer.model(x), y))
