@@ -359,7 +359,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"metrics": "accuracy"}, r'metric str is a str: metrics=\{"accuracy": lambda output, target: '),
+            ({"metrics": "accuracy"}, r'metric accuracy is a str: metrics=\{"accuracy": lambda output, target: '),
             ({"metrics": {"accuracy": "accuracy"}}, "metric accuracy is a str"),
             ({"metrics": [nn.L1Loss]}, "metric l1loss is the class L1Loss, not made yet"),
             ({"scheduler": torch.optim.lr_scheduler.StepLR}, "scheduler is the class StepLR, not made yet"),
@@ -396,6 +396,18 @@ class TestRefusals:
         with pytest.raises(TrainingError, match=r"epoch 1: no loss: epoch.step\(loss, output, target\) gives it"):
             for epoch in make().epochs([data().tensors]):
                 list(epoch)
+
+    def test_a_step_without_a_batch_and_a_second_pass(self):
+        trainer = make()
+        batches = [(torch.ones(2, 6), torch.tensor([0, 1]))]
+        for epoch in trainer.epochs(batches):
+            with pytest.raises(TrainingError, match="gave no batch for this step: for inputs, target in epoch: "):
+                epoch.step(trainer.loss(trainer.model(batches[0][0]), batches[0][1]))
+            for x, y in epoch:
+                epoch.step(trainer.loss(trainer.model(x), y))
+            with pytest.raises(TrainingError, match="epoch 1 is over: go through its batches once"):
+                list(epoch)
+        assert trainer.step == 1
 
     def test_evaluation_and_prediction_name_their_batch(self):
         x, y = data().tensors

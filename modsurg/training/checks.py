@@ -77,7 +77,7 @@ def named_metrics(given: Any) -> dict[str, Any]:
         pairs = list(given.items())
     else:
         listed = [given] if callable(given) or isinstance(given, str) else list(given)
-        pairs = [(getattr(metric, "__name__", type(metric).__name__).lower(), metric) for metric in listed]
+        pairs = [(_name(metric).lower(), metric) for metric in listed]
     for name, metric in pairs:
         if isinstance(metric, type) or not callable(metric):
             fix = 'metrics={"accuracy": lambda output, target: output.argmax(1) == target}'
@@ -210,6 +210,10 @@ def _shapes(module: Any) -> dict[str, Any] | None:
     if not isinstance(module, nn.Module):
         return None
     return {name: getattr(p, "shape", None) for name, p in module.named_parameters()}
+
+
+def _name(metric: Any) -> str:
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
 def _kind(value: object) -> str:

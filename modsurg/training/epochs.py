@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modsurg.errors import BatchError
+from modsurg.errors import BatchError, TrainingError
 from modsurg.training.batches import count, describe, move
 from modsurg.training.loop import Meter
 from modsurg.training.trouble import EXPECTED, check_scalar, explain, measured
@@ -44,6 +44,8 @@ class Epoch:
 
     def __iter__(self) -> Iterator[Any]:
         trainer, device = self.trainer, self.trainer.place
+        if self.closed:
+            raise TrainingError(f"epoch {self.number} is over: go through its batches once.")
         start = time.perf_counter()
         try:
             for taken in self.run.open(self):
@@ -83,8 +85,12 @@ class Epoch:
 
         Raises:
             NonFiniteError: The loss is NaN or infinite; the weights are those of the last good step.
+            TrainingError: Not between the batches of the epoch; backward failed.
         """
         trainer = self.trainer
+        if not self._samples:
+            text = f"{self}: the epoch gave no batch for this step: for inputs, target in epoch: epoch.step(...)."
+            raise TrainingError(text)
         check_scalar(loss, self)
         trainer.watch.check(loss.detach(), trainer.step, self)
         try:

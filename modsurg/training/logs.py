@@ -94,7 +94,10 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise TrainingError('log_dir= needs TensorBoard: pip install "modsurg[tensorboard]".') from error
-        self.writer: Any = SummaryWriter(os.fspath(directory))
+        try:
+            self.writer: Any = SummaryWriter(os.fspath(directory))
+        except OSError as error:
+            raise TrainingError(f"log_dir can't be made: {error}.") from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write numbers; `val_loss` goes to `val/loss`, `loss` to `train/loss`, names with a slash stay."""
