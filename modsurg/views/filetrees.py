@@ -71,7 +71,7 @@ def collect_file(path: str | os.PathLike[str]) -> Content:
 
 def _contents(path: Path) -> tuple[dict[str, Stored], Mapping[str, str], str]:
     """Tensors, metadata, and which part of the file they are, if they are a part."""
-    index = path if path.name.endswith(".index.json") else path.with_name(path.name + ".index.json")
+    index = path if path.name.endswith(".index.json") else path.parent / f"{path.name}.index.json"
     if index.exists() and index.name.endswith(".safetensors.index.json") and (index == path or not path.exists()):
         return *_shards(index), ""
     if path.suffix == ".safetensors" and path.is_file():
