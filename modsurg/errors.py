@@ -29,6 +29,9 @@ ModsurgError (a ValueError)
 ModsurgWarning (a UserWarning)
 """
 
+import sys
+import warnings
+
 
 class ModsurgError(ValueError):
     """Base of every error that modsurg raises for its user."""
@@ -132,3 +135,15 @@ class NonFiniteError(TrainingError):
 
 class ModsurgWarning(UserWarning):
     """Something that went on, and that the user should know."""
+
+
+def warn(text: str) -> None:
+    """Give a ModsurgWarning at the user's line: the last one that is neither modsurg's nor a context manager's."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, ModsurgWarning, stacklevel=level)
+
+
+def _is_ours(module: str) -> bool:
+    return module == "contextlib" or module.partition(".")[0] == "modsurg"

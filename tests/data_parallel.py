@@ -6,7 +6,7 @@ import sys
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from modsurg import Trainer
 
@@ -38,7 +38,7 @@ def on_step(trainer):
         os.kill(os.getpid(), 9)
 
 
-validation = DataLoader(TensorDataset(*data[:37]), batch_size=8)
+validation = DataLoader(data, batch_size=8, sampler=SubsetRandomSampler(range(37)))
 history = trainer.fit(DataLoader(data, batch_size=16 // world), validation, 3, resume=resume, on_step=on_step)
 if rank == 0:
     print(json.dumps([[row["loss"], row["val_loss"], row["val_accuracy"]] for row in history]))

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from modsurg import errors
+from modsurg import Trainer, edit, errors, load_state, replace
 
 
 def classes():
@@ -53,3 +55,29 @@ def test_every_error_is_used():
     text = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "errors.py")
     unused = [name for name, value in classes().items() if not value.__subclasses__() and name not in text]
     assert not unused
+
+
+LINES = {
+    "fit": "trainer.fit(batches)",
+    "epochs": "for _ in trainer.epochs(batches): trainer.stop()",
+    "load_state": "load_state(model, {'other': torch.ones(1)}, strict=False)",
+    "verb": "replace(model, '1', nn.ReLU, example=torch.ones(1, 3))",
+    "edit": "with edit(model, example=torch.ones(1, 3)) as e: e.replace('1', nn.ReLU)",
+    "trainer.edit": "with trainer.edit(example=torch.ones(1, 3)) as e: e.replace('1', nn.ReLU)",
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_a_warning_is_at_the_line_of_the_user(line):
+    class Half(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    model = Half(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, nn.MSELoss(), progress=False)
+    names = {"trainer": trainer, "batches": [(torch.ones(2, 3), torch.ones(2, 3))], "model": model}
+    verbs = {"torch": torch, "nn": nn, "load_state": load_state, "replace": replace, "edit": edit}
+    with pytest.warns(errors.ModsurgWarning) as caught:
+        exec(compile(f"\n\n{line}", "theirs.py", "exec"), names | verbs | {"__name__": "theirs"})
+    assert (caught[0].filename, caught[0].lineno) == ("theirs.py", 3)

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch import nn
 
-from modsurg import diff, save_model, save_state, summary
+from modsurg import convert, diff, save_model, save_state, summary
 from modsurg.checkpoints.formats.derived import DerivedSource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
 from modsurg.errors import FormatError, NoMatchError, SummaryError
@@ -28,6 +29,24 @@ def test_a_state_without_its_code(tmp_path, suffix):
     assert "weight 64x3x7x7" in str(found)
     assert "float16" in str(found)
     assert "2 x the same" in str(found)
+
+
+def test_a_part_of_a_checkpoint_is_named(tmp_path):
+    state = nn.Linear(2, 3).state_dict()
+    torch.save({"epoch": 3, "model": {"state_dict": state, "name": "a"}, "optimizer": {}}, tmp_path / "last.pth")
+    torch.save(state, tmp_path / "state.pth")
+    last = str(summary(tmp_path / "last.pth"))
+    assert last.splitlines()[-1] == "shown is its 'model.state_dict'; left out: epoch, optimizer, model.name"
+    assert "shown is" not in str(summary(tmp_path / "state.pth"))
+
+
+def test_the_directory_one_is_in(tmp_path, monkeypatch):
+    convert(save_state(nn.Linear(2, 3), tmp_path / "a.pt"), tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    assert summary(".").to_dict()["total"]["params"] == 9
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FormatError, match="no directory of torch.distributed.checkpoint"):
+        summary("")
 
 
 def test_ties_in_a_file(tmp_path):

@@ -89,7 +89,7 @@ def test_a_file_that_was_saved_by_hand_after_a_stopped_fit_goes_on(tmp_path):
 def test_a_file_that_was_saved_after_an_error_leaves_no_batch_out(tmp_path, batch):
     """Epoch 2 begins again after an error between the batches of a step, and goes on after one between two steps."""
     trainer, loader = build(None)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
         for epoch in trainer.epochs(loader, epochs=3):
             for x, y in epoch:
                 epoch.step(trainer.loss(trainer.model(x), y))
@@ -98,6 +98,50 @@ def test_a_file_that_was_saved_after_an_error_leaves_no_batch_out(tmp_path, batc
     own = read_run(tmp_path / "own.safetensors").states["trainer"]
     assert (own["position"]["epoch"], own["position"]["batch"]) == (1, 0 if batch == 11 else 4)
     assert (own["ranks"][0]["left"] is None) == (batch == 11)
+
+
+class Numbers:
+    """Six batches, and a state that is after the last batch that was given."""
+
+    def __init__(self):
+        self.at = 0
+
+    def __iter__(self):
+        while self.at < 6:
+            self.at += 1
+            yield torch.ones(1, 1), torch.full((1, 1), float(self.at))
+        self.at = 0
+
+
+class StatefulNumbers(Numbers):
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+@pytest.mark.parametrize("kind", [Numbers, StatefulNumbers])
+@pytest.mark.parametrize(("leave", "kept"), [(1, 0), (3, 2), (4, 4)])
+def test_a_body_that_leaves_between_the_batches_of_a_step_sees_them_again(tmp_path, leave, kept, kind):
+    def start(directory=None):
+        torch.manual_seed(0)
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        options = {"metrics": {"number": lambda output, target: target}, "accumulate": 2, "progress": False}
+        return Trainer(model, optimizer, nn.MSELoss(), checkpoint_dir=directory, **options)
+
+    whole, first, second = start(), start(tmp_path), start(tmp_path)
+    for epoch in first.epochs(kind()):
+        for x, y in epoch:
+            output = first.model(x)
+            epoch.step(first.loss(output, y), output, y)
+            if epoch.batch == leave:
+                first.stop()
+                break
+    assert read_run(tmp_path / "last.safetensors").states["trainer"]["position"]["batch"] == kept
+    assert timeless(second.fit(kind(), resume=True)) == timeless(whole.fit(kind()))
+    assert equal(whole, second)
 
 
 def test_a_run_that_is_through_lets_its_loader_go():

@@ -80,6 +80,12 @@ class TestScreen:
 
 
 class TestBoard:
+    def test_a_directory_that_cannot_be_made(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        (tmp_path / "file").touch()
+        with pytest.raises(TrainingError, match="log_dir can't be made: .*File exists"):
+            make(log_dir=tmp_path / "file", progress=False).fit(loader())
+
     def test_everything_is_there(self, tmp_path):
         pytest.importorskip("tensorboard")
         pytest.importorskip("matplotlib")

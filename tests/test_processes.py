@@ -11,10 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from modsurg.errors import BatchError, TrainingError
-from modsurg.training.processes import check_sharding, divided, farewell, gathered, join, lost, rank, summed
+from modsurg.training import processes as under_test
+from modsurg.training.processes import check_sharding, divided, farewell, gathered, join, lost, rank, share_of, summed
 
 SCRIPT = str(Path(__file__).with_name("data_parallel.py"))
 
@@ -134,10 +142,86 @@ def test_a_process_that_ends_does_not_wait_for_one_that_is_busy():
     assert "busy to the end" not in done.stdout
 
 
-def test_a_sampler_is_not_replaced_in_silence():
-    weighted = DataLoader(range(8), 2, sampler=WeightedRandomSampler(torch.ones(8), 8))
-    with pytest.raises(BatchError, match=r"WeightedRandomSampler gives every process all .*sampler=DistributedSampler"):
-        divided(weighted, 0)
+@pytest.fixture
+def two(monkeypatch):
+    """Calls a function as each of two processes; what the first one gathers is what the second one gets."""
+
+    def call(function, *arguments):
+        sent, results = [], []
+
+        def gathered(value):
+            sent.append(value)
+            return sent
+
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+        monkeypatch.setattr(under_test, "gathered", gathered)
+        for number in range(2):
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda *_, number=number: number)
+            results.append(list(function(*arguments)))
+        return results
+
+    return call
+
+
+class Backwards:
+    """Batches of one's own."""
+
+    def __iter__(self):
+        return iter([[5, 4], [3], [2, 1, 0]])
+
+
+VALIDATED = {
+    "in order": ({"batch_size": 2}, [0, 1, 2, 3, 4, 5, 6]),
+    "shuffled": ({"batch_size": 2, "shuffle": True}, [0, 1, 2, 3, 4, 5, 6]),
+    "a part": ({"batch_size": 2, "sampler": SubsetRandomSampler([1, 3, 5])}, [1, 3, 5]),
+    "batches": ({"batch_sampler": Backwards()}, [0, 1, 2, 3, 4, 5]),
+    "a batch sampler of torch's": ({"batch_sampler": BatchSampler(SubsetRandomSampler([1, 2]), 2, False)}, [1, 2]),
+    "one by one": ({"batch_size": None, "sampler": SubsetRandomSampler([1, 3, 5])}, [1, 3, 5]),
+}
+
+
+@pytest.mark.parametrize("how", VALIDATED)
+def test_each_sample_that_a_sampler_gives_is_validated_once(two, how):
+    options, expected = VALIDATED[how]
+    first, second = two(share_of, DataLoader(range(7), **options))
+    samples = [[int(n) for batch in part for n in torch.as_tensor(batch).reshape(-1)] for part in (first, second)]
+    assert all(samples)
+    assert sorted(samples[0] + samples[1]) == expected
+
+
+def test_what_is_distributed_already_stays(two):
+    sampler = DistributedSampler(range(8), num_replicas=2, rank=0)
+    for loader in (
+        DataLoader(range(8), 2, sampler=sampler),
+        DataLoader(range(8), batch_sampler=BatchSampler(sampler, 2, True)),
+    ):
+        assert [len(part) for part in (*two(share_of, loader), *two(divided, loader, 0))] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    [
+        (WeightedRandomSampler(torch.ones(8), 8), "WeightedRandomSampler"),
+        (SubsetRandomSampler(range(4)), "SubsetRandomSampler"),
+        (RandomSampler(range(8), replacement=True), "RandomSampler"),
+        (RandomSampler(range(8), num_samples=4), "RandomSampler"),
+    ],
+)
+def test_a_sampler_is_not_replaced_in_silence(sampler, name):
+    for loader in (
+        DataLoader(range(8), 2, sampler=sampler),
+        DataLoader(range(8), batch_sampler=BatchSampler(sampler, 2, True)),
+    ):
+        with pytest.raises(BatchError, match=rf"{name} gives every process all .*sampler=DistributedSampler"):
+            divided(loader, 0)
+    with pytest.raises(BatchError, match="Backwards gives every process all"):
+        divided(DataLoader(range(8), batch_sampler=Backwards()), 0)
+
+
+def test_shuffled_batches_are_dealt_out(two):
+    first, second = two(divided, DataLoader(range(8), 2, shuffle=True), 0)
+    assert sorted(int(n) for batch in (*first, *second) for n in batch) == list(range(8))
 
 
 def test_alone_there_is_nothing_to_agree_on():

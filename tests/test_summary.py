@@ -155,3 +155,14 @@ def test_seventy_billion_parameters_on_meta():
     text = summary(model, (1, 8192)).render(80)
     assert "0-149  150 x Sequential" in text
     assert "params 70," in text
+
+
+@pytest.mark.parametrize("example", [[(1, 3)], ({"x": (1, 3)},), {"inputs": [(1, 3)]}, [1, 3]])
+def test_sizes_that_are_no_argument_of_their_own(example):
+    class Model(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs["x"] if isinstance(inputs, dict) else inputs[0])
+
+    with pytest.raises(SummaryError, match=r"only where it is an argument itself; anywhere, pass torch.ones\(1, 3\)\."):
+        summary(Model(3, 2), example)
+    assert "1x3 -> 1x2" in str(summary(Model(3, 2), [torch.ones(1, 3)]))

@@ -356,6 +356,34 @@ class TestRefusals:
         with pytest.raises(TrainingError, match="best='val_loss' is not measured; there are loss"):
             make(best="val_loss").fit([data().tensors])
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"metrics": "accuracy"}, r'metric accuracy is a str: metrics=\{"accuracy": lambda output, target: '),
+            ({"metrics": {"accuracy": "accuracy"}}, "metric accuracy is a str"),
+            ({"metrics": [nn.L1Loss]}, "metric l1loss is the class L1Loss, not made yet"),
+            ({"scheduler": torch.optim.lr_scheduler.StepLR}, "scheduler is the class StepLR, not made yet"),
+            ({"strategy": "dp"}, 'strategy=\'dp\': one of "ddp", "fsdp"'),
+            ({"seed": "a"}, "seed='a': a whole number, seed=0"),
+            ({"clip_norm": "1"}, "clip_norm='1': a norm is greater than 0"),
+        ],
+    )
+    def test_options_of_the_wrong_kind(self, options, message):
+        with pytest.raises(TrainingError, match=message):
+            make(**options)
+
+    def test_a_mapping_with_parts_that_model_or_loss_do_not_know(self):
+        class Model(nn.Linear):
+            def forward(self, x):
+                return super().forward(x)
+
+        for name, message in (
+            ("x", r"whole batch: loss=lambda output, batch"),
+            ("image", "takes x, and .* has image, y"),
+        ):
+            with pytest.raises(BatchError, match=message):
+                make(Model(6, 3)).fit([{name: torch.ones(2, 6), "y": torch.tensor([0, 1])}])
+
     def test_a_metric_of_the_wrong_shape(self):
         with pytest.raises(TrainingError, match=r"metric wrong gave shape \(3,\)"):
             make(metrics={"wrong": lambda output, target: output[0]}).fit([data().tensors])
@@ -368,6 +396,18 @@ class TestRefusals:
         with pytest.raises(TrainingError, match=r"epoch 1: no loss: epoch.step\(loss, output, target\) gives it"):
             for epoch in make().epochs([data().tensors]):
                 list(epoch)
+
+    def test_a_step_without_a_batch_and_a_second_pass(self):
+        trainer = make()
+        batches = [(torch.ones(2, 6), torch.tensor([0, 1]))]
+        for epoch in trainer.epochs(batches):
+            with pytest.raises(TrainingError, match="gave no batch for this step: for inputs, target in epoch: "):
+                epoch.step(trainer.loss(trainer.model(batches[0][0]), batches[0][1]))
+            for x, y in epoch:
+                epoch.step(trainer.loss(trainer.model(x), y))
+            with pytest.raises(TrainingError, match="epoch 1 is over: go through its batches once"):
+                list(epoch)
+        assert trainer.step == 1
 
     def test_evaluation_and_prediction_name_their_batch(self):
         x, y = data().tensors

@@ -1,7 +1,6 @@
 """From a plan to a filled model, with a way back for everything that can fail."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
@@ -15,7 +14,7 @@ from modsurg.checkpoints.matching import Options, Plan, judge_keys, make_plan
 from modsurg.checkpoints.reports import LoadReport, Problems
 from modsurg.checkpoints.targets import Targets, fill_meta, find_targets
 from modsurg.checkpoints.verification import insist
-from modsurg.errors import LoadError, ModsurgWarning
+from modsurg.errors import LoadError, warn
 from modsurg.tree.garbage import uncollected
 
 
@@ -60,7 +59,7 @@ def _report(source: Source, targets: Targets, plan: Plan) -> LoadReport:
     judge_keys(source, targets, plan, hints)
     report = plan.report(hints.advice)
     if not report.loaded and plan.missing:
-        warnings.warn(f"nothing fits, so nothing was loaded.\n{report}", ModsurgWarning, stacklevel=4)
+        warn(f"nothing fits, so nothing was loaded.\n{report}")
     return report
 
 

@@ -1,6 +1,5 @@
 """A transaction: verbs that take effect at once, and all go back if anything fails before the end of the block."""
 
-import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modsurg.errors import EditError, ModsurgWarning
+from modsurg.errors import EditError, warn
 from modsurg.surgery.following import Following
 from modsurg.surgery.freezing import Frozen, freeze_modules, unfreeze_modules
 from modsurg.surgery.guards import refuse_offloaded, refuse_wrapped
@@ -217,7 +216,7 @@ class Edit:
             fresh = [module for step in self._steps for module in step.fresh]
             said = (*said, *preflight(self._root, self._example, fresh))
         for text in said:
-            warnings.warn(text, ModsurgWarning, stacklevel=4)
+            warn(text)
         if sum(len(step.fresh) for step in self._steps) <= _DESCRIBED_AT_ONCE:
             self._recorder.settle()
         remapping = Remapping(before, self._journal, self._following.positions())

@@ -1,10 +1,9 @@
 """What can be seen before the first step: options, loaders, schedules and an optimizer that can't work."""
 
 import inspect
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -12,7 +11,8 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from modsurg.checkpoints.loaders import length
-from modsurg.errors import BatchError, DeviceError, ModsurgWarning, TrainingError
+from modsurg.errors import BatchError, DeviceError, TrainingError, warn
+from modsurg.training import processes
 from modsurg.training.history import NO_RESULT
 from modsurg.tree.selection import select
 
@@ -42,8 +42,11 @@ def check_options(trainer: "Trainer") -> None:
     check_count("accumulate", trainer.accumulate, 1, "a step takes at least one batch, accumulate=1.")
     check_count("keep", trainer.keep, 0, "how many files, keep=0 for none.")
     check_count("save_every", trainer.save_every, 1, "how many steps, save_every=None for none.")
-    if trainer.clip_norm is not None and not trainer.clip_norm > 0:
-        raise TrainingError(f"clip_norm={trainer.clip_norm}: a norm is greater than 0, clip_norm=1.0.")
+    check_count("seed", trainer.seed, 0, "a whole number, seed=0.")
+    if trainer.strategy not in get_args(processes.Strategy):
+        raise TrainingError(f'strategy={trainer.strategy!r}: one of "ddp", "fsdp".')
+    if trainer.clip_norm is not None and not (isinstance(trainer.clip_norm, Real) and trainer.clip_norm > 0):
+        raise TrainingError(f"clip_norm={trainer.clip_norm!r}: a norm is greater than 0, clip_norm=1.0.")
     if trainer.precision == "fp16" and any(p.dtype is torch.float16 for p in model.parameters()):
         raise TrainingError('precision="fp16" trains weights of float32, and the model has float16: model.float().')
     if trainer.average is not None and _shapes(getattr(trainer.average, "module", None)) != _shapes(model):
@@ -64,7 +67,7 @@ def named_metrics(given: Any) -> dict[str, Any]:
     """The metrics by name.
 
     Raises:
-        TrainingError: Two of one name, or the name of another column.
+        TrainingError: No function, two of one name, or the name of another column.
 
     Example:
         >>> list(named_metrics(nn.functional.l1_loss)), list(named_metrics([nn.L1Loss()]))
@@ -73,8 +76,12 @@ def named_metrics(given: Any) -> dict[str, Any]:
     if isinstance(given, Mapping):
         pairs = list(given.items())
     else:
-        listed = [given] if callable(given) else list(given)
-        pairs = [(getattr(metric, "__name__", type(metric).__name__).lower(), metric) for metric in listed]
+        listed = [given] if callable(given) or isinstance(given, str) else list(given)
+        pairs = [(_name(metric).lower(), metric) for metric in listed]
+    for name, metric in pairs:
+        if isinstance(metric, type) or not callable(metric):
+            fix = 'metrics={"accuracy": lambda output, target: output.argmax(1) == target}'
+            raise TrainingError(f"metric {name} is {_kind(metric)}: {fix}.")
     named = dict(pairs)
     if len(named) < len(pairs) or set(named) & {"loss", *NO_RESULT}:
         names = ", ".join(name for name, _ in pairs)
@@ -108,7 +115,7 @@ def split_schedulers(given: Any, optimizer: object = None) -> dict[str, Any]:
     if set(schedulers) - {"step", "epoch"}:
         raise TrainingError(f'scheduler={{{", ".join(map(repr, given))}}}: the keys are "step" and "epoch".')
     for when, one in schedulers.items():
-        if not hasattr(one, "step"):
+        if isinstance(one, type) or not hasattr(one, "step"):
             raise TrainingError(f"scheduler is {_kind(one)}: torch.optim.lr_scheduler.StepLR(optimizer, 10).")
         if when == "step" and isinstance(one, ReduceLROnPlateau):
             raise TrainingError('ReduceLROnPlateau waits for an epoch\'s value: scheduler={"epoch": ...}.')
@@ -166,13 +173,13 @@ def check_run(run: "Run") -> None:
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         text = f"{', '.join(lost[:3])}{more} {'is' if len(lost) == 1 else 'are'} in no optimizer and will not train"
-        _warn(f"{text}: modsurg.sync(optimizer, model), or freeze them.")
+        warn(f"{text}: modsurg.sync(optimizer, model), or freeze them.")
     loss = {id(p) for p in trainer.loss.parameters()} if isinstance(trainer.loss, nn.Module) else set()
     foreign = held - set(names) - loss
     if foreign and not held & set(names):
         raise TrainingError("the optimizer holds no parameter of this model: make it from model.parameters().")
     if foreign:
-        _warn(f"{len(foreign)} parameters in the optimizer are not the model's: modsurg.sync(optimizer, model).")
+        warn(f"{len(foreign)} parameters in the optimizer are not the model's: modsurg.sync(optimizer, model).")
 
 
 def _check_length(scheduler: Any, steps: int) -> None:
@@ -205,9 +212,9 @@ def _shapes(module: Any) -> dict[str, Any] | None:
     return {name: getattr(p, "shape", None) for name, p in module.named_parameters()}
 
 
+def _name(metric: Any) -> str:
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+
+
 def _kind(value: object) -> str:
     return f"the class {value.__name__}, not made yet" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, ModsurgWarning, stacklevel=7)

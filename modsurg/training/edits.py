@@ -1,7 +1,6 @@
 """Edits and the rest of a run: averaged weights that follow, and files from before or after an edit."""
 
 import copy
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import torch
 
 from modsurg.checkpoints.runs import Run
 from modsurg.checkpoints.stepping import carried, parameter_names
-from modsurg.errors import ModsurgWarning, RecipeError, TrainingError
+from modsurg.errors import RecipeError, TrainingError, warn
 from modsurg.training.devices import place
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def follow(trainer: "Trainer", report: "Report", averaged: Mapping[str, Any]) ->
     except RecipeError as error:
         trainer.recipes.append(None)
         text = f"a run resumed from here on has to make this edit itself before fit: {error}"
-        warnings.warn(text, ModsurgWarning, stacklevel=4)
+        warn(text)
     place(trainer.model, trainer.place, channels_last=trainer.channels_last)
     trainer.prepare()
     if trainer.average is not None:

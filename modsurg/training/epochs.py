@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modsurg.errors import BatchError
+from modsurg.errors import BatchError, TrainingError
 from modsurg.training.batches import count, describe, move
 from modsurg.training.loop import Meter
 from modsurg.training.trouble import EXPECTED, check_scalar, explain, measured
@@ -24,6 +24,7 @@ class Epoch:
         moved: The last batch whose gradients are in the weights.
         meter: Sums of loss and metrics so far.
         row: What the history holds of it, once the batches are through.
+        dropped: Whether the loader gave batches after `moved`, which come again when the run goes on.
     """
 
     def __init__(self, run: "Run", meter: Meter) -> None:
@@ -37,11 +38,14 @@ class Epoch:
         self.seconds = 0.0
         self.complete = False
         self.closed = False
+        self.dropped = False
         self._samples = 0
         self._before = meter.samples
 
     def __iter__(self) -> Iterator[Any]:
         trainer, device = self.trainer, self.trainer.place
+        if self.closed:
+            raise TrainingError(f"epoch {self.number} is over: go through its batches once.")
         start = time.perf_counter()
         try:
             for taken in self.run.open(self):
@@ -81,8 +85,12 @@ class Epoch:
 
         Raises:
             NonFiniteError: The loss is NaN or infinite; the weights are those of the last good step.
+            TrainingError: Not between the batches of the epoch; backward failed.
         """
         trainer = self.trainer
+        if not self._samples:
+            text = f"{self}: the epoch gave no batch for this step: for inputs, target in epoch: epoch.step(...)."
+            raise TrainingError(text)
         check_scalar(loss, self)
         trainer.watch.check(loss.detach(), trainer.step, self)
         try:
@@ -105,7 +113,7 @@ class Epoch:
             return
         self.closed = True
         if self.interrupted:
-            self.window.drop()
+            self._go_back()
         elif self.window.held:
             self.run.move(self)
         if self.complete and self.batch == 0:
@@ -121,6 +129,13 @@ class Epoch:
     def interrupted(self) -> bool:
         """Whether the run was stopped before its last batch. A loop body that leaves early only shortens the epoch."""
         return bool(self.trainer.stopping) and not self.complete
+
+    def _go_back(self) -> None:
+        """To the last step: a loop body may have left with batches that made none."""
+        self.window.drop()
+        self.meter.drop()
+        self.dropped = self.batch != self.moved
+        self.batch = self.moved
 
     def __str__(self) -> str:
         return f"epoch {self.number}, batch {self.batch} (step {self.trainer.step + 1})"

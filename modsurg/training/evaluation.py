@@ -33,6 +33,7 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
             loss, *outcome = measured(trainer, runner, batch, where, look=number == 1)
             check_scalar(loss, where)
             meter.add(loss, count(batch), *outcome)
+            meter.keep()
     if meter.samples == 0 and not dealt:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
     return meter.means(trainer.place if dealt else None)

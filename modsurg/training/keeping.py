@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from torch import nn
 
 from modsurg.checkpoints.randomness import random_states, set_random_states
 from modsurg.checkpoints.runs import read_run, restore, save_checkpoint
-from modsurg.errors import ModsurgError, ModsurgWarning, TrainingError
+from modsurg.errors import ModsurgError, TrainingError, warn
 from modsurg.training import edits, processes, sharding
 from modsurg.tree.frozen import held, hold, release
 
@@ -176,7 +175,7 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
     if len(own["ranks"]) != trainer.world:
         if trainer.position.batch:
             text = f"{len(own['ranks'])} processes wrote {file}, {trainer.world} read it: the epoch begins again."
-            warnings.warn(text, ModsurgWarning, stacklevel=6)
+            warn(text)
         trainer.position.batch = 0
         return None
     mine = own["ranks"][processes.rank()]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modsurg.errors import ModsurgWarning, TrainingError
+from modsurg.errors import TrainingError, warn
 from modsurg.training import sketches
 from modsurg.training.history import NO_RESULT
 
@@ -94,7 +94,10 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise TrainingError('log_dir= needs TensorBoard: pip install "modsurg[tensorboard]".') from error
-        self.writer: Any = SummaryWriter(os.fspath(directory))
+        try:
+            self.writer: Any = SummaryWriter(os.fspath(directory))
+        except OSError as error:
+            raise TrainingError(f"log_dir can't be made: {error}.") from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write numbers; `val_loss` goes to `val/loss`, `loss` to `train/loss`, names with a slash stay."""
@@ -115,7 +118,7 @@ class Board:
                 self.writer.add_graph(copy.deepcopy(model).eval(), example)
         except Exception as error:  # any failure of a trace is the same to the run: there is no graph
             text = f"TensorBoard gets no graph of {type(model).__name__}: torch.jit.trace failed ({error!r:.200})."
-            warnings.warn(text, ModsurgWarning, stacklevel=2)
+            warn(text)
 
     def pictures(self, images: Any, output: Any, target: Any, names: Sequence[str], step: int) -> None:
         """Show pictures with what was predicted and what it is; `names` are the classes. Other batches are left out."""

@@ -81,8 +81,9 @@ class Window:
 class Meter:
     """Sums of the loss and the metrics over samples.
 
-    The values stay on the device, unread, until somebody asks for a mean or a few thousand have gathered. They are
-    added one by one in double precision, so that it does not matter to the sum when that was.
+    The values of a window count when `keep` says that its step was made. They stay on the device, unread, until
+    somebody asks for a mean or a few thousand have gathered. They are added one by one in double precision, so that it
+    does not matter to the sum when that was.
 
     Attributes:
         sums: Of each value times its samples, as far as they are read.
@@ -94,6 +95,7 @@ class Meter:
         self.sums = dict.fromkeys(("loss", *metrics), 0.0)
         self.seen = dict.fromkeys(self.sums, 0)
         self._unread: dict[str, list[tuple[torch.Tensor, int]]] = {name: [] for name in self.sums}
+        self._waiting: list[tuple[str, torch.Tensor, int]] = []
 
     @property
     def samples(self) -> int:
@@ -102,12 +104,26 @@ class Meter:
 
     def add(self, loss: torch.Tensor, samples: int, output: Any = None, target: Any = None) -> None:
         """Add a batch: its mean loss, and each metric of `(output, target)` unless there is no output."""
-        self._add("loss", loss.detach(), samples)
+        self._waiting.append(("loss", loss.detach(), samples))
         if self.metrics and output is not None:
             output = output.detach() if isinstance(output, torch.Tensor) else output
             with torch.no_grad():
                 for name, metric in self.metrics.items():
-                    self._add(name, _mean(name, metric(output, target), samples), samples)
+                    self._waiting.append((name, _mean(name, metric(output, target), samples), samples))
+
+    def keep(self) -> None:
+        """Count the batches that were added."""
+        for name, value, samples in self._waiting:
+            unread = self._unread[name]
+            unread.append((value, samples))
+            self.seen[name] += samples
+            if len(unread) == _UNREAD:
+                self.read()
+        self._waiting.clear()
+
+    def drop(self) -> None:
+        """Forget the batches that were added since `keep`."""
+        self._waiting.clear()
 
     def read(self) -> None:
         """Bring `sums` up to date. This waits for the device."""
@@ -125,13 +141,6 @@ class Meter:
         if everywhere is not None:
             sums, seen = summed(sums, everywhere), summed(seen, everywhere)
         return {name: total / seen[name] for name, total in sums.items() if seen[name]}
-
-    def _add(self, name: str, value: torch.Tensor, samples: int) -> None:
-        unread = self._unread[name]
-        unread.append((value, samples))
-        self.seen[name] += samples
-        if len(unread) == _UNREAD:
-            self.read()
 
 
 class Watch:

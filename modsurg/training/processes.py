@@ -8,15 +8,22 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
-from modsurg.checkpoints.loaders import rebuilt
+from modsurg.checkpoints.loaders import length, rebuilt
 from modsurg.errors import BatchError, TrainingError
 
 Strategy = Literal["ddp", "fsdp"]
@@ -86,17 +93,6 @@ def local_device(device: torch.device) -> torch.device:
     return device
 
 
-def share_of(loader: Iterable[Any]) -> Iterable[Any]:
-    """This process's part of a validation loader: no sample twice and none left out, so not always as many for each."""
-    world = dist.get_world_size()
-    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
-        return islice(loader, rank(), None, world)
-    if isinstance(loader.sampler, DistributedSampler):
-        return loader
-    samples = range(rank(), len(loader.dataset), world)  # type: ignore[arg-type]  # a map has a length
-    return rebuilt(loader, loader.dataset, sampler=samples, batch_size=loader.batch_size, drop_last=loader.drop_last)
-
-
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap a model for data-parallel training."""
     ids = None if device.type == "cpu" else [device.index]
@@ -144,6 +140,22 @@ def shard(model: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
         ]
 
 
+def share_of(loader: Iterable[Any]) -> Iterable[Any]:
+    """This process's part of a validation loader: no sample twice and none left out, so not always as many for each.
+
+    The samples of a DataLoader are those that the sampler of the first process draws; a sampler that is distributed
+    already stays. Of anything else each process takes every n-th batch.
+    """
+    world = dist.get_world_size()
+    if not _by_sampler(loader):
+        return islice(loader, rank(), None, world)
+    sampler = _sampler(loader)
+    if _is_distributed(sampler):
+        return loader
+    order = range(len(sampler)) if type(sampler) is SequentialSampler else gathered(list(sampler))[0]
+    return _dealt(loader, order[rank() :: world])
+
+
 def divided(loader: Iterable[Any], seed: int) -> Iterable[Any]:
     """This process's part of a training loader.
 
@@ -153,19 +165,45 @@ def divided(loader: Iterable[Any], seed: int) -> Iterable[Any]:
     Raises:
         BatchError: A sampler whose order would be lost.
     """
-    if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset) and loader.batch_size is not None:
-        if isinstance(loader.sampler, DistributedSampler):
-            return loader
-        kind, shuffle = type(loader.sampler), type(loader.sampler) is RandomSampler
-        if not shuffle and kind is not SequentialSampler:
-            text = f"{kind.__name__} gives every process all of its samples: sampler=DistributedSampler(dataset, ...)."
-            raise BatchError(f"train_loader: {text}")
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            loader.dataset, shuffle=shuffle, seed=seed, drop_last=loader.drop_last
-        )
-        size = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
-        return rebuilt(loader, loader.dataset, sampler=sampler, **size)
-    return Turns(loader)
+    if not _by_sampler(loader):
+        return Turns(loader)
+    sampler, data = _sampler(loader), loader.dataset
+    if _is_distributed(sampler):
+        return loader
+    shuffle = type(sampler) is RandomSampler
+    plain = type(sampler) is SequentialSampler or (shuffle and not sampler.replacement)
+    if not plain or len(sampler) != length(data):
+        kind = type(sampler).__name__
+        text = f"{kind} gives every process all of its samples: sampler=DistributedSampler(dataset, ...)."
+        raise BatchError(f"train_loader: {text}")
+    drop_last = getattr(loader.batch_sampler, "drop_last", False)
+    return _dealt(loader, DistributedSampler(data, shuffle=shuffle, seed=seed, drop_last=drop_last))
+
+
+def _by_sampler(loader: object) -> TypeGuard[DataLoader[Any]]:
+    return type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
+
+
+def _sampler(loader: DataLoader[Any]) -> Any:
+    """What says a loader's order: its sampler, or a batch sampler of the user's own."""
+    batches = loader.batch_sampler
+    if batches is None:
+        return loader.sampler
+    return batches.sampler if type(batches) is BatchSampler else batches
+
+
+def _is_distributed(sampler: Any) -> bool:
+    return any(hasattr(one, "num_replicas") for one in (sampler, getattr(sampler, "sampler", None)))
+
+
+def _dealt(loader: DataLoader[Any], order: Any) -> DataLoader[Any]:
+    """The loader over a part of its order."""
+    batches = loader.batch_sampler
+    if batches is None:
+        return rebuilt(loader, loader.dataset, sampler=order, batch_size=None)
+    if type(batches) is not BatchSampler:
+        return rebuilt(loader, loader.dataset, batch_sampler=order)
+    return rebuilt(loader, loader.dataset, sampler=order, batch_size=batches.batch_size, drop_last=batches.drop_last)
 
 
 class Turns:

@@ -92,6 +92,7 @@ class Run:
         """Let the optimizer move the weights, and all that follows a step."""
         trainer = self.trainer
         self.window.step()
+        epoch.meter.keep()
         trainer.position.step += 1
         if trainer.average is not None:
             trainer.average.update_parameters(trainer.model)
@@ -153,7 +154,7 @@ class Run:
             raise TrainingError(f"{epoch}: {self.window.held} gradients wait for their step; save from on_step.")
         epoch.meter.read()
         self.trainer.position.batch = epoch.batch
-        place = {"states": self.feed.states, "loader": self.feed.position()}
+        place = {"states": self.feed.states, "loader": None if epoch.dropped else self.feed.position()}
         return place | {"sums": epoch.meter.sums, "seen": epoch.meter.seen}
 
     def _begin(self, resume: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from modsurg.errors import BatchError, TrainingError
-from modsurg.training.batches import count, describe, first_tensor, forward, part
+from modsurg.training.batches import count, describe, fields, first_tensor, forward, part
 from modsurg.training.processes import farewell, lost
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def explain(error: Exception, trainer: "Trainer", where: object, batch: Any) -> 
     if labels:
         return BatchError(f"{where}: {labels}")
     model = type(trainer.model).__name__
-    return BatchError(f"{where}: {model} and the loss can't take {describe(batch)}: {error}")
+    named = _named(trainer, batch) if isinstance(error, TypeError) else ""
+    return BatchError(f"{where}: {model} and the loss can't take {describe(batch)}: {error}{named}")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -148,6 +149,17 @@ def check_labels(where: object, loss: Any, output: Any, target: Any) -> None:
     wrong = _range(target[target != loss.ignore_index], output.shape[1])
     if wrong:
         raise BatchError(f"{where}: {wrong}")
+
+
+def _named(trainer: "Trainer", batch: Any) -> str:
+    """What to say of a batch with named parts: who gets which of them."""
+    named = fields(batch)
+    if named is None:
+        return ""
+    if trainer.accepted and not trainer.accepted & set(named):
+        takes, has = ", ".join(sorted(trainer.accepted)), ", ".join(map(str, named))
+        return f". Its forward takes {takes}, and the batch has {has}: call them alike."
+    return '. The loss gets the whole batch: loss=lambda output, batch: f(output, batch["name"]).'
 
 
 def _range(target: torch.Tensor, classes: int) -> str:

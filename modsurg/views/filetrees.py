@@ -6,7 +6,7 @@ Safetensors files, whole or in shards, are read without torch.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -54,28 +54,29 @@ def collect_file(path: str | os.PathLike[str]) -> Content:
         FormatError: The file is not what its name says.
     """
     path = Path(path)
-    stored, metadata = _contents(path)
+    stored, metadata, note = _contents(path)
     try:
         tree = read_tree(metadata)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
     if tree is not None:
         with sound():
-            return _from_tree(path, tree, stored)
+            return _from_tree(path, tree, stored, note)
     try:
         ties = {str(key): str(to) for _, key, to in json.loads(metadata.get(_TIES, "[]"))}
     except (ValueError, TypeError):
         raise FormatError(f"{path}: the ties that modsurg noted in the metadata are damaged") from None
-    return _from_keys(path, stored, ties)
+    return _from_keys(path, stored, ties, note)
 
 
-def _contents(path: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
-    index = path if path.name.endswith(".index.json") else path.with_name(path.name + ".index.json")
+def _contents(path: Path) -> tuple[dict[str, Stored], Mapping[str, str], str]:
+    """Tensors, metadata, and which part of the file they are, if they are a part."""
+    index = path if path.name.endswith(".index.json") else path.parent / f"{path.name}.index.json"
     if index.exists() and index.name.endswith(".safetensors.index.json") and (index == path or not path.exists()):
-        return _shards(index)
+        return *_shards(index), ""
     if path.suffix == ".safetensors" and path.is_file():
         header = read_header(path)
-        return {name: _stored(record) for name, record in header.records.items()}, header.metadata
+        return {name: _stored(record) for name, record in header.records.items()}, header.metadata, ""
     from modsurg.checkpoints.opening import open_source  # needs torch, which the formats above do without
 
     with open_source(path) as source:
@@ -85,7 +86,12 @@ def _contents(path: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
             if key not in source.notes.ties
         }
         ties = json.dumps([[0, key, to] for key, to in source.notes.ties.items()])
-        return entries, {**source.notes.metadata, _TIES: ties}
+        return entries, {**source.notes.metadata, _TIES: ties}, _part(source.taken, source.left)
+
+
+def _part(taken: str, left: Sequence[str]) -> str:
+    beside = f"; left out: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else ""
+    return f"shown is its {taken!r}{beside}" if taken else ""
 
 
 def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
@@ -111,7 +117,7 @@ def _stored(record: Any) -> Stored:
     return Stored(_DTYPES.get(record.dtype, record.dtype), record.shape, record.nbytes)
 
 
-def _from_keys(path: Path, stored: Mapping[str, Stored], ties: Mapping[str, str]) -> Content:
+def _from_keys(path: Path, stored: Mapping[str, Stored], ties: Mapping[str, str], note: str) -> Content:
     rows: dict[str, Row] = {"": Row("")}
     totals = Totals()
     places: dict[str, list[tuple[str, Stored]]] = {}
@@ -136,7 +142,7 @@ def _from_keys(path: Path, stored: Mapping[str, Stored], ties: Mapping[str, str]
         shown = [each for each in held if each[0] not in _STATISTICS] or held
         rows[prefix].detail = ", ".join(f"{name} {written(tensor.shape)}" for name, tensor in shown)
         rows[prefix].notes += dict.fromkeys(each.dtype for name, each in shown if each.dtype != usual)
-    return _finished(path, rows, totals, usual)
+    return _finished(path, rows, totals, usual, note)
 
 
 def _place(rows: dict[str, Row], path: str) -> Row:
@@ -153,7 +159,7 @@ def _place(rows: dict[str, Row], path: str) -> Row:
     return rows[path]
 
 
-def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, Stored]) -> Content:
+def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, Stored], note: str) -> Content:
     rows: dict[str, Row] = {}
     totals = Totals()
     modules: dict[int, str] = {}
@@ -178,7 +184,7 @@ def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, Stored]
         rows[at].notes += dict.fromkeys(slot.dtype for slot in held if slot.parameter and slot.dtype != usual)
     for row in rows.values():
         row.notes = [note for note in row.notes if note != "repeated"]
-    return _finished(path, rows, totals, usual)
+    return _finished(path, rows, totals, usual, note)
 
 
 def _weigh(row: Row, slot: Slot, met: dict[int, str], totals: Totals, stored: Mapping[str, Stored]) -> None:
@@ -208,7 +214,7 @@ def _usual(dtypes: Iterable[tuple[str, int]]) -> str:
     return elements.most_common(1)[0][0] if elements else ""
 
 
-def _finished(path: Path, rows: Mapping[str, Row], totals: Totals, usual: str) -> Content:
+def _finished(path: Path, rows: Mapping[str, Row], totals: Totals, usual: str, note: str) -> Content:
     kept = list(rows.values())
     add_up(kept)
     mark_frozen(kept)
@@ -216,4 +222,4 @@ def _finished(path: Path, rows: Mapping[str, Row], totals: Totals, usual: str) -
     totals.params, totals.trainable_params, totals.buffers = root.params, root.trainable, root.buffers
     totals.frozen_params = root.params - root.trainable
     totals.modules = len(kept)
-    return Content(root, totals, [each for each in (path.name, usual) if each])
+    return Content(root, totals, [each for each in (path.name, usual) if each], note)

@@ -92,7 +92,7 @@ class Content:
         root: The tree.
         totals: Of all of it.
         about: Where it is and what it is made of: "cpu", "float32", "train"; for a file its name.
-        note: How the example was run, where not on meta.
+        note: How the example was run, where not on meta; which part of a file is shown, where not all.
     """
 
     root: Row

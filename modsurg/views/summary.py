@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from modsurg.errors import NoMatchError, SummaryError
@@ -31,9 +31,10 @@ def summary(
     Args:
         model_or_path: A module on any device, meta included, or a checkpoint of any format, which needs no code; of a
             safetensors file only the header is read, without torch.
-        example: What forward takes: a tensor, a tuple of arguments, a dict of keyword arguments, or a tensor's shape
-            such as `(1, 3, 224, 224)`. A copy on meta runs, so that nothing is computed and the model stays as it is;
-            where that can't be done, a real copy runs, and a line says so.
+        example: What forward takes: a tensor, a tuple of arguments or a dict of keyword arguments. Instead of an
+            argument that is a tensor its shape will do, such as `(1, 3, 224, 224)`; inside a list or dict that is an
+            argument, give tensors. A copy on meta runs, so that nothing is computed and the model stays as it is; where
+            that can't be done, a real copy runs, and a line says so.
         depth: Levels to show, blocks that are alike opened. By default everything is shown, and a run of equal blocks
             is one line.
         where: Only what this selects, opened, with its parents: a path, glob, class or anything else that `select`
@@ -73,7 +74,7 @@ def summary(
     with uncollected():
         content, trace = collect(model_or_path, example)
         if trace is not None and trace.failure is not None:
-            raise SummaryError(_failed(content, trace.failure.path, str(trace.failure)))
+            raise SummaryError(_failed(content, trace.failure.path, f"{trace.failure}{_hint(example)}"))
         return Summary(content, View(depth, paths))
 
 
@@ -154,6 +155,26 @@ def _of_file(path: "str | os.PathLike[str]", example: object, depth: int | None,
         if not paths:
             raise NoMatchError(f"nothing at {where!r} in {os.fspath(path)}: summary(path) shows what is there")
     return Summary(content, View(depth, paths))
+
+
+def _hint(example: object) -> str:
+    """What to say of sizes that stayed numbers: a list of them, or a shape inside an argument."""
+    arguments = (
+        example.values() if isinstance(example, Mapping) else example if isinstance(example, tuple) else [example]
+    )
+    found = next(filter(None, (_sizes(each) for each in arguments if isinstance(each, list | Mapping))), None)
+    if found is None:
+        return ""
+    tensor = f"torch.ones({', '.join(map(str, found))})"
+    return f"\nA tuple of sizes stands for a tensor only where it is an argument itself; anywhere, pass {tensor}."
+
+
+def _sizes(value: object) -> list[int] | None:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    items = list(inner)
+    if items and all(type(item) is int for item in items) and not isinstance(value, Mapping):
+        return items
+    return next(filter(None, map(_sizes, items)), None)
 
 
 def _failed(content: Content, path: str, problem: str) -> str:
