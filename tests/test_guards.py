@@ -104,20 +104,33 @@ def test_nothing_new_is_put_beside_offloaded_weights():
         lambda m: remove(m, "0.parametrizations", delete=True),
         lambda m: wrap(m, "0.parametrizations.weight", nn.Sequential),
         lambda m: remove(m, "0.parametrizations.weight.0"),
+        lambda m: replace(m, "0.parametrizations", nn.Identity()),
+        lambda m: replace(m, "0.parametrizations.weight", nn.Identity()),
+        lambda m: replace(m, "0.parametrizations.weight.0", nn.Identity()),
+        lambda m: insert_after(m, "0.parametrizations.weight.0", nn.Identity()),
         lambda m: rename(m, "0.parametrizations.weight", "bias"),
         lambda m: rename(m, "0.parametrizations", "made"),
     ],
 )
-def test_where_torch_keeps_a_parametrization_is_told(verb):
+def test_where_torch_keeps_a_parametrization_is_refused(verb):
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     before = model(torch.ones(1, 2))
-    with pytest.warns(
-        ModsurgWarning, match=r'"0.para.*to take it off: .*remove_para.*get_submodule\("0"\), "weight"\)'
+    with pytest.raises(
+        EditError, match=r'"0.para.*to take it off: .*remove_para.*\(model.get_submodule\("0"\), "weight"\)'
     ):
-        verb(model).undo()
+        verb(model)
     assert torch.equal(model(torch.ones(1, 2)), before)
-    assert replace(model, lambda path, module: not module._modules, copy.deepcopy).warnings == ()
-    assert torch.equal(model(torch.ones(1, 2)), before)
+
+
+def test_a_parametrization_that_fits_may_take_the_place_of_another():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.ReLU())
+    before = model(torch.ones(1, 2))
+    for where in ("**.parametrizations", "**.weight", lambda path, module: not module._modules):
+        assert replace(model, where, copy.deepcopy).warnings == ()
+        assert torch.equal(model(torch.ones(1, 2)), before)
+    with pytest.warns(ModsurgWarning, match=r'"0.para.*weight.0" is where .* ParametrizedLinear: left as it was'):
+        remove(model, lambda path, module: not module._modules)
+    assert torch.equal(model(torch.ones(1, 2)), model[0](torch.ones(1, 2)))
 
 
 def test_what_attention_reads_is_told():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modsurg import edit, insert_after, replace, select
+from modsurg import edit, insert_after, rename, replace, select
 from modsurg.errors import EditError, ModsurgWarning, NoMatchError, UndoError
 
 
@@ -231,6 +231,8 @@ def test_untie():
     model = nn.Sequential(block, block)
     with pytest.raises(EditError, match=r'"1.0" and "0.0" are one place.*"0", copy.deepcopy, untie=True'):
         replace(model, "1.0", nn.GELU(), untie=True)
+    assert type(model[1][0]) is nn.ReLU
+    assert str(rename(model, "1.0", "act")).startswith("~ 0.0 = 1.0 -> act")
 
 
 def test_the_tree_has_no_loops():

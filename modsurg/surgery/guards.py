@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from modsurg.errors import EditError, WrapperError
+from modsurg.surgery.making import accepts
 from modsurg.surgery.reading import reads
 from modsurg.surgery.steps import Step, last
 from modsurg.tree.walk import Tree
@@ -87,24 +88,35 @@ def refuse_offloaded(path: str, old: nn.Module) -> None:
         )
 
 
-def parametrizing(tree: Tree, path: str, *, gone: bool) -> str | None:
-    """What to say of an edit where torch keeps a parametrization, with the line that takes it off.
+def parametrizing(tree: Tree, path: str, new: nn.Module | None) -> str | None:
+    """Why `new` can't stand where torch keeps a parametrization, with the line that takes it off.
 
     Args:
         tree: The model.
         path: Of the place.
-        gone: Whether nothing would stand there, so that a single parametrization can't be taken out either.
+        new: What would stand there; None where nothing would, or under another name.
     """
-    head, _, name = path.rpartition(".parametrizations.")
-    if path.endswith(".parametrizations"):
-        head, name = path.removesuffix(".parametrizations"), ""
-    if not head or not is_parametrized(tree.modules[head]) or ("." in name and not gone):
+    segments = path.split(".")
+    if "parametrizations" not in segments:
         return None
-    tensor = name.partition(".")[0] or next(iter(tree.modules[path]._modules))
+    at = len(segments) - 1 - segments[::-1].index("parametrizations")
+    head, below = ".".join(segments[:at]), segments[at + 1 :]
+    if not is_parametrized(tree.modules[head]) or len(below) > 2 or (new and _fits(tree, path, new)):
+        return None
+    tensor = below[0] if below else next(iter(tree.modules[path]._modules))
+    layer = f'model.get_submodule("{head}")' if head else "model"
     return (
         f'"{path}" is where torch keeps a parametrization of the {type(tree.modules[head]).__name__}; '
-        f'to take it off: torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule("{head}"), "{tensor}")'
+        f'to take it off: torch.nn.utils.parametrize.remove_parametrizations({layer}, "{tensor}")'
     )
+
+
+def _fits(tree: Tree, path: str, new: nn.Module) -> bool:
+    """Whether torch could use `new` in place of a parametrization, a list of them or the dict of these lists."""
+    parent, old = tree.parent(path), tree.modules[path]
+    if isinstance(parent, ParametrizationList):
+        return accepts(new.forward, 1 if parent.is_tensor else parent.ntensors)
+    return isinstance(new, type(old)) and new._modules.keys() == old._modules.keys()
 
 
 def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | None:

@@ -28,7 +28,7 @@ def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, t
     """The sites that have a place, and which of their paths are edited.
 
     Raises:
-        EditError: Only the root matches, or a path that can't be untied from another.
+        EditError: Only the root matches.
         WrapperError: A place inside DDP, FSDP or TorchScript.
     """
     sites = [site for site in selection if "" not in site.matched]
@@ -36,27 +36,18 @@ def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, t
         root = type(step.tree.root).__name__
         raise EditError(f"the root {root} has no place in a tree; assign your variable instead: model = new.")
     chosen = [(site, site.matched if untie else site.paths) for site in sites]
-    for site, paths in chosen if untie else ():
-        _refuse_half(step.tree, site, paths)
     refuse_wrapped(step.tree, (path for _, paths in chosen for path in paths))
     return chosen
-
-
-def _refuse_half(tree: Tree, site: Site, paths: tuple[str, ...]) -> None:
-    edges = {(id(tree.parent(path)), last(path)) for path in paths}
-    for other in site.paths:
-        if other not in paths and (id(tree.parent(other)), last(other)) in edges:
-            parent = other.rpartition(".")[0]
-            raise EditError(
-                f'untie=True: "{paths[0]}" and "{other}" are one place, because their parent is shared. '
-                f'Untie the parent first: replace(model, "{parent}", copy.deepcopy, untie=True).'
-            )
 
 
 def outermost(
     step: Step, chosen: list[tuple[Site, tuple[str, ...]]], make: Maker
 ) -> list[tuple[Site, tuple[str, ...], nn.Module]]:
-    """Make the new modules, outer sites first; what lies inside an edited one is left alone and reported."""
+    """Make the new modules, outer sites first; what lies inside an edited one is left alone and reported.
+
+    Raises:
+        EditError: A path that can't be untied from another.
+    """
     done: set[str] = set()
     inner: list[str] = []
     made: list[tuple[Site, tuple[str, ...], nn.Module]] = []
@@ -73,23 +64,42 @@ def outermost(
         if site.module._modules and nested:
             done.update(paths)
         made.append((site, paths, new))
+    for site, paths, _ in made:
+        _refuse_half(step.tree, site, paths, done)
     if inner:
         step.warnings.append(f"{len(inner)} matches lie inside an edited one and were left alone: {_some(inner)}.")
     return made
 
 
+def _refuse_half(tree: Tree, site: Site, paths: tuple[str, ...], done: set[str]) -> None:
+    """Refuse to edit a place without another that is the same one, unless that lies inside an edited one."""
+    others = [path for path in site.paths if path not in paths and done.isdisjoint(above(path))]
+    edges = {(id(tree.parent(path)), last(path)) for path in paths} if others else set()
+    for other in others:
+        if (id(tree.parent(other)), last(other)) in edges:
+            parent = other.rpartition(".")[0]
+            raise EditError(
+                f'untie=True: "{paths[0]}" and "{other}" are one place, because their parent is shared. '
+                f'Untie the parent first: replace(model, "{parent}", copy.deepcopy, untie=True).'
+            )
+
+
 def callable_ones(
-    step: Step, made: list[tuple[Site, tuple[str, ...], nn.Module]]
+    step: Step, made: list[tuple[Site, tuple[str, ...], nn.Module]], *, gone: bool = False
 ) -> list[tuple[Site, tuple[str, ...], nn.Module]]:
-    """Leave out the sites of several where torch could not use the new module.
+    """Leave out the sites of several where torch could not use the new module, or do without the old one (`gone`).
 
     Raises:
         EditError: It is the only site.
     """
     kept, left = [], []
     for each in made:
-        why = next(filter(None, (unreadable(step, path, each[0].module, each[2]) for path in each[1])), None)
-        if why:
+        site, paths, new = each
+        wrong = (
+            parametrizing(step.tree, path, None if gone else new) or unreadable(step, path, site.module, new)
+            for path in paths
+        )
+        if why := next(filter(None, wrong), None):
             left.append(why)
         else:
             kept.append(each)
@@ -111,7 +121,6 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
             parent = step.tree.parent(path)
             step.child(parent, last(path), new)
         tell_if_bypassed(step, paths, layers)
-        _tell_parametrizing(step, paths, gone=False)
         step.changes.append(Change(kind, paths, site.module, new))
         step.replaced.append((site.module, new, paths[0]))
         step.made.append((paths, site.module, new))
@@ -122,9 +131,10 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
     tell_untied(step, made)
 
 
-def _tell_parametrizing(step: Step, paths: tuple[str, ...], *, gone: bool) -> None:
-    found = (parametrizing(step.tree, path, gone=gone) for path in paths if "parametrizations" in path)
-    step.warnings += [f"{why}." for why in found if why]
+def _refuse_parametrizing(tree: Tree, paths: Iterable[str]) -> None:
+    for path in paths:
+        if why := parametrizing(tree, path, None):
+            raise EditError(f"{why}.")
 
 
 def _refuse(step: Step, site: Site, paths: tuple[str, ...], new: nn.Module, kind: str) -> None:
@@ -180,6 +190,7 @@ def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, unt
     made = outermost(step, targets(step, selection, untie), make)
     for site, paths, new in made:
         step.made.append((paths, site.module, new))
+        _refuse_parametrizing(step.tree, paths)
         for path in paths:
             refuse_cycle(step.tree, path, new)
     placed = neighbours(step, [(path, new) for _, paths, new in made for path in paths], after)
@@ -192,11 +203,10 @@ def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, unt
 def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) -> None:
     """Take sites out of their containers; elsewhere put an Identity, or delete."""
     chosen = targets(step, selection, untie)
-    made = callable_ones(step, outermost(step, chosen, lambda old, path: nn.Identity()))
+    made = callable_ones(step, outermost(step, chosen, lambda old, path: nn.Identity()), gone=True)
     cut: list[str] = []
     for site, paths, identity in made:
         refuse_offloaded(paths[0], site.module)
-        _tell_parametrizing(step, paths, gone=True)
         out = [path for path in paths if delete or in_order(step.tree.parent(path))]
         rest = tuple(path for path in paths if path not in out)
         cut += out
@@ -248,7 +258,7 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     above_path, _, old = paths[0].rpartition(".")
     parent = step.tree.modules[above_path]
     free_name(parent, above_path, name, keep=old)
-    _tell_parametrizing(step, paths, gone=False)
+    _refuse_parametrizing(step.tree, paths)
     step.children(parent, [(name if n == old else n, child) for n, child in parent._modules.items()])
     if called_by_name(parent, old):
         step.warnings.append(
