@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -146,7 +147,8 @@ def follow(optimizers: Sequence[Optimizer], moved: Moved, journal: Journal) -> l
     done = []
     for number, optimizer in enumerate(optimizers):
         mine = {place.group: entries for place, entries in entering.items() if place.optimizer == number}
-        done.append(_apply(optimizer, mine, gone, moved, names, journal))
+        with torch.inference_mode(False):
+            done.append(_apply(optimizer, mine, gone, moved, names, journal))
     return done
 
 
