@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import edit, freeze, insert_after, remove, rename, replace, resize, select, wrap
+from modsurg import add, edit, freeze, insert_after, remove, rename, replace, resize, select, wrap
 from modsurg.errors import EditError, ModsurgWarning, WrapperError
 from modsurg.tree.wrappers import wrapper_kind
 
@@ -169,6 +169,87 @@ def test_the_fast_path_does_not_pass_a_new_module_by():
     assert calls == [1]
     report.undo()
     assert model.layers[0].activation_relu_or_gelu == 1
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda m: wrap(m, "layers.0.linear1", Held),
+        lambda m: replace(m, "layers.1.norm1", lambda old: nn.RMSNorm(8)),
+        lambda m: remove(m, "layers.0.norm1"),
+    ],
+)
+def test_an_encoder_that_would_nest_its_padded_batch_runs_the_edit(verb):
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    x, padding = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False, False, False]])
+    before = model(x, src_key_padding_mask=padding)
+    with pytest.warns(ModsurgWarning, match='"layers..": the fast path of this nn.TransformerEncoderLayer .* off'):
+        report = verb(model)
+    after = model(x, src_key_padding_mask=padding)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        torch.testing.assert_close(after, model(x, src_key_padding_mask=padding))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    report.undo()
+    torch.testing.assert_close(model(x, src_key_padding_mask=padding), before, rtol=0, atol=0)
+
+
+def test_the_first_layer_of_an_encoder_is_read_by_it():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
+    with pytest.raises(EditError, match='"layers.0": TransformerEncoder reads self_attn of it, which Held does not'):
+        wrap(model, "layers.0", Held)
+    wrap(model, "layers.1", Held)
+    with pytest.warns(ModsurgWarning, match="picks children of layers by number"):
+        remove(model, "layers.0", count=1).undo()
+    assert model(torch.ones(2, 1, 8)).shape == (2, 1, 8)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ReLU()])
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.act(x)
+
+
+def test_no_identity_stands_for_a_list():
+    model = Twice()
+    with pytest.raises(
+        EditError, match=r'"blocks" is a ModuleList, which has no .*remove\(model, "blocks", delete=True'
+    ):
+        remove(model, "*")
+    assert str(model) == str(Twice())
+    with pytest.warns(ModsurgWarning, match='"act": Twice speaks of self.act in its own code, .* not find it any more'):
+        remove(model, "act", delete=True)
+
+
+def test_torchs_own_forward_speaks_of_its_children_too():
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    with pytest.warns(ModsurgWarning, match='"norm1": TransformerEncoderLayer speaks of self.norm1'):
+        rename(model, "norm1", "first")
+
+
+def test_what_was_compiled_is_not_edited_behind_the_wrappers_back():
+    model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), backend="eager"))
+    for verb in (
+        lambda: replace(model, "0._orig_mod", nn.ReLU()),
+        lambda: wrap(model, lambda path, module: type(module) is nn.Sequential, Held),
+        lambda: remove(model, "0._orig_mod"),
+        lambda: rename(model, "0._orig_mod", "inner"),
+    ):
+        with pytest.raises(EditError, match=r'"0" would go on .*: replace\(model, "0", torch.compile\(new\)\)'):
+            verb()
+    replace(model, "0.1", nn.Tanh())
+    assert add(model, "0.more", nn.ReLU()).changes[0].paths == ("0._orig_mod.more",)
+    with pytest.warns(ModsurgWarning, match="the forward that was set"):
+        replace(model, "0", nn.ReLU())
 
 
 def test_the_root_has_no_place():

@@ -10,7 +10,7 @@ from modsurg.surgery.making import accepts
 from modsurg.surgery.reading import reads
 from modsurg.surgery.steps import Step, last
 from modsurg.tree.walk import Tree
-from modsurg.tree.wrappers import wrapper_kind
+from modsurg.tree.wrappers import unwrap, wrapper_kind
 
 _UNWRAP = {
     "DDP": "edit the model inside it, `ddp.module`, before wrapping: DDP(edited)",
@@ -56,6 +56,21 @@ def above(path: str) -> Iterable[str]:
     while path:
         path = path.rpartition(".")[0]
         yield path
+
+
+def refuse_compiled(tree: Tree, paths: Iterable[str]) -> None:
+    """Refuse the module right inside a torch.compile wrapper below the root, which goes on calling the one it knows.
+
+    Raises:
+        EditError: Names the wrapper and the line that replaces it.
+    """
+    for path in paths:
+        if last(path) == "_orig_mod" and unwrap(tree.parent(path)) is tree.modules[path]:
+            outer = path.rpartition(".")[0]
+            raise EditError(
+                f'"{path}" is what torch.compile compiled, and "{outer}" would go on calling it. Edit what is in it, '
+                f'or the whole, and compile that: replace(model, "{outer}", torch.compile(new)).'
+            )
 
 
 def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
@@ -122,9 +137,14 @@ def _fits(tree: Tree, path: str, new: nn.Module) -> bool:
 def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | None:
     """Why a module can't stand at `path`: its parent reads what the old module has and the new one has not."""
     parent = step.tree.parent(path)
-    if isinstance(parent, (*_CALLERS, nn.TransformerEncoderLayer)):
+    above_it = step.tree.parent(path.rpartition(".")[0])
+    first = isinstance(above_it, nn.TransformerEncoder) and last(path) == next(iter(parent._modules))
+    if first and parent is above_it.layers:
+        parent, attributes = above_it, {"self_attn"}
+    elif isinstance(parent, (*_CALLERS, nn.TransformerEncoderLayer)):
         return None
-    attributes, _ = _uses(step, parent, last(path))
+    else:
+        attributes, _ = _uses(step, parent, last(path))
     missing = sorted(name for name in attributes if hasattr(old, name) and not hasattr(new, name))
     if not missing:
         return None
@@ -137,7 +157,8 @@ def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | N
 def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:
     """Warn of a parent that reads the new module's weights instead of calling it.
 
-    The fast path of nn.TransformerEncoderLayer does so in eval mode without gradients; it is turned off.
+    The fast path of nn.TransformerEncoderLayer does so in eval mode without gradients; it is turned off, as is that of
+    the nn.TransformerEncoder above it, which gives its layers nested tensors.
 
     Args:
         step: The verb at work.
@@ -153,18 +174,29 @@ def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:
                     f'"{path}" is never called: {type(parent).__name__} reads its {", ".join(sorted(attributes))}, '
                     "so that the new module's own forward does not run."
                 )
-        for owner in above(path) if layers else ():
-            layer = step.tree.modules[owner]
-            if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
-                step.journal.keep_attr(layer, "activation_relu_or_gelu")
-                layer.activation_relu_or_gelu = 0
-                step.warnings.append(
-                    f'"{owner}": the fast path of this nn.TransformerEncoderLayer (eval mode, no gradients) would read '
-                    "the weights and not call the new module; it is turned off."
-                )
+        turned_off = [owner for owner in above(path) if layers and _turn_off_fast_path(step, step.tree.modules[owner])]
+        if turned_off:
+            kind = type(step.tree.modules[turned_off[0]]).__name__
+            step.warnings.append(
+                f'"{turned_off[0]}": the fast path of this nn.{kind} (eval mode, no gradients) would read '
+                "the weights and not call the new module; it is turned off."
+            )
+
+
+def _turn_off_fast_path(step: Step, layer: nn.Module) -> bool:
+    for kind, name, off in _FAST_PATHS:
+        if isinstance(layer, kind) and getattr(layer, name):
+            step.journal.keep_attr(layer, name)
+            setattr(layer, name, off)
+            return True
+    return False
 
 
 _CALLERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_FAST_PATHS = (
+    (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
+    (nn.TransformerEncoder, "use_nested_tensor", False),
+)
 
 
 def _uses(step: Step, parent: nn.Module, name: str) -> tuple[set[str], bool]:

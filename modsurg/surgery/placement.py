@@ -10,6 +10,7 @@ from modsurg.surgery.containers import in_order, neighbours, without
 from modsurg.surgery.guards import (
     above,
     parametrizing,
+    refuse_compiled,
     refuse_cycle,
     refuse_offloaded,
     refuse_wrapped,
@@ -22,13 +23,14 @@ from modsurg.surgery.naming import called_by_name, free_name, parent_of, sibling
 from modsurg.surgery.steps import Change, Step, last
 from modsurg.tree.selection import Selection, Site
 from modsurg.tree.walk import Tree
+from modsurg.tree.wrappers import unwrap
 
 
 def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, tuple[str, ...]]]:
     """The sites that have a place, and which of their paths are edited.
 
     Raises:
-        EditError: Only the root matches.
+        EditError: Only the root matches, or the module right inside a torch.compile wrapper.
         WrapperError: A place inside DDP, FSDP or TorchScript.
     """
     sites = [site for site in selection if "" not in site.matched]
@@ -37,6 +39,7 @@ def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, t
         raise EditError(f"the root {root} has no place in a tree; assign your variable instead: model = new.")
     chosen = [(site, site.matched if untie else site.paths) for site in sites]
     refuse_wrapped(step.tree, (path for _, paths in chosen for path in paths))
+    refuse_compiled(step.tree, (path for _, paths in chosen for path in paths))
     return chosen
 
 
@@ -96,7 +99,8 @@ def callable_ones(
     for each in made:
         site, paths, new = each
         wrong = (
-            parametrizing(step.tree, path, None if gone else new) or unreadable(step, path, site.module, new)
+            parametrizing(step.tree, path, None if gone else new)
+            or (None if gone and in_order(step.tree.parent(path)) else unreadable(step, path, site.module, new))
             for path in paths
         )
         if why := next(filter(None, wrong), None):
@@ -114,7 +118,7 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
     made = callable_ones(step, outermost(step, targets(step, selection, untie), make))
     for site, paths, new in made:
         _refuse(step, site, paths, new, kind)
-    layers = any(isinstance(module, nn.TransformerEncoderLayer) for module in step.tree.modules.values())
+    layers = _has_fast_path(step.tree)
     for site, paths, new in made:
         take_place(step, site.module, new, paths[0])
         for path in paths:
@@ -129,6 +133,10 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
         step, {id(site.module): new for site, paths, new in made if len(paths) == len(site.paths)}, _gone(step, made)
     )
     tell_untied(step, made)
+
+
+def _has_fast_path(tree: Tree) -> bool:
+    return any(isinstance(module, nn.TransformerEncoderLayer) for module in tree.modules.values())
 
 
 def _refuse_parametrizing(tree: Tree, paths: Iterable[str]) -> None:
@@ -205,16 +213,22 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
     chosen = targets(step, selection, untie)
     made = callable_ones(step, outermost(step, chosen, lambda old, path: nn.Identity()), gone=True)
     cut: list[str] = []
+    layers = _has_fast_path(step.tree)
     for site, paths, identity in made:
         refuse_offloaded(paths[0], site.module)
         out = [path for path in paths if delete or in_order(step.tree.parent(path))]
         rest = tuple(path for path in paths if path not in out)
         cut += out
+        for path in (each for each in out if not in_order(step.tree.parent(each))):
+            _tell_if_spoken_of(step, path, "any more")
         if out:
             step.changes.append(Change("remove", tuple(out), site.module, None))
         for path in rest:
+            _refuse_uncalled(step.tree, path)
             step.child(step.tree.parent(path), last(path), identity)
         if rest:
+            if not isinstance(site.module, nn.Dropout):  # which does nothing where the fast path is taken
+                tell_if_bypassed(step, rest, layers)
             settle(step, identity, site.module, rest[0], site.module.training)
             step.changes.append(Change("remove", rest, site.module, identity))
     moved = without(step, cut)
@@ -225,10 +239,27 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
     tell_untied(step, made)
 
 
+def _tell_if_spoken_of(step: Step, path: str, how: str) -> None:
+    parent, name = step.tree.parent(path), last(path)
+    if called_by_name(parent, name):
+        step.warnings.append(
+            f'"{path}": {type(parent).__name__} speaks of self.{name} in its own code, which will not find it {how}.'
+        )
+
+
+def _refuse_uncalled(tree: Tree, path: str) -> None:
+    module = tree.modules[path]
+    if type(module).forward is nn.Module.forward and "forward" not in vars(module):
+        raise EditError(
+            f'"{path}" is a {type(module).__name__}, which has no forward: {type(tree.parent(path)).__name__} does not '
+            f'call it, and no Identity can stand for it. To delete it: remove(model, "{path}", delete=True).'
+        )
+
+
 def add_child(step: Step, path: str, child: nn.Module, before: str | None, after: str | None) -> None:
     """Add a child under a free name, last or beside a sibling."""
     above_path, name = parent_of(step.tree, path)
-    parent = step.tree.modules[above_path]
+    parent = unwrap(step.tree.modules[above_path])
     refuse_wrapped(step.tree, [path])
     if not isinstance(child, nn.Module):
         raise EditError(f'add needs a module for "{path}", not {child!r}; a class is called first: nn.ReLU().')
@@ -260,11 +291,7 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     free_name(parent, above_path, name, keep=old)
     _refuse_parametrizing(step.tree, paths)
     step.children(parent, [(name if n == old else n, child) for n, child in parent._modules.items()])
-    if called_by_name(parent, old):
-        step.warnings.append(
-            f'"{paths[0]}": {type(parent).__name__} speaks of self.{old} in its own code, which will not find it '
-            f'under "{name}".'
-        )
+    _tell_if_spoken_of(step, paths[0], f'under "{name}"')
     at = tuple(f"{owner}.{old}" if owner else old for owner in step.tree.paths[id(parent)])
     step.changes.append(Change("rename", at, site.module, site.module, name))
 
