@@ -252,6 +252,23 @@ def test_what_was_compiled_is_not_edited_behind_the_wrappers_back():
         replace(model, "0", nn.ReLU())
 
 
+def test_a_module_that_forgot_its_super_is_told_so():
+    class Scale(nn.Module):
+        def __init__(self):
+            self.by = 2
+
+    model = nn.Sequential(nn.ReLU())
+    for verb in (
+        lambda: replace(model, "0", Scale),
+        lambda: wrap(model, "0", lambda old: Scale()),
+        lambda: insert_after(model, "0", Scale()),
+        lambda: add(model, "1", Scale()),
+    ):
+        with pytest.raises(EditError, match=r"begin Scale.__init__ with super\(\).__init__\(\)"):
+            verb()
+    assert str(model) == str(nn.Sequential(nn.ReLU()))
+
+
 def test_the_root_has_no_place():
     for verb in (replace, wrap, insert_after):
         with pytest.raises(EditError, match="the root Linear has no place in a tree; assign your variable instead"):

@@ -74,11 +74,14 @@ def refuse_compiled(tree: Tree, paths: Iterable[str]) -> None:
 
 
 def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
-    """Refuse a module that already holds the place into which it is put.
+    """Refuse a module that already holds the place into which it is put, and one that torch has not set up.
 
     Raises:
         EditError: Names both.
     """
+    if "_modules" not in vars(new):
+        kind = type(new).__name__
+        raise EditError(f'the new {kind} at "{path}" is not set up: begin {kind}.__init__ with super().__init__().')
     if not new._modules:
         return
     inside = {id(module) for module in new.modules()}
