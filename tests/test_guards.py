@@ -230,6 +230,26 @@ def test_no_identity_stands_for_a_list():
         remove(model, "act", delete=True)
 
 
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.recurrent, self.act = nn.MultiheadAttention(4, 2), nn.GRU(4, 4), nn.ReLU()
+
+    def forward(self, x):
+        x, _ = self.attention(x, x, x)
+        x, _ = self.recurrent(x)
+        return self.act(x)
+
+
+def test_no_identity_stands_for_what_takes_or_returns_several():
+    model = Several()
+    for path in ("attention", "recurrent"):
+        with pytest.raises(EditError, match=f'"{path}" is a .*, which takes or returns more than one.*"{path}", new'):
+            remove(model, path)
+    remove(model, "act")
+    assert str(model.attention) == str(Several().attention)
+
+
 def test_torchs_own_forward_speaks_of_its_children_too():
     model = nn.TransformerEncoderLayer(8, 2, 16)
     with pytest.warns(ModsurgWarning, match='"norm1": TransformerEncoderLayer speaks of self.norm1'):

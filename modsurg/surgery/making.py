@@ -93,9 +93,11 @@ def _wants_path(function: Callable[..., object]) -> bool:
 
 
 def accepts(function: Callable[..., object], count: int) -> bool:
-    """Whether the function can be called with so many arguments."""
+    """Whether the function can be called with so many arguments, as far as it says what it takes."""
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
         return False
+    except ValueError:  # of C
+        pass
     return True

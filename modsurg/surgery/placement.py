@@ -18,7 +18,7 @@ from modsurg.surgery.guards import (
     unreadable,
 )
 from modsurg.surgery.inheritance import settle, take_place
-from modsurg.surgery.making import Maker
+from modsurg.surgery.making import Maker, accepts
 from modsurg.surgery.naming import called_by_name, free_name, parent_of, sibling
 from modsurg.surgery.steps import Change, Step, last
 from modsurg.tree.selection import Selection, Site
@@ -224,7 +224,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
         if out:
             step.changes.append(Change("remove", tuple(out), site.module, None))
         for path in rest:
-            _refuse_uncalled(step.tree, path)
+            _refuse_identity(step.tree, path)
             step.child(step.tree.parent(path), last(path), identity)
         if rest:
             if not isinstance(site.module, nn.Dropout):  # which does nothing where the fast path is taken
@@ -247,12 +247,18 @@ def _tell_if_spoken_of(step: Step, path: str, how: str) -> None:
         )
 
 
-def _refuse_uncalled(tree: Tree, path: str) -> None:
+def _refuse_identity(tree: Tree, path: str) -> None:
     module = tree.modules[path]
+    kind, parent = type(module).__name__, type(tree.parent(path)).__name__
     if type(module).forward is nn.Module.forward and "forward" not in vars(module):
         raise EditError(
-            f'"{path}" is a {type(module).__name__}, which has no forward: {type(tree.parent(path)).__name__} does not '
-            f'call it, and no Identity can stand for it. To delete it: remove(model, "{path}", delete=True).'
+            f'"{path}" is a {kind}, which has no forward: {parent} does not call it, and no Identity can stand for it. '
+            f'To delete it: remove(model, "{path}", delete=True).'
+        )
+    if isinstance(module, nn.RNNBase) or not accepts(module.forward, 1):
+        raise EditError(
+            f'"{path}" is a {kind}, which takes or returns more than one tensor, so no Identity can stand for it. '
+            f'Put what {parent} can call there: replace(model, "{path}", new), or delete it: delete=True.'
         )
 
 
