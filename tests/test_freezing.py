@@ -300,3 +300,12 @@ def test_undo_where_the_user_set_what_trains_since():
     report.undo()
     assert all(p.requires_grad for p in model.parameters())
     assert model[0].training
+
+
+def test_what_has_no_shape_yet_is_frozen_and_brought_back():
+    model = nn.Sequential(nn.LazyLinear(2))
+    modsurg.freeze(model, "0").undo()
+    assert model[0].weight.requires_grad
+    modsurg.freeze(model, "0")
+    model(torch.ones(1, 3))
+    assert not model[0].weight.requires_grad

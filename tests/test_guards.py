@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import edit, freeze, insert_after, remove, rename, replace, resize, select, wrap
+from modsurg import add, edit, freeze, insert_after, remove, rename, replace, resize, select, wrap
 from modsurg.errors import EditError, ModsurgWarning, WrapperError
 from modsurg.tree.wrappers import wrapper_kind
 
@@ -104,20 +104,33 @@ def test_nothing_new_is_put_beside_offloaded_weights():
         lambda m: remove(m, "0.parametrizations", delete=True),
         lambda m: wrap(m, "0.parametrizations.weight", nn.Sequential),
         lambda m: remove(m, "0.parametrizations.weight.0"),
+        lambda m: replace(m, "0.parametrizations", nn.Identity()),
+        lambda m: replace(m, "0.parametrizations.weight", nn.Identity()),
+        lambda m: replace(m, "0.parametrizations.weight.0", nn.Identity()),
+        lambda m: insert_after(m, "0.parametrizations.weight.0", nn.Identity()),
         lambda m: rename(m, "0.parametrizations.weight", "bias"),
         lambda m: rename(m, "0.parametrizations", "made"),
     ],
 )
-def test_where_torch_keeps_a_parametrization_is_told(verb):
+def test_where_torch_keeps_a_parametrization_is_refused(verb):
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     before = model(torch.ones(1, 2))
-    with pytest.warns(
-        ModsurgWarning, match=r'"0.para.*to take it off: .*remove_para.*get_submodule\("0"\), "weight"\)'
+    with pytest.raises(
+        EditError, match=r'"0.para.*to take it off: .*remove_para.*\(model.get_submodule\("0"\), "weight"\)'
     ):
-        verb(model).undo()
+        verb(model)
     assert torch.equal(model(torch.ones(1, 2)), before)
-    assert replace(model, lambda path, module: not module._modules, copy.deepcopy).warnings == ()
-    assert torch.equal(model(torch.ones(1, 2)), before)
+
+
+def test_a_parametrization_that_fits_may_take_the_place_of_another():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.ReLU())
+    before = model(torch.ones(1, 2))
+    for where in ("**.parametrizations", "**.weight", lambda path, module: not module._modules):
+        assert replace(model, where, copy.deepcopy).warnings == ()
+        assert torch.equal(model(torch.ones(1, 2)), before)
+    with pytest.warns(ModsurgWarning, match=r'"0.para.*weight.0" is where .* ParametrizedLinear: left as it was'):
+        remove(model, lambda path, module: not module._modules)
+    assert torch.equal(model(torch.ones(1, 2)), model[0](torch.ones(1, 2)))
 
 
 def test_what_attention_reads_is_told():
@@ -156,6 +169,124 @@ def test_the_fast_path_does_not_pass_a_new_module_by():
     assert calls == [1]
     report.undo()
     assert model.layers[0].activation_relu_or_gelu == 1
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda m: wrap(m, "layers.0.linear1", Held),
+        lambda m: replace(m, "layers.1.norm1", lambda old: nn.RMSNorm(8)),
+        lambda m: remove(m, "layers.0.norm1"),
+    ],
+)
+def test_an_encoder_that_would_nest_its_padded_batch_runs_the_edit(verb):
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    x, padding = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False, False, False]])
+    before = model(x, src_key_padding_mask=padding)
+    with pytest.warns(ModsurgWarning, match='"layers..": the fast path of this nn.TransformerEncoderLayer .* off'):
+        report = verb(model)
+    after = model(x, src_key_padding_mask=padding)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        torch.testing.assert_close(after, model(x, src_key_padding_mask=padding))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    report.undo()
+    torch.testing.assert_close(model(x, src_key_padding_mask=padding), before, rtol=0, atol=0)
+
+
+def test_the_first_layer_of_an_encoder_is_read_by_it():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
+    with pytest.raises(EditError, match='"layers.0": TransformerEncoder reads self_attn of it, which Held does not'):
+        wrap(model, "layers.0", Held)
+    wrap(model, "layers.1", Held)
+    with pytest.warns(ModsurgWarning, match="picks children of layers by number"):
+        remove(model, "layers.0", count=1).undo()
+    assert model(torch.ones(2, 1, 8)).shape == (2, 1, 8)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ReLU()])
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.act(x)
+
+
+def test_no_identity_stands_for_a_list():
+    model = Twice()
+    with pytest.raises(
+        EditError, match=r'"blocks" is a ModuleList, which has no .*remove\(model, "blocks", delete=True'
+    ):
+        remove(model, "*")
+    assert str(model) == str(Twice())
+    with pytest.warns(ModsurgWarning, match='"act": Twice speaks of self.act in its own code, .* not find it any more'):
+        remove(model, "act", delete=True)
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.recurrent, self.act = nn.MultiheadAttention(4, 2), nn.GRU(4, 4), nn.ReLU()
+
+    def forward(self, x):
+        x, _ = self.attention(x, x, x)
+        x, _ = self.recurrent(x)
+        return self.act(x)
+
+
+def test_no_identity_stands_for_what_takes_or_returns_several():
+    model = Several()
+    for path in ("attention", "recurrent"):
+        with pytest.raises(EditError, match=f'"{path}" is a .*, which takes or returns more than one.*"{path}", new'):
+            remove(model, path)
+    remove(model, "act")
+    assert str(model.attention) == str(Several().attention)
+
+
+def test_torchs_own_forward_speaks_of_its_children_too():
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    with pytest.warns(ModsurgWarning, match='"norm1": TransformerEncoderLayer speaks of self.norm1'):
+        rename(model, "norm1", "first")
+
+
+def test_what_was_compiled_is_not_edited_behind_the_wrappers_back():
+    model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), backend="eager"))
+    for verb in (
+        lambda: replace(model, "0._orig_mod", nn.ReLU()),
+        lambda: wrap(model, lambda path, module: type(module) is nn.Sequential, Held),
+        lambda: remove(model, "0._orig_mod"),
+        lambda: rename(model, "0._orig_mod", "inner"),
+    ):
+        with pytest.raises(EditError, match=r'"0" would go on .*: replace\(model, "0", torch.compile\(new\)\)'):
+            verb()
+    replace(model, "0.1", nn.Tanh())
+    assert add(model, "0.more", nn.ReLU()).changes[0].paths == ("0._orig_mod.more",)
+    with pytest.warns(ModsurgWarning, match="the forward that was set"):
+        replace(model, "0", nn.ReLU())
+
+
+def test_a_module_that_forgot_its_super_is_told_so():
+    class Scale(nn.Module):
+        def __init__(self):
+            self.by = 2
+
+    model = nn.Sequential(nn.ReLU())
+    for verb in (
+        lambda: replace(model, "0", Scale),
+        lambda: wrap(model, "0", lambda old: Scale()),
+        lambda: insert_after(model, "0", Scale()),
+        lambda: add(model, "1", Scale()),
+    ):
+        with pytest.raises(EditError, match=r"begin Scale.__init__ with super\(\).__init__\(\)"):
+            verb()
+    assert str(model) == str(nn.Sequential(nn.ReLU()))
 
 
 def test_the_root_has_no_place():

@@ -9,6 +9,7 @@ from optimizing import OPTIMIZERS, equal, grouped, moving, net, replacing, split
 from torch import nn
 from torch.optim import lr_scheduler
 
+import modsurg
 from modsurg.errors import OptimizerError
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.optimizers import gather, sync
@@ -286,3 +287,29 @@ def test_any_sequence_of_edits(edits, two):
     assert [list(map(id, each)) for each in lists] == before
     assert all(equal(state_of(o), states_of) for o, states_of in zip(optimizers, states, strict=True))
     assert math.isfinite(sum(p.sum().item() for p in model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "LBFGS"])
+def test_what_was_learnt_after_an_edit_does_not_outlive_its_undo(name):
+    for verb in (
+        lambda model, optimizer: modsurg.resize(model, "3", out_features=5, optimizer=optimizer),
+        lambda model, optimizer: modsurg.replace(model, "3", lambda old: nn.Linear(4, 5), optimizer=optimizer),
+    ):
+        model = net()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        report = verb(model, optimizer)
+        step(model, optimizer)
+        report.undo()
+        step(model, optimizer)
+        assert model[3].weight.shape == (2, 4)
+
+
+def test_fused_sgd_steps_what_is_thawed():
+    model = net()
+    modsurg.freeze(model, "0")
+    optimizer = OPTIMIZERS["SGD, fused"](model.parameters())
+    step(model, optimizer)
+    before = model[0].weight.detach().clone()
+    modsurg.unfreeze(model, "0", optimizer=optimizer)
+    step(model, optimizer)
+    assert not torch.equal(model[0].weight, before)

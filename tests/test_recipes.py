@@ -159,6 +159,19 @@ def test_pickles_and_calls_have_no_way_in():
         replay(net(), Recipe.from_json(json.dumps(hostile)))
 
 
+def test_an_untied_match_inside_another_is_replayed():
+    def shared():
+        block = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        return nn.ModuleDict({"a": block, "b": block})
+
+    model, other = shared(), shared()
+    made = {nn.Sequential: lambda: nn.Sequential(nn.Tanh()), nn.Linear: lambda: nn.Linear(2, 2, bias=False)}
+    recipe = replace(model, "re:a|..0", lambda old: made[type(old)](), untie=True).recipe
+    replay(other, recipe)
+    assert str(other) == str(model)
+    assert (type(other["a"][0]), other["b"][0].bias) == (nn.Tanh, None)
+
+
 def tied():
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
     model["head"].weight = model["embed"].weight

@@ -78,7 +78,7 @@ def test_every_block_is_removed_and_brought_back(name, build_on_meta):
     model = build_on_meta(name)
     before = str(model)
     for path, module in list(model.named_modules()):
-        if path and module._modules:
+        if path and module._modules and not isinstance(module, nn.MultiheadAttention):  # for which no Identity stands
             report = remove(model, path)
             assert str(model) != before
             report.undo()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modsurg import edit, insert_after, replace, select
+from modsurg import edit, insert_after, rename, replace, select
 from modsurg.errors import EditError, ModsurgWarning, NoMatchError, UndoError
 
 
@@ -231,6 +231,8 @@ def test_untie():
     model = nn.Sequential(block, block)
     with pytest.raises(EditError, match=r'"1.0" and "0.0" are one place.*"0", copy.deepcopy, untie=True'):
         replace(model, "1.0", nn.GELU(), untie=True)
+    assert type(model[1][0]) is nn.ReLU
+    assert str(rename(model, "1.0", "act")).startswith("~ 0.0 = 1.0 -> act")
 
 
 def test_the_tree_has_no_loops():
@@ -311,3 +313,20 @@ def test_a_transaction_that_outlasts_the_one_around_it():
     inner.replace("1", nn.Tanh())
     later.run(inner.__exit__, None, None, None)
     assert [each["verb"] for each in e.report.recipe.edits] == ["rename"]
+
+
+@torch.inference_mode()
+def test_what_is_made_under_inference_mode_trains_all_the_same():
+    with torch.inference_mode(False):
+        model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        adam = torch.optim.Adam(model.parameters())
+        model(torch.ones(2, 2)).sum().backward()
+        adam.step()
+    with edit(model, optimizer=adam) as e:
+        e.resize("0", in_features=3)
+        e.replace("1", lambda old: nn.BatchNorm1d(2))
+    with pytest.raises(EditError, match=r'"0" was made under .*: with torch.inference_mode\(False\): new = Linear'):
+        insert_after(model, "0", nn.Linear(2, 2))
+    with torch.inference_mode(False):
+        model(torch.ones(2, 3)).sum().backward()
+        adam.step()

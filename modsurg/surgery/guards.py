@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from modsurg.errors import EditError, WrapperError
+from modsurg.surgery.making import accepts
 from modsurg.surgery.reading import reads
 from modsurg.surgery.steps import Step, last
 from modsurg.tree.walk import Tree
-from modsurg.tree.wrappers import wrapper_kind
+from modsurg.tree.wrappers import unwrap, wrapper_kind
 
 _UNWRAP = {
     "DDP": "edit the model inside it, `ddp.module`, before wrapping: DDP(edited)",
@@ -57,12 +58,30 @@ def above(path: str) -> Iterable[str]:
         yield path
 
 
+def refuse_compiled(tree: Tree, paths: Iterable[str]) -> None:
+    """Refuse the module right inside a torch.compile wrapper below the root, which goes on calling the one it knows.
+
+    Raises:
+        EditError: Names the wrapper and the line that replaces it.
+    """
+    for path in paths:
+        if last(path) == "_orig_mod" and unwrap(tree.parent(path)) is tree.modules[path]:
+            outer = path.rpartition(".")[0]
+            raise EditError(
+                f'"{path}" is what torch.compile compiled, and "{outer}" would go on calling it. Edit what is in it, '
+                f'or the whole, and compile that: replace(model, "{outer}", torch.compile(new)).'
+            )
+
+
 def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
-    """Refuse a module that already holds the place into which it is put.
+    """Refuse a module that already holds the place into which it is put, and one that torch has not set up.
 
     Raises:
         EditError: Names both.
     """
+    if "_modules" not in vars(new):
+        kind = type(new).__name__
+        raise EditError(f'the new {kind} at "{path}" is not set up: begin {kind}.__init__ with super().__init__().')
     if not new._modules:
         return
     inside = {id(module) for module in new.modules()}
@@ -87,32 +106,48 @@ def refuse_offloaded(path: str, old: nn.Module) -> None:
         )
 
 
-def parametrizing(tree: Tree, path: str, *, gone: bool) -> str | None:
-    """What to say of an edit where torch keeps a parametrization, with the line that takes it off.
+def parametrizing(tree: Tree, path: str, new: nn.Module | None) -> str | None:
+    """Why `new` can't stand where torch keeps a parametrization, with the line that takes it off.
 
     Args:
         tree: The model.
         path: Of the place.
-        gone: Whether nothing would stand there, so that a single parametrization can't be taken out either.
+        new: What would stand there; None where nothing would, or under another name.
     """
-    head, _, name = path.rpartition(".parametrizations.")
-    if path.endswith(".parametrizations"):
-        head, name = path.removesuffix(".parametrizations"), ""
-    if not head or not is_parametrized(tree.modules[head]) or ("." in name and not gone):
+    segments = path.split(".")
+    if "parametrizations" not in segments:
         return None
-    tensor = name.partition(".")[0] or next(iter(tree.modules[path]._modules))
+    at = len(segments) - 1 - segments[::-1].index("parametrizations")
+    head, below = ".".join(segments[:at]), segments[at + 1 :]
+    if not is_parametrized(tree.modules[head]) or len(below) > 2 or (new and _fits(tree, path, new)):
+        return None
+    tensor = below[0] if below else next(iter(tree.modules[path]._modules))
+    layer = f'model.get_submodule("{head}")' if head else "model"
     return (
         f'"{path}" is where torch keeps a parametrization of the {type(tree.modules[head]).__name__}; '
-        f'to take it off: torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule("{head}"), "{tensor}")'
+        f'to take it off: torch.nn.utils.parametrize.remove_parametrizations({layer}, "{tensor}")'
     )
+
+
+def _fits(tree: Tree, path: str, new: nn.Module) -> bool:
+    """Whether torch could use `new` in place of a parametrization, a list of them or the dict of these lists."""
+    parent, old = tree.parent(path), tree.modules[path]
+    if isinstance(parent, ParametrizationList):
+        return accepts(new.forward, 1 if parent.is_tensor else parent.ntensors)
+    return isinstance(new, type(old)) and new._modules.keys() == old._modules.keys()
 
 
 def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | None:
     """Why a module can't stand at `path`: its parent reads what the old module has and the new one has not."""
     parent = step.tree.parent(path)
-    if isinstance(parent, (*_CALLERS, nn.TransformerEncoderLayer)):
+    above_it = step.tree.parent(path.rpartition(".")[0])
+    first = isinstance(above_it, nn.TransformerEncoder) and last(path) == next(iter(parent._modules))
+    if first and parent is above_it.layers:
+        parent, attributes = above_it, {"self_attn"}
+    elif isinstance(parent, (*_CALLERS, nn.TransformerEncoderLayer)):
         return None
-    attributes, _ = _uses(step, parent, last(path))
+    else:
+        attributes, _ = _uses(step, parent, last(path))
     missing = sorted(name for name in attributes if hasattr(old, name) and not hasattr(new, name))
     if not missing:
         return None
@@ -125,7 +160,8 @@ def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | N
 def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:
     """Warn of a parent that reads the new module's weights instead of calling it.
 
-    The fast path of nn.TransformerEncoderLayer does so in eval mode without gradients; it is turned off.
+    The fast path of nn.TransformerEncoderLayer does so in eval mode without gradients; it is turned off, as is that of
+    the nn.TransformerEncoder above it, which gives its layers nested tensors.
 
     Args:
         step: The verb at work.
@@ -141,18 +177,29 @@ def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:
                     f'"{path}" is never called: {type(parent).__name__} reads its {", ".join(sorted(attributes))}, '
                     "so that the new module's own forward does not run."
                 )
-        for owner in above(path) if layers else ():
-            layer = step.tree.modules[owner]
-            if isinstance(layer, nn.TransformerEncoderLayer) and layer.activation_relu_or_gelu:
-                step.journal.keep_attr(layer, "activation_relu_or_gelu")
-                layer.activation_relu_or_gelu = 0
-                step.warnings.append(
-                    f'"{owner}": the fast path of this nn.TransformerEncoderLayer (eval mode, no gradients) would read '
-                    "the weights and not call the new module; it is turned off."
-                )
+        turned_off = [owner for owner in above(path) if layers and _turn_off_fast_path(step, step.tree.modules[owner])]
+        if turned_off:
+            kind = type(step.tree.modules[turned_off[0]]).__name__
+            step.warnings.append(
+                f'"{turned_off[0]}": the fast path of this nn.{kind} (eval mode, no gradients) would read '
+                "the weights and not call the new module; it is turned off."
+            )
+
+
+def _turn_off_fast_path(step: Step, layer: nn.Module) -> bool:
+    for kind, name, off in _FAST_PATHS:
+        if isinstance(layer, kind) and getattr(layer, name):
+            step.journal.keep_attr(layer, name)
+            setattr(layer, name, off)
+            return True
+    return False
 
 
 _CALLERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_FAST_PATHS = (
+    (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
+    (nn.TransformerEncoder, "use_nested_tensor", False),
+)
 
 
 def _uses(step: Step, parent: nn.Module, name: str) -> tuple[set[str], bool]:

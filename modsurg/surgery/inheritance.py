@@ -102,6 +102,7 @@ def _move(step: Step, modules: list[nn.Module], home: torch.Tensor, path: str) -
             for name, tensor in slots.items():
                 if tensor is None:
                     continue
+                _check_inference(tensor, home, path, module)
                 dtype = home.dtype if tensor.dtype in _PLAIN_FLOATS else tensor.dtype
                 if tensor.device == home.device and tensor.dtype == dtype:
                     continue
@@ -124,6 +125,15 @@ def _check_meta(tensor: torch.Tensor, home: torch.Tensor, path: str, module: nn.
         raise EditError(
             f'the new {type(module).__name__} at "{path}" has no weights (it is on meta), while the model is on '
             f'{home.device}. Make it there: new.to_empty(device="{home.device}"), then initialise or load it.'
+        )
+
+
+def _check_inference(tensor: torch.Tensor, home: torch.Tensor, path: str, module: nn.Module) -> None:
+    if not is_lazy(tensor) and tensor.is_inference() and not home.is_inference():
+        kind = type(module).__name__
+        raise EditError(
+            f'the new {kind} at "{path}" was made under torch.inference_mode(), so it can\'t train. Make it outside: '
+            f"with torch.inference_mode(False): new = {kind}(...)."
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 Mapping = MutableMapping[Any, Any]
 
@@ -51,7 +52,7 @@ class Journal:
         """Keep which memory the tensor has (not a copy of it), its gradient and requires_grad."""
         if id(tensor) not in self.tensors:
             self.tensors[id(tensor)] = tensor
-            data, grad, requires_grad = tensor.data, tensor.grad, tensor.requires_grad
+            data, grad, requires_grad = None if is_lazy(tensor) else tensor.data, tensor.grad, tensor.requires_grad
             self._undo.append(lambda: _restore_tensor(tensor, data, grad, requires_grad))
 
     def keep_attr(self, owner: object, name: str) -> None:
@@ -104,11 +105,13 @@ def _refill(mapping: Mapping, items: list[tuple[Any, Any]]) -> None:
     mapping.update(items)
 
 
-def _restore_tensor(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None, requires_grad: bool) -> None:
+def _restore_tensor(
+    tensor: torch.Tensor, data: torch.Tensor | None, grad: torch.Tensor | None, requires_grad: bool
+) -> None:
     tensor.grad = None
-    if tensor.shape == data.shape:
+    if data is not None and tensor.shape == data.shape:
         tensor.data = data
-    else:
+    elif data is not None:
         set_data(tensor, data)
     if tensor.requires_grad != requires_grad:
         tensor.requires_grad = requires_grad

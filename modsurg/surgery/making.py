@@ -82,7 +82,7 @@ def _wants_path(function: Callable[..., object]) -> bool:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:
         return False
-    if not _accepts(function, 1) and not _accepts(function, 2):
+    if not accepts(function, 1) and not accepts(function, 2):
         raise EditError(
             f"{function!r} can't be called with the old module, nor with it and its path; "
             "write it as (old) or (old, path): lambda old: nn.GELU()."
@@ -92,9 +92,12 @@ def _wants_path(function: Callable[..., object]) -> bool:
     return len(required) >= 2 or (len(positional) >= 2 and positional[1].name == "path")
 
 
-def _accepts(function: Callable[..., object], count: int) -> bool:
+def accepts(function: Callable[..., object], count: int) -> bool:
+    """Whether the function can be called with so many arguments, as far as it says what it takes."""
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
         return False
+    except ValueError:  # of C
+        pass
     return True

@@ -4,6 +4,7 @@ from torch import nn
 
 from modsurg.errors import ContainerError, EditError, NameTakenError, NoMatchError
 from modsurg.surgery.containers import is_container, next_number, numbered
+from modsurg.surgery.reading import reads
 from modsurg.tree.nearest import nearest
 from modsurg.tree.selection import exact_path
 from modsurg.tree.walk import Tree
@@ -100,7 +101,7 @@ def called_by_name(parent: nn.Module, name: str) -> bool:
     """Whether the parent's own code speaks of the child by its name, as `self.name`."""
     for kind in type(parent).__mro__:
         if kind.__module__.startswith("torch.nn.modules"):
-            return False
+            return reads(parent, name) != (set(), False)
         for method in vars(kind).values():
             code = getattr(method, "__code__", None)
             if code is not None and method.__name__ != "__init__" and name in code.co_names:

@@ -24,16 +24,17 @@ def wrapped(optimizer: object) -> list[Any]:
     return [value for value in vars(optimizer).values() if hasattr(value, "param_groups") and value is not optimizer]
 
 
-def keep(optimizer: Optimizer, entered: Collection[int], journal: Journal) -> None:
-    """Take note of which parameter has which entry; what parameters that stay learn later is not taken back.
+def keep(optimizer: Optimizer, changed: Collection[int], journal: Journal) -> None:
+    """Take note of which parameter has which entry; what the others learn later is not taken back.
 
     Args:
         optimizer: Its state is about to change.
-        entered: `id` of the parameters that are about to enter: they leave when this is undone.
+        changed: `id` of the parameters that are about to enter or to be resized: what they have learnt later no longer
+            fits when this is undone.
         journal: Takes the note.
     """
     for number, state in enumerate(states(optimizer)):
-        journal.on_undo(partial(_restore, optimizer, number, state, list(state.items()), entered))
+        journal.on_undo(partial(_restore, optimizer, number, state, list(state.items()), changed))
 
 
 def forget(optimizer: Optimizer, parameter: torch.Tensor) -> None:
@@ -43,7 +44,7 @@ def forget(optimizer: Optimizer, parameter: torch.Tensor) -> None:
 
 
 def begin(optimizer: Optimizer, group: dict[str, Any], parameter: torch.Tensor) -> None:
-    """Give a parameter that has entered a group the state without which the next step would fail.
+    """Give a parameter that has entered a group, or trains from now on, the state without which a step would fail.
 
     Adagrad's constructor makes state; fused SGD can't step parameters with momentum and new ones at once.
     """
@@ -115,12 +116,14 @@ def _resized(
 
 
 def _restore(
-    optimizer: Optimizer, number: int, kept: State, items: list[tuple[Any, Any]], entered: Collection[int]
+    optimizer: Optimizer, number: int, kept: State, items: list[tuple[Any, Any]], changed: Collection[int]
 ) -> None:
     """Into the state as it is now: after a `load_state_dict` it is another object, with newer entries."""
     state = states(optimizer)[number]
     known = {id(parameter) for parameter, _ in items}
-    later = [(p, entry) for p, entry in state.items() if id(p) not in known and id(p) not in entered]
+    later = [(p, entry) for p, entry in state.items() if id(p) not in known and id(p) not in changed]
+    if isinstance(optimizer, LBFGS):  # one history over all
+        later = []
     if state is not kept:
         items = [(p, state.get(p, entry)) for p, entry in items]
     _refill(state, items + later)

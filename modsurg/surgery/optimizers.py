@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -146,7 +147,8 @@ def follow(optimizers: Sequence[Optimizer], moved: Moved, journal: Journal) -> l
     done = []
     for number, optimizer in enumerate(optimizers):
         mine = {place.group: entries for place, entries in entering.items() if place.optimizer == number}
-        done.append(_apply(optimizer, mine, gone, moved, names, journal))
+        with torch.inference_mode(False):
+            done.append(_apply(optimizer, mine, gone, moved, names, journal))
     return done
 
 
@@ -231,7 +233,8 @@ def _apply(
     shapes = [r for each in moved.resized for r in each.tensors if id(r.tensor) in staying]
     notes: list[str | None] = []
     if entering or leaving or shapes or moved.restart:
-        keep(optimizer, {id(p) for entries in entering.values() for *_, p in entries}, journal)
+        changed = {id(shape.tensor) for shape in shapes}
+        keep(optimizer, changed.union(id(p) for entries in entering.values() for *_, p in entries), journal)
         notes.append(restart(optimizer, journal))
     for parameter in leaving:
         forget(optimizer, parameter)
@@ -242,6 +245,9 @@ def _apply(
         rewrite(group, entering.get(number, ()), gone, names, journal)
         for *_, parameter in entering.get(number, ()):
             begin(optimizer, group, parameter)
+        for parameter in group["params"]:
+            if id(parameter) in moved.thawed and parameter not in optimizer.state:
+                begin(optimizer, group, parameter)
     entered = {name: number for number, entries in entering.items() for _, name, _ in entries}
     return Synced(optimizer, entered, len(leaving), tuple(note for note in notes if note))
 

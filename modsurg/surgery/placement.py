@@ -10,6 +10,7 @@ from modsurg.surgery.containers import in_order, neighbours, without
 from modsurg.surgery.guards import (
     above,
     parametrizing,
+    refuse_compiled,
     refuse_cycle,
     refuse_offloaded,
     refuse_wrapped,
@@ -17,18 +18,19 @@ from modsurg.surgery.guards import (
     unreadable,
 )
 from modsurg.surgery.inheritance import settle, take_place
-from modsurg.surgery.making import Maker
+from modsurg.surgery.making import Maker, accepts
 from modsurg.surgery.naming import called_by_name, free_name, parent_of, sibling
 from modsurg.surgery.steps import Change, Step, last
 from modsurg.tree.selection import Selection, Site
 from modsurg.tree.walk import Tree
+from modsurg.tree.wrappers import unwrap
 
 
 def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, tuple[str, ...]]]:
     """The sites that have a place, and which of their paths are edited.
 
     Raises:
-        EditError: Only the root matches, or a path that can't be untied from another.
+        EditError: Only the root matches, or the module right inside a torch.compile wrapper.
         WrapperError: A place inside DDP, FSDP or TorchScript.
     """
     sites = [site for site in selection if "" not in site.matched]
@@ -36,27 +38,19 @@ def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, t
         root = type(step.tree.root).__name__
         raise EditError(f"the root {root} has no place in a tree; assign your variable instead: model = new.")
     chosen = [(site, site.matched if untie else site.paths) for site in sites]
-    for site, paths in chosen if untie else ():
-        _refuse_half(step.tree, site, paths)
     refuse_wrapped(step.tree, (path for _, paths in chosen for path in paths))
+    refuse_compiled(step.tree, (path for _, paths in chosen for path in paths))
     return chosen
-
-
-def _refuse_half(tree: Tree, site: Site, paths: tuple[str, ...]) -> None:
-    edges = {(id(tree.parent(path)), last(path)) for path in paths}
-    for other in site.paths:
-        if other not in paths and (id(tree.parent(other)), last(other)) in edges:
-            parent = other.rpartition(".")[0]
-            raise EditError(
-                f'untie=True: "{paths[0]}" and "{other}" are one place, because their parent is shared. '
-                f'Untie the parent first: replace(model, "{parent}", copy.deepcopy, untie=True).'
-            )
 
 
 def outermost(
     step: Step, chosen: list[tuple[Site, tuple[str, ...]]], make: Maker
 ) -> list[tuple[Site, tuple[str, ...], nn.Module]]:
-    """Make the new modules, outer sites first; what lies inside an edited one is left alone and reported."""
+    """Make the new modules, outer sites first; what lies inside an edited one is left alone and reported.
+
+    Raises:
+        EditError: A path that can't be untied from another.
+    """
     done: set[str] = set()
     inner: list[str] = []
     made: list[tuple[Site, tuple[str, ...], nn.Module]] = []
@@ -73,23 +67,43 @@ def outermost(
         if site.module._modules and nested:
             done.update(paths)
         made.append((site, paths, new))
+    for site, paths, _ in made:
+        _refuse_half(step.tree, site, paths, done)
     if inner:
         step.warnings.append(f"{len(inner)} matches lie inside an edited one and were left alone: {_some(inner)}.")
     return made
 
 
+def _refuse_half(tree: Tree, site: Site, paths: tuple[str, ...], done: set[str]) -> None:
+    """Refuse to edit a place without another that is the same one, unless that lies inside an edited one."""
+    others = [path for path in site.paths if path not in paths and done.isdisjoint(above(path))]
+    edges = {(id(tree.parent(path)), last(path)) for path in paths} if others else set()
+    for other in others:
+        if (id(tree.parent(other)), last(other)) in edges:
+            parent = other.rpartition(".")[0]
+            raise EditError(
+                f'untie=True: "{paths[0]}" and "{other}" are one place, because their parent is shared. '
+                f'Untie the parent first: replace(model, "{parent}", copy.deepcopy, untie=True).'
+            )
+
+
 def callable_ones(
-    step: Step, made: list[tuple[Site, tuple[str, ...], nn.Module]]
+    step: Step, made: list[tuple[Site, tuple[str, ...], nn.Module]], *, gone: bool = False
 ) -> list[tuple[Site, tuple[str, ...], nn.Module]]:
-    """Leave out the sites of several where torch could not use the new module.
+    """Leave out the sites of several where torch could not use the new module, or do without the old one (`gone`).
 
     Raises:
         EditError: It is the only site.
     """
     kept, left = [], []
     for each in made:
-        why = next(filter(None, (unreadable(step, path, each[0].module, each[2]) for path in each[1])), None)
-        if why:
+        site, paths, new = each
+        wrong = (
+            parametrizing(step.tree, path, None if gone else new)
+            or (None if gone and in_order(step.tree.parent(path)) else unreadable(step, path, site.module, new))
+            for path in paths
+        )
+        if why := next(filter(None, wrong), None):
             left.append(why)
         else:
             kept.append(each)
@@ -104,14 +118,13 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
     made = callable_ones(step, outermost(step, targets(step, selection, untie), make))
     for site, paths, new in made:
         _refuse(step, site, paths, new, kind)
-    layers = any(isinstance(module, nn.TransformerEncoderLayer) for module in step.tree.modules.values())
+    layers = _has_fast_path(step.tree)
     for site, paths, new in made:
         take_place(step, site.module, new, paths[0])
         for path in paths:
             parent = step.tree.parent(path)
             step.child(parent, last(path), new)
         tell_if_bypassed(step, paths, layers)
-        _tell_parametrizing(step, paths, gone=False)
         step.changes.append(Change(kind, paths, site.module, new))
         step.replaced.append((site.module, new, paths[0]))
         step.made.append((paths, site.module, new))
@@ -122,9 +135,14 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
     tell_untied(step, made)
 
 
-def _tell_parametrizing(step: Step, paths: tuple[str, ...], *, gone: bool) -> None:
-    found = (parametrizing(step.tree, path, gone=gone) for path in paths if "parametrizations" in path)
-    step.warnings += [f"{why}." for why in found if why]
+def _has_fast_path(tree: Tree) -> bool:
+    return any(isinstance(module, nn.TransformerEncoderLayer) for module in tree.modules.values())
+
+
+def _refuse_parametrizing(tree: Tree, paths: Iterable[str]) -> None:
+    for path in paths:
+        if why := parametrizing(tree, path, None):
+            raise EditError(f"{why}.")
 
 
 def _refuse(step: Step, site: Site, paths: tuple[str, ...], new: nn.Module, kind: str) -> None:
@@ -180,6 +198,7 @@ def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, unt
     made = outermost(step, targets(step, selection, untie), make)
     for site, paths, new in made:
         step.made.append((paths, site.module, new))
+        _refuse_parametrizing(step.tree, paths)
         for path in paths:
             refuse_cycle(step.tree, path, new)
     placed = neighbours(step, [(path, new) for _, paths, new in made for path in paths], after)
@@ -192,19 +211,24 @@ def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, unt
 def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) -> None:
     """Take sites out of their containers; elsewhere put an Identity, or delete."""
     chosen = targets(step, selection, untie)
-    made = callable_ones(step, outermost(step, chosen, lambda old, path: nn.Identity()))
+    made = callable_ones(step, outermost(step, chosen, lambda old, path: nn.Identity()), gone=True)
     cut: list[str] = []
+    layers = _has_fast_path(step.tree)
     for site, paths, identity in made:
         refuse_offloaded(paths[0], site.module)
-        _tell_parametrizing(step, paths, gone=True)
         out = [path for path in paths if delete or in_order(step.tree.parent(path))]
         rest = tuple(path for path in paths if path not in out)
         cut += out
+        for path in (each for each in out if not in_order(step.tree.parent(each))):
+            _tell_if_spoken_of(step, path, "any more")
         if out:
             step.changes.append(Change("remove", tuple(out), site.module, None))
         for path in rest:
+            _refuse_identity(step.tree, path)
             step.child(step.tree.parent(path), last(path), identity)
         if rest:
+            if not isinstance(site.module, nn.Dropout):  # which does nothing where the fast path is taken
+                tell_if_bypassed(step, rest, layers)
             settle(step, identity, site.module, rest[0], site.module.training)
             step.changes.append(Change("remove", rest, site.module, identity))
     moved = without(step, cut)
@@ -215,10 +239,33 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
     tell_untied(step, made)
 
 
+def _tell_if_spoken_of(step: Step, path: str, how: str) -> None:
+    parent, name = step.tree.parent(path), last(path)
+    if called_by_name(parent, name):
+        step.warnings.append(
+            f'"{path}": {type(parent).__name__} speaks of self.{name} in its own code, which will not find it {how}.'
+        )
+
+
+def _refuse_identity(tree: Tree, path: str) -> None:
+    module = tree.modules[path]
+    kind, parent = type(module).__name__, type(tree.parent(path)).__name__
+    if type(module).forward is nn.Module.forward and "forward" not in vars(module):
+        raise EditError(
+            f'"{path}" is a {kind}, which has no forward: {parent} does not call it, and no Identity can stand for it. '
+            f'To delete it: remove(model, "{path}", delete=True).'
+        )
+    if isinstance(module, nn.RNNBase) or not accepts(module.forward, 1):
+        raise EditError(
+            f'"{path}" is a {kind}, which takes or returns more than one tensor, so no Identity can stand for it. '
+            f'Put what {parent} can call there: replace(model, "{path}", new), or delete it: delete=True.'
+        )
+
+
 def add_child(step: Step, path: str, child: nn.Module, before: str | None, after: str | None) -> None:
     """Add a child under a free name, last or beside a sibling."""
     above_path, name = parent_of(step.tree, path)
-    parent = step.tree.modules[above_path]
+    parent = unwrap(step.tree.modules[above_path])
     refuse_wrapped(step.tree, [path])
     if not isinstance(child, nn.Module):
         raise EditError(f'add needs a module for "{path}", not {child!r}; a class is called first: nn.ReLU().')
@@ -248,13 +295,9 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     above_path, _, old = paths[0].rpartition(".")
     parent = step.tree.modules[above_path]
     free_name(parent, above_path, name, keep=old)
-    _tell_parametrizing(step, paths, gone=False)
+    _refuse_parametrizing(step.tree, paths)
     step.children(parent, [(name if n == old else n, child) for n, child in parent._modules.items()])
-    if called_by_name(parent, old):
-        step.warnings.append(
-            f'"{paths[0]}": {type(parent).__name__} speaks of self.{old} in its own code, which will not find it '
-            f'under "{name}".'
-        )
+    _tell_if_spoken_of(step, paths[0], f'under "{name}"')
     at = tuple(f"{owner}.{old}" if owner else old for owner in step.tree.paths[id(parent)])
     step.changes.append(Change("rename", at, site.module, site.module, name))
 

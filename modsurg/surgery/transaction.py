@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -182,7 +183,7 @@ class Edit:
         if any(each._outer is self for each in _still_open()):
             raise EditError("a transaction within this one is open; use its verbs, or let its block end first.")
         self._recorder.settle()
-        with uncollected():
+        with uncollected(), torch.inference_mode(False):  # what is made is to train
             step = Step(walk(self._root))
             self._before = self._before or step.tree
             self._journal.open(step.journal)  # before the first change, so that no interrupt can come between
