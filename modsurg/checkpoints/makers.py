@@ -31,32 +31,17 @@ _DEEPEST_NAME: Final = 20
 _LARGEST_PART: Final = 1 << 4096
 
 
-def may_be_called(made: Made) -> bool:
-    """Whether this call makes no more than a plain value of its arguments."""
-    check = CALLED.get(str(made.maker))
-    return check is not None and check(made)
-
-
-def may_be_allocated(made: Made, named: Mapping[str, object]) -> bool:
-    """Whether this object takes no more memory than its arguments do in the file.
+def may_be_made(made: Made, named: Mapping[str, object]) -> bool:
+    """Whether this makes no more than a plain value of its arguments, or an object that takes no more memory than they.
 
     Args:
-        made: What the pickle wants to be allocated.
+        made: What the pickle wants to be called or allocated.
         named: The trusted classes by dotted name.
     """
-    if not made.args:
-        return True
     kind = named.get(str(made.maker))
-    if isinstance(kind, EnumMeta):
-        return is_member(made)
-    if str(made.maker) in CALLED:
-        return may_be_called(made)
-    if not isinstance(kind, type) or (issubclass(kind, Fraction) and not _fraction(made)):
-        return False
-    if isinstance(kind.__new__, FunctionType):  # the class's own code, as in a named tuple
-        return True
-    contents = next((plain for base, plain in _BASES if issubclass(kind, base) and kind is not base), ())
-    return len(made.args) == 1 and type(made.args[0]) in contents
+    if isinstance(kind, EnumMeta):  # a member by its value
+        return len(made.args) == 1 and _is_flat(made.args[0])
+    return _may_be_called(made) if made.called else _may_be_allocated(made, kind)
 
 
 def may_be_hashed(made: Made, named: Mapping[str, object]) -> bool:
@@ -80,11 +65,6 @@ def _is_leaf(value: object) -> bool:
     return isinstance(value, Made) and value.called and value.state is None and str(value.maker) != "builtins.slice"
 
 
-def is_member(made: Made) -> bool:
-    """Whether a member of an enum is asked for by one value that is looked up in bounded time."""
-    return len(made.args) == 1 and _is_flat(made.args[0])
-
-
 def classes_of_numbers() -> list[type]:
     """The classes of numpy's dtypes of numbers, of which torch asks that they are allowed too."""
     numpy = sys.modules["numpy"]
@@ -94,6 +74,24 @@ def classes_of_numbers() -> list[type]:
 def frozen(items: Any = ()) -> frozenset[object]:
     """`frozenset`, of members that can be hashed in bounded time."""
     return frozenset(checked_key(item) for item in items)
+
+
+def _may_be_called(made: Made) -> bool:
+    check = CALLED.get(str(made.maker))
+    return check is not None and check(made)
+
+
+def _may_be_allocated(made: Made, kind: object) -> bool:
+    if not made.args:
+        return True
+    if str(made.maker) in CALLED:
+        return _may_be_called(made)
+    if not isinstance(kind, type) or (issubclass(kind, Fraction) and not _fraction(made)):
+        return False
+    if isinstance(kind.__new__, FunctionType):  # the class's own code, as in a named tuple
+        return True
+    contents = next((plain for base, plain in _BASES if issubclass(kind, base) and kind is not base), ())
+    return len(made.args) == 1 and type(made.args[0]) in contents
 
 
 def _anything(_: Made) -> bool:

@@ -4,7 +4,6 @@ Nothing but torch's own rebuilding of tensors and a few constructors of plain va
 allocates and every function that it refers to has to be trusted. Then torch's restricted unpickler does the rest.
 """
 
-import enum
 import os
 import threading
 from collections.abc import Callable, Mapping, Set
@@ -24,14 +23,7 @@ from modsurg.checkpoints.formats.pickledmodels import is_module, module_tree
 from modsurg.checkpoints.formats.torchpickle import Storage, loading, stored_id
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, shown, unpickle
-from modsurg.checkpoints.makers import (
-    classes_of_numbers,
-    frozen,
-    is_member,
-    may_be_allocated,
-    may_be_called,
-    may_be_hashed,
-)
+from modsurg.checkpoints.makers import classes_of_numbers, frozen, may_be_hashed, may_be_made
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.tree.blueprint import describe
 from modsurg.tree.drawing import children_first
@@ -144,7 +136,7 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
     pickle = read_model(file, path)
     names = _names(file)
     named = dict(zip(names, trust.resolve([":".join(name.rsplit(".", 1)) for name in names]), strict=True))
-    refused = sorted({str(made.maker) for made in pickle.made if not _is_data(made, named)})
+    refused = sorted({str(made.maker) for made in pickle.made if not may_be_made(made, named)})
     if refused:
         raise TrustError(f"it wants to call {', '.join(refused)}, which is no data; nothing of it ran")
     for made in pickle.made:
@@ -174,14 +166,6 @@ def _names(file: BinaryIO) -> list[str]:
         return sorted(get_unsafe_globals_in_checkpoint(file))
     except _DAMAGED as error:
         raise FormatError(f"torch can't read its pickle: {_reason(error)}") from error
-
-
-def _is_data(made: Made, named: Mapping[str, object]) -> bool:
-    if not made.called:
-        return may_be_allocated(made, named)
-    if isinstance(named.get(str(made.maker)), enum.EnumMeta):
-        return is_member(made)
-    return may_be_called(made)
 
 
 def _is_held(named: Mapping[str, object], made: Made) -> bool:
