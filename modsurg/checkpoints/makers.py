@@ -29,6 +29,7 @@ _BY_IDENTITY: Final[object] = object.__hash__
 _LONGEST_NAME: Final = 255
 _DEEPEST_NAME: Final = 20
 _LARGEST_PART: Final = 1 << 4096
+FUNCTIONS: Final = "torch._C._VariableFunctionsClass"
 
 
 def may_be_made(made: Made, named: Mapping[str, object]) -> bool:
@@ -42,6 +43,12 @@ def may_be_made(made: Made, named: Mapping[str, object]) -> bool:
     if isinstance(kind, EnumMeta):  # a member by its value
         return len(made.args) == 1 and _is_flat(made.args[0])
     return _may_be_called(made) if made.called else _may_be_allocated(made, kind)
+
+
+def torch_function(made: Made) -> str | None:
+    """The name of a function such as `torch.relu`, which a pickle gets from a class of torch by `getattr`."""
+    named = made.args[1] if made.called and str(made.maker) == "builtins.getattr" and len(made.args) == 2 else None
+    return named if type(named) is str and str(made.args[0]) == FUNCTIONS else None
 
 
 def may_be_hashed(made: Made, named: Mapping[str, object]) -> bool:
@@ -96,6 +103,15 @@ def _may_be_allocated(made: Made, kind: object) -> bool:
 
 def _anything(_: Made) -> bool:
     return True
+
+
+def _nothing(made: Made) -> bool:
+    return not made.args
+
+
+def _deque(made: Made) -> bool:
+    items, length = (*made.args, None)[:2] if made.args else ((), None)
+    return len(made.args) <= 2 and type(items) in (tuple, list) and type(length) in (int, type(None))
 
 
 def _of_atoms(made: Made) -> bool:
@@ -154,6 +170,9 @@ def _scalar(made: Made) -> bool:
 CALLED: Final[Mapping[str, Callable[[Made], bool]]] = {
     "functools.partial": _anything,
     "builtins.slice": _anything,
+    "builtins.bytes": _nothing,
+    "builtins.getattr": lambda made: torch_function(made) is not None,
+    "collections.deque": _deque,
     "builtins.range": _of_atoms,
     "builtins.xrange": _of_atoms,  # Python 2's name of it, which protocol 2 writes
     "torch.serialization._get_layout": _anything,

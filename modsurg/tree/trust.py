@@ -42,7 +42,7 @@ _PLAIN = {
     f"{home}:{name}"
     for home, names in {
         "builtins": "bool int float complex str bytes list tuple dict set frozenset slice range object type "
-        "abs all any divmod len max min pow repr reversed round sorted sum zip",
+        "Ellipsis abs all any divmod len max min pow repr reversed round sorted sum zip",
         "collections": "OrderedDict defaultdict Counter deque",
         "argparse": "Namespace",
         "functools": "partial",
@@ -230,7 +230,7 @@ class Trust:
         if isinstance(value, BuiltinFunctionType):
             module, _, short = name.partition(":")
             is_math = module in _BUILTIN_HOMES or (module == "torch" and hasattr(torch.Tensor, short))
-            return is_math or _holds(home, self._packages)
+            return is_math or _holds(home, self._packages) or _place(value) in self._packages
         return False
 
 

@@ -247,8 +247,8 @@ def _mapping(items: Any = (), *_: Any) -> Ordered:
     return ordered
 
 
-def _default_mapping(*_: Any) -> Ordered:
-    return Ordered()
+def _default_mapping(_: Any = None, items: Any = ()) -> Ordered:
+    return _mapping(items)
 
 
 _CALLS: Final[dict[str, Callable[..., object]]] = {

@@ -15,6 +15,8 @@ from typing import Any, Final
 from modsurg.errors import FormatError, ModsurgError
 
 _STEPS: Final = 20_000_000
+_COPIED: Final = 1 << 20
+_SIZED: Final = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _OLD_NAMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 keeps to those of Python 2
 
 
@@ -121,6 +123,7 @@ class _Machine:
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.made: list[Made] = []
+        self.copied = 0
 
     def run(self, at: int) -> int:
         data, operations = self.data, _OPERATIONS
@@ -191,12 +194,15 @@ class _Machine:
 
     def make(self, at: int, *, called: bool) -> int:
         args, maker = self.stack.pop(), self.stack.pop()
+        if not isinstance(args, tuple):
+            raise FormatError(f"the pickle calls {shown(maker)} with {shown(args)}, not with a tuple")
+        self.copied += sum(len(arg) for arg in args if isinstance(arg, _SIZED))
+        if self.copied > len(self.data) + _COPIED:
+            raise FormatError("the pickle copies the same values over and over, which no file of torch does")
         known = self.loading.calls.get(str(maker)) if type(maker) is Name else None
         if known is not None:
             self.stack.append(known(*args))
             return at
-        if not isinstance(args, tuple):
-            raise FormatError(f"the pickle calls {shown(maker)} with {shown(args)}, not with a tuple")
         self.made.append(Made(maker, args, called))
         self.stack.append(self.made[-1])
         return at
@@ -218,7 +224,7 @@ def checked_key(key: Any) -> Any:
     for item in key if isinstance(key, tuple | frozenset) else (key,):
         if isinstance(item, Made):
             item.keyed = True
-        elif not (item is None or isinstance(item, str | int | float | bytes | Name)):
+        elif not (item is None or isinstance(item, str | int | float | complex | bytes | Name)):
             raise FormatError(f"the pickle has {shown(key)} as a key, which no state_dict has")
     return key
 
