@@ -202,7 +202,7 @@ class TestRefusals:
         )
         groups = [{"params": model[0].parameters()}, {"params": model[3].parameters()}]
         optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-        self.unchanged(run[0], "file 1 parameter groups, here 2", model=model, optimizer=optimizer)
+        self.unchanged(run[0], "file 1 parameter group, here 2", model=model, optimizer=optimizer)
 
     def test_what_fails_late_is_taken_back(self, run):
         class Stubborn(nn.Module):

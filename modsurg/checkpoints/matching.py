@@ -13,7 +13,7 @@ from modsurg.checkpoints.reports import SHOWN, LoadReport, Problems, as_code
 from modsurg.checkpoints.sharing import check_sharing
 from modsurg.checkpoints.suggestions import nearest_key, suggest_rules
 from modsurg.checkpoints.targets import Target, Targets
-from modsurg.errors import LoadError
+from modsurg.errors import LoadError, counted
 
 OnMismatch = Literal["error", "skip", "slice"]
 
@@ -197,8 +197,8 @@ def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems)
     for name, key in plan.leftover.items():
         problems.unexpected[key] = f', as "{name}"' if name != key else ""
     if rules:
-        share = "They" if len(left) == served else f"{served} of them"
-        problems.advice = f"{share} fit with load_state(..., rename={as_code(rules)})"
+        share = "They fit" if len(left) == served else counted(served, "of them fits", "of them fit")
+        problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
 
 
 def _renamed(source: Source, options: Options) -> dict[str, str]:

@@ -11,7 +11,7 @@ from types import BuiltinFunctionType, FunctionType
 
 import torch
 
-from modsurg.errors import TrustError
+from modsurg.errors import TrustError, counted
 
 Trusted = Iterable[str | type | Callable[..., object]] | str | type | Callable[..., object]
 Renames = Mapping[str, str | type | Callable[..., object]]
@@ -280,7 +280,7 @@ def _untrusted(names: Sequence[str]) -> str:
     packages = sorted({top for name, top in tops.items() if name not in foreign} - {""})
     classes = [name.rpartition(":")[2].rpartition("<locals>.")[2] for name in names if not tops[name]]
     entries = [*(f'"{package}"' for package in packages), *classes]
-    count = f"{len(names)} names are" if len(names) > 1 else "1 name is"
+    count = counted(len(names), "name is", "names are")
     lines = [f"{count} not trusted; nothing of it was imported or run.", *(f"  {_dotted(name)}" for name in names)]
     if foreign:
         lines.append(f"No model needs {', '.join(map(_dotted, foreign))}: the file may be hostile.")
