@@ -98,6 +98,6 @@ def table(rows: Mapping[str, str], start: str) -> list[str]:
     return lines
 
 
-def as_code(value: str | Mapping[str, str]) -> str:
+def as_code(value: str | Mapping[str, str | None]) -> str:
     """A string or rename rules as Python would read them, in double quotes."""
     return json.dumps(value, ensure_ascii=False)
