@@ -250,6 +250,15 @@ def test_containers_that_torch_would_not_fill_again(tmp_path):
         assert back.index == (slice(None), ...)
 
 
+def test_a_wrapper_says_what_to_save_in_its_place(tmp_path):
+    script = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(SaveError, match=r"the model  a ScriptModule module: keep it with torch\.jit\.save"):
+        save_model(script, tmp_path / "m.pt")
+    with pytest.raises(SaveError, match=r"1  a DataParallel module: save the module inside it, \.module"):
+        save_model(nn.Sequential(nn.ReLU(), nn.DataParallel(nn.ReLU())), tmp_path / "m.pt")
+    assert os.listdir(tmp_path) == []
+
+
 def test_functions_that_torch_pickles_by_getattr(tmp_path):
     model = nn.ReLU()
     model.act = torch.tanh

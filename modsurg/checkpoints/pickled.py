@@ -85,9 +85,8 @@ def save_pickled(model: nn.Module, path: Path) -> None:
     model = unwrap(model)
     children_first(model)  # refuses one that holds itself
     for name, module in model.named_modules():
-        kind = wrapper_kind(module)
-        if kind is not None:
-            raise SaveError(f"{name or 'the model'} is a {type(module).__name__} of {kind}: save the module inside it")
+        if wrapper_kind(module) is not None:
+            describe(model)  # says what to save in its place
         if slots(type(module)):
             what = f"{name or 'the model'} has __slots__, which torch leaves out of a pickle"
             raise SaveError(f"{what}: save it as {path.stem}.safetensors")
