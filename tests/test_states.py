@@ -425,9 +425,7 @@ def test_a_tilde_is_no_home_outside_a_shell(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SaveError, match=r"there is no directory .*~: Path\('~.*'\)\.expanduser\(\) is in your home"):
         save_state(net(), f"~/{name}")
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no file ~/.*: Path\('~/.*'\)\.expanduser"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"there is no file ~/.*: Path\('~/.*'\)\.expanduser"):
         load_state(net(), f"~/{name}")
     assert list(tmp_path.iterdir()) == []
 
