@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from modsurg.errors import ModsurgError
+from modsurg.errors import ModsurgError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ def _diff(options: argparse.Namespace) -> int:
 
     with _Bar("comparing") as progress:
         found = diff(options.old, options.new, progress=progress)
-    same = "" if found else f"same: {found.tensors:,} tensors, {size(found.nbytes)}"
+    same = "" if found else f"same: {counted(found.tensors, 'tensor', 'tensors')}, {size(found.nbytes)}"
     _print(options, found.to_dict, lambda: "\n".join(filter(None, [same, found.render(color=in_colour())])))
     return DIFFERENT if found else SAME
 

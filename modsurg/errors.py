@@ -33,6 +33,16 @@ import sys
 import warnings
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """A number with the words that go with it, for a message.
+
+    Example:
+        >>> counted(1, "site matches", "sites match"), counted(2_000, "site matches", "sites match")
+        ('1 site matches', '2,000 sites match')
+    """
+    return f"{number:,} {one if number == 1 else many}"
+
+
 class ModsurgError(ValueError):
     """Base of every error that modsurg raises for its user."""
 

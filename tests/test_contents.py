@@ -227,7 +227,7 @@ def test_a_checkpoint_inside_itself(tmp_path):
 
 def test_a_tensor_of_nothing_but_repetition(tmp_path):
     path = saved(tmp_path, {"w": torch.ones(1).expand(1 << 40)})
-    with pytest.raises(FormatError, match=r"a tensor of shape \(1099511627776,\) is to be made of only 1 elements"):
+    with pytest.raises(FormatError, match=r"a tensor of shape \(1099511627776,\) is to be made of only 1 element by"):
         TorchSource(path)
 
 

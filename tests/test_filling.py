@@ -149,7 +149,7 @@ def test_a_wrong_hash_is_found_before_anything_is_written(tmp_path, way):
     path.write_bytes(raw)
     model = net()
     before = copies(model)
-    with pytest.raises(IntegrityError, match=r"1 are damaged: 5\.\w+; nothing was loaded\. Get the file again"):
+    with pytest.raises(IntegrityError, match=r"1 is damaged: 5\.\w+; nothing was loaded\. Get the file again"):
         load_state(model, path, verify=True)
     assert same(model, before)
     load_state(model, path)

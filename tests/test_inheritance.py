@@ -182,7 +182,7 @@ def test_a_hook_that_is_a_method_of_the_old_one_is_told():
 
     model = nn.Sequential(Counting(2, 2))
     model[0].register_forward_pre_hook(model[0].count)
-    with pytest.warns(ModsurgWarning, match="1 hooks are methods of the old module and were not carried"):
+    with pytest.warns(ModsurgWarning, match="1 hook is a method of the old module, and not carried"):
         replace(model, "0", nn.Linear(2, 2))
 
 

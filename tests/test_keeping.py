@@ -159,7 +159,7 @@ def test_between_the_batches_of_a_step_nothing_can_be_saved(tmp_path):
         for x, y in epoch:
             epoch.step(trainer.loss(trainer.model(x), y))
             if epoch.batch == 1:
-                with pytest.raises(TrainingError, match=r"epoch 1, batch 1 \(step 1\): 1 gradients wait.*from on_step"):
+                with pytest.raises(TrainingError, match=r"epoch 1, batch 1 \(step 1\): 1 gradient waits.*from on_step"):
                     trainer.save(tmp_path / "own.safetensors")
 
 

@@ -19,7 +19,7 @@ def test_layer_norms(norm):
     layer = norm((3, 4), elementwise_affine=False)
     resize(layer, normalized_shape=[2, 4])
     assert layer(torch.randn(5, 2, 4)).shape == (5, 2, 4)
-    with pytest.raises(ResizeError, match=r"normalized_shape=3 has 1 dimensions, the layer has 2: \(2, 4\)"):
+    with pytest.raises(ResizeError, match=r"normalized_shape=3 has 1 dimension, the layer has 2: \(2, 4\)"):
         resize(layer, normalized_shape=3)
 
 

@@ -15,6 +15,7 @@ from modsurg.checkpoints.makers import classes_of_numbers
 from modsurg.errors import FormatError, TrustError
 
 RANGE = b"cbuiltins\nrange\nK\x00\x8a\x06\x00\x00\x00\x00\x00\x01\x86R"  # range(0, 1 << 40)
+MANY = b"](" + b"".join(b"M" + n.to_bytes(2, "little") for n in range(50_000)) + b"eq\xfe"
 BOMB = b")" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(200, 255))  # 2^55 numbers
 LETTER = b"c_codecs\nencode\nX\x01\x00\x00\x00bX\x06\x00\x00\x00latin1\x86R"
 TEN = b"\x8a\x06\x00\x00\x00\x00\x00\x01"
@@ -91,6 +92,10 @@ def holding(path, code):
         (b"clogging\ngetLogger\n" + text("a." * 21) + b"\x85R", r"logging\.getLogger"),
         (b"ctest_makers\nColor\n" + BOMB + b"\x85\x81", r"test_makers\.Color"),
         (b"ctest_makers\nColor\n" + BOMB + b"\x85R", r"test_makers\.Color"),
+        (b"ccollections\ndeque\n" + RANGE + b"\x85R", r"collections\.deque"),
+        (b"ccollections\ndeque\n)cbuiltins\nint\n\x86R", r"collections\.deque"),
+        (b"ccollections\ndeque\n)K\x01K\x01\x87R", r"collections\.deque"),
+        (b"cbuiltins\nbytes\n" + TEN + b"\x85R", r"builtins\.bytes"),
     ],
 )
 def test_a_call_that_is_no_data(tmp_path, code, words):
@@ -106,6 +111,16 @@ def test_a_call_that_is_no_data(tmp_path, code, words):
         (b"}" + BOMB + b"K\x01s", "a tuple as a key"),
         (b"}cbuiltins\nslice\n" + BOMB + b"NN\x87RK\x01s", r"<builtins\.slice> as a key"),
         (b"}ctest_makers\nPair\ncbuiltins\nslice\n" + BOMB + b"NN\x87RK\x01\x86\x81K\x01s", r"Pair> as a key"),
+        (b"ccollections\ndefaultdict\nN}" + BOMB + b"K\x01s\x86R", "a tuple as a key"),
+        *[
+            (MANY + b"0(" + (kind + b"h\xfe\x85" + made) * 100 + b"t", "copies the same values over and over")
+            for kind, made in [
+                (b"cbuiltins\nfrozenset\n", b"R"),
+                (b"cbuiltins\nset\n", b"R"),
+                (b"ccollections\ndeque\n", b"R"),
+                (b"ctest_makers\nRow\n", b"\x81"),
+            ]
+        ],
         (b"cre\n_compile\nK\x01R", "calls re._compile with 1, not with a tuple"),
         (b"}ctest_makers\nPair\n" + BOMB + b"K\x01\x86\x81K\x01s", r"<test_makers\.Pair> as a key"),
         (dtype("i8", b"Nb" + 2 * (b"(K\x03" + text("<") + b"NNNJ\xff\xff\xff\xff" * 2 + b"K\x00tb")), "damaged|twice"),
@@ -128,6 +143,8 @@ def test_what_would_never_end_or_hides_something(tmp_path, code, words):
         (b"}ctest_makers\nPair\nK\x01K\x02\x86\x81K\x01s", {Pair(1, 2): 1}),
         (b"ctest_makers\nColor\nK\x01K\x02\x86\x85R", Color.RED),
         (b"ctest_makers\nColor\nK\x01K\x02\x86\x85\x81", Color.RED),
+        (b"ccollections\ndeque\n](K\x01K\x02eK\x01\x86R", collections.deque([2], 1)),
+        (b"ccollections\ndefaultdict\nN}K\x01K\x02s\x86R", collections.defaultdict(None, {1: 2})),
         (b"cfractions\nFraction\n" + text("1/3") + b"\x85R", fractions.Fraction(1, 3)),
         (b"cbuiltins\nfrozenset\n](K\x01K\x02e\x85R", frozenset({1, 2})),
     ],

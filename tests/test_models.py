@@ -198,6 +198,18 @@ def test_a_wrapped_model_is_refused_with_the_fix(tmp_path, suffix):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt"])
+def test_a_tensor_on_meta_that_no_state_holds(tmp_path, name):
+    model = nn.ReLU()
+    model.shape = torch.ones(2, 3, device="meta").t()
+    model.register_buffer("mask", torch.ones(2, device="meta", dtype=torch.bool), persistent=False)
+    save_model(model, tmp_path / name)
+    back = load_model(tmp_path / name)
+    assert back.shape.is_meta
+    assert back.mask.is_meta
+    assert (back.shape.shape, back.shape.stride(), back.mask.dtype) == ((3, 2), (1, 3), torch.bool)
+
+
 def test_a_model_on_meta_has_nothing_to_keep(tmp_path):
     with pytest.raises(SaveError, match="weight is on the meta device"):
         save_model(nn.Linear(2, 2, device="meta"), tmp_path / "m.safetensors")

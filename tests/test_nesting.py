@@ -52,7 +52,7 @@ def test_a_transaction_within_another_goes_back_with_it():
     report = changes_within(model)
     assert [type(m).__name__ for m in model[1]] == ["Linear", "Tanh", "GELU"]
     assert list(report.remap(state)) == ["2.weight", "2.bias"]
-    assert report.notes[-1] == "within it another edit was made, of 1 changes: see its report"
+    assert report.notes[-1] == "within it another edit was made, of 1 change: see its report"
     with pytest.raises(RecipeError, match="this edit can't be recorded: another transaction was made within it"):
         report.recipe  # noqa: B018  # a property that raises
     report.undo()

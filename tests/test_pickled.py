@@ -1,3 +1,4 @@
+import collections
 import datetime
 import decimal
 import fractions
@@ -239,6 +240,54 @@ def test_what_pickles_hold_as_a_rule(tmp_path):
     assert back.gelu is nn.functional.gelu
     assert torch.equal(back.index.to_dense(), torch.eye(2))
     assert type(torch.load(tmp_path / "m.pt", weights_only=False)) is nn.Sequential
+
+
+def test_containers_that_torch_would_not_fill_again(tmp_path):
+    model = nn.ReLU()
+    model.recent = collections.deque([1, torch.ones(2)], maxlen=3)
+    model.same = [model.recent, collections.deque()]
+    model.groups = collections.defaultdict(list, {"a": [1], 1j: [2]})
+    model.empty = [b"", numpy.zeros((0, 3))]
+    model.index = (slice(None), ...)
+    save_model(model, tmp_path / "m.pt")
+    for back in (load_model(tmp_path / "m.pt"), torch.load(tmp_path / "m.pt", weights_only=False)):
+        assert back.recent[0] == 1
+        assert torch.equal(back.recent[1], torch.ones(2))
+        assert back.recent.maxlen == 3
+        assert back.same == [back.recent, collections.deque()]
+        assert back.same[0] is back.recent
+        assert back.groups == model.groups
+        assert back.groups["new"] == []
+        assert back.empty[0] == b""
+        assert back.empty[1].shape == (0, 3)
+        assert back.index == (slice(None), ...)
+
+
+def test_a_wrapper_says_what_to_save_in_its_place(tmp_path):
+    script = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(SaveError, match=r"the model  a ScriptModule module: keep it with torch\.jit\.save"):
+        save_model(script, tmp_path / "m.pt")
+    with pytest.raises(SaveError, match=r"1  a DataParallel module: save the module inside it, \.module"):
+        save_model(nn.Sequential(nn.ReLU(), nn.DataParallel(nn.ReLU())), tmp_path / "m.pt")
+    assert os.listdir(tmp_path) == []
+
+
+def test_functions_that_torch_pickles_by_getattr(tmp_path):
+    model = nn.ReLU()
+    model.act = torch.tanh
+    model.merge = functools.partial(torch.add, alpha=2)
+    save_model(model, tmp_path / "m.pt")
+    back = load_model(tmp_path / "m.pt")
+    assert back.act is torch.tanh
+    assert back.merge.func is torch.add
+    model.act = torch.from_file
+    torch.save(model, tmp_path / "m.pt")
+    with pytest.raises(TrustError, match=r"torch\.from_file"):
+        load_model(tmp_path / "m.pt")
+    model.act, model.more = torch.tanh, Evil(getattr, nn.ReLU, "forward")
+    torch.save(model, tmp_path / "m.pt")
+    with pytest.raises(TrustError, match=r"it wants to call builtins\.getattr, which is no data; nothing of it ran"):
+        load_model(tmp_path / "m.pt")
 
 
 class Packed(nn.Linear):

@@ -202,7 +202,7 @@ class TestRefusals:
         )
         groups = [{"params": model[0].parameters()}, {"params": model[3].parameters()}]
         optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-        self.unchanged(run[0], "file 1 parameter groups, here 2", model=model, optimizer=optimizer)
+        self.unchanged(run[0], "file 1 parameter group, here 2", model=model, optimizer=optimizer)
 
     def test_what_fails_late_is_taken_back(self, run):
         class Stubborn(nn.Module):
@@ -391,3 +391,32 @@ plain = st.recursive(
 @given(plain)
 def test_plain_data_survives(value):
     assert decode(encode(value, "x", {}), {}) == value
+
+
+class Versioned(nn.Linear):
+    """Loads by the version of its state, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, local_metadata, *rest):
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version {local_metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, local_metadata, *rest)
+
+
+def test_the_versions_of_modules_are_kept(tmp_path):
+    for make in (lambda: Versioned(2, 2), lambda: nn.Sequential(nn.ReLU(), Versioned(2, 2))):
+        model, other = make(), make()  # at the root, and below it
+        save_checkpoint(tmp_path / "run.safetensors", model=model)
+        load_checkpoint(tmp_path / "run.safetensors", model=other)
+        assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+def test_a_kind_of_list_comes_back_as_a_list(tmp_path):
+    class Rows(list):
+        pass
+
+    save_checkpoint(tmp_path / "run.safetensors", notes={"rows": Rows([1])})
+    notes = {}
+    load_checkpoint(tmp_path / "run.safetensors", notes=notes)
+    assert notes == {"rows": [1]}

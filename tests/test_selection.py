@@ -64,6 +64,8 @@ def test_count_is_asserted(net):
     assert len(select(net, nn.Linear, count=2)) == 2
     with pytest.raises(CountError, match=r'count=1, but 2 sites match in Sequential: "0", "2.0"'):
         select(net, nn.Linear, count=1)
+    with pytest.raises(CountError, match=r'count=2, but 1 site matches in Sequential: "0"'):
+        select(net, "0", count=2)
 
 
 def test_a_compiled_model_is_looked_through(net):

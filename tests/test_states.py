@@ -1,6 +1,7 @@
 """save_state, load_state and read_state, as a user meets them."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -417,3 +418,21 @@ def test_a_scripted_model(tmp_path):
     old, new = torch.jit.script(nn.Linear(2, 2)), torch.jit.script(nn.Linear(2, 2))
     load_state(new, save_state(old, tmp_path / "net.safetensors"))
     assert same_state(old, new)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.safetensors.index.json"])
+def test_a_tilde_is_no_home_outside_a_shell(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SaveError, match=r"there is no directory .*~: Path\('~.*'\)\.expanduser\(\) is in your home"):
+        save_state(net(), f"~/{name}")
+    with pytest.raises(FileNotFoundError, match=r"there is no file ~/.*: Path\('~/.*'\)\.expanduser"):
+        load_state(net(), f"~/{name}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_is_read_lazily_is_not_pickled(tmp_path):
+    with read_state(save_state(net(), tmp_path / "a.safetensors")) as state:
+        for keep in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(SaveError, match=r"a State reads from .*a\.safetensors, which is open.*dict\(state\)"):
+                keep(state)
+        assert pickle.loads(pickle.dumps(dict(state))).keys() == state.keys()

@@ -271,7 +271,7 @@ def test_a_damaged_tensor_is_found_by_verify(tmp_path):
     path.write_bytes(data)
     assert verify(path).damaged == ("b",)
     assert verify(path).checked == ("a",)
-    with pytest.raises(IntegrityError, match="1 are damaged: b"):
+    with pytest.raises(IntegrityError, match="1 is damaged: b"):
         load_state(Holder(a=300, b=300), path, verify=True)
 
 

@@ -211,7 +211,7 @@ def test_replacements_are_not_revisited():
 
 def test_the_outermost_match_is_edited_and_the_inner_ones_are_told():
     model = nn.Sequential(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))
-    with pytest.warns(ModsurgWarning, match='1 matches lie inside an edited one and were left alone: "0.0"'):
+    with pytest.warns(ModsurgWarning, match='1 match lies inside an edited one and was left alone: "0.0"'):
         replace(model, nn.Sequential, nn.Identity)
     assert str(model) == str(nn.Sequential(nn.Identity()))
 

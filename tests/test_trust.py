@@ -2,6 +2,7 @@ import collections
 import enum
 import functools
 import math
+import operator
 import os
 import pathlib
 import subprocess
@@ -182,6 +183,9 @@ def test_a_class_may_be_trusted_by_its_full_name():
     assert Trust([f"{HERE}.Net"]).resolve([f"{HERE}:Net"]) == [Net]
     with pytest.raises(TrustError, match="Kind"):
         Trust([f"{HERE}.Net"]).resolve([f"{HERE}:Kind"])
+    assert Trust(["_operator.add"]).resolve(["_operator:add"]) == [operator.add]
+    with pytest.raises(TrustError, match="mul"):
+        Trust(["_operator.add"]).resolve(["_operator:mul"])
 
 
 def test_two_classes_of_one_name_are_told_apart():

@@ -39,8 +39,8 @@ def test_a_bit_flipped_in_any_tensor_names_it(tmp_path):
         found = verify(path)
         assert not found
         assert found.damaged == (key,)
-        assert str(found).endswith(f"1 are damaged: {key}")
-        with pytest.raises(IntegrityError, match=rf"1 are damaged: {key}; nothing was loaded"):
+        assert str(found).endswith(f"1 is damaged: {key}")
+        with pytest.raises(IntegrityError, match=rf"1 is damaged: {key}; nothing was loaded"):
             load_state(net(), path, verify=True)
 
 
@@ -56,6 +56,13 @@ def test_a_bit_flipped_anywhere(suffix, tmp_path):
         if verify(path):
             missed.append(place // 8)
     assert not missed or suffix == ".pt"  # a zip archive has bytes that mean nothing
+
+
+def test_a_file_of_one_tensor(tmp_path):
+    path = save_state({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert str(verify(path)) == f"{path}: 1 tensor is as it was written"
+    save_file({"a": torch.ones(2)}, path)
+    assert str(verify(path)) == f"{path}: 1 has no stored hash (places and sizes are right)"
 
 
 def test_a_file_without_hashes(tmp_path):

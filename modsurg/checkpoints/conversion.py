@@ -11,7 +11,7 @@ from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.opening import open_source, write_source
 from modsurg.checkpoints.renaming import Only, Rename, chooser, renamer
-from modsurg.errors import LoadError, SaveError
+from modsurg.errors import LoadError, SaveError, counted
 
 Progress = Callable[[int, int], None]
 
@@ -39,7 +39,8 @@ class Conversion:
     def __str__(self) -> str:
         taken = f" (its {self.taken!r})" if self.taken else ""
         left = f"; left out: {', '.join(self.left[:5])}{', ...' if len(self.left) > 5 else ''}" if self.left else ""
-        return f"{self.source}{taken} -> {self.target}: {self.tensors} tensors, {self.nbytes:,} bytes{left}"
+        tensors = counted(self.tensors, "tensor", "tensors")
+        return f"{self.source}{taken} -> {self.target}: {tensors}, {self.nbytes:,} bytes{left}"
 
 
 def convert(

@@ -49,7 +49,7 @@ def encode(value: object, name: str, tensors: Tensors) -> Any:
         if isinstance(value, collections.deque):
             return {"$deque": [data, value.maxlen]}
         tag = next((kind.__name__ for kind in (set, frozenset) if isinstance(value, kind)), "tuple")
-        return data if type(value) is list else {f"${tag}": data}
+        return data if isinstance(value, list) else {f"${tag}": data}
     return _encode_rare(value, name, tensors)
 
 

@@ -28,7 +28,7 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
     if custom:
         problems.hold_back(plan.reshaped)
     elif options.strict:
-        judge_keys(source, targets, plan, problems)
+        judge_keys(source, targets, plan, problems, options)
     if problems:
         raise problems.error()
     _refuse_leftover_meta(targets, options)
@@ -50,13 +50,13 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
             way_back.callback(_load_extra(source, plan))
             fill(source, plan.fills)
         way_back.pop_all()
-    return _report(source, targets, plan)
+    return _report(source, targets, plan, options)
 
 
-def _report(source: Source, targets: Targets, plan: Plan) -> LoadReport:
+def _report(source: Source, targets: Targets, plan: Plan, options: Options) -> LoadReport:
     """What was done, and what would have done more."""
     hints = Problems()
-    judge_keys(source, targets, plan, hints)
+    judge_keys(source, targets, plan, hints, options)
     report = plan.report(hints.advice)
     if not report.loaded and plan.missing:
         warn(f"nothing fits, so nothing was loaded.\n{report}")
@@ -74,7 +74,7 @@ def _load_custom(
         text = str(error).replace("\n\t", "\n  ")
         raise LoadError(f"loading code of the model's own refused; nothing was loaded.\n  {text}") from error
     if options.strict:
-        judge_keys(source, targets, plan, problems)
+        judge_keys(source, targets, plan, problems, options)
         if problems:
             raise problems.error()
 

@@ -29,34 +29,26 @@ _BY_IDENTITY: Final[object] = object.__hash__
 _LONGEST_NAME: Final = 255
 _DEEPEST_NAME: Final = 20
 _LARGEST_PART: Final = 1 << 4096
+FUNCTIONS: Final = "torch._C._VariableFunctionsClass"
 
 
-def may_be_called(made: Made) -> bool:
-    """Whether this call makes no more than a plain value of its arguments."""
-    check = CALLED.get(str(made.maker))
-    return check is not None and check(made)
-
-
-def may_be_allocated(made: Made, named: Mapping[str, object]) -> bool:
-    """Whether this object takes no more memory than its arguments do in the file.
+def may_be_made(made: Made, named: Mapping[str, object]) -> bool:
+    """Whether this makes no more than a plain value of its arguments, or an object that takes no more memory than they.
 
     Args:
-        made: What the pickle wants to be allocated.
+        made: What the pickle wants to be called or allocated.
         named: The trusted classes by dotted name.
     """
-    if not made.args:
-        return True
     kind = named.get(str(made.maker))
-    if isinstance(kind, EnumMeta):
-        return is_member(made)
-    if str(made.maker) in CALLED:
-        return may_be_called(made)
-    if not isinstance(kind, type) or (issubclass(kind, Fraction) and not _fraction(made)):
-        return False
-    if isinstance(kind.__new__, FunctionType):  # the class's own code, as in a named tuple
-        return True
-    contents = next((plain for base, plain in _BASES if issubclass(kind, base) and kind is not base), ())
-    return len(made.args) == 1 and type(made.args[0]) in contents
+    if isinstance(kind, EnumMeta):  # a member by its value
+        return len(made.args) == 1 and _is_flat(made.args[0])
+    return _may_be_called(made) if made.called else _may_be_allocated(made, kind)
+
+
+def torch_function(made: Made) -> str | None:
+    """The name of a function such as `torch.relu`, which a pickle gets from a class of torch by `getattr`."""
+    named = made.args[1] if made.called and str(made.maker) == "builtins.getattr" and len(made.args) == 2 else None
+    return named if type(named) is str and str(made.args[0]) == FUNCTIONS else None
 
 
 def may_be_hashed(made: Made, named: Mapping[str, object]) -> bool:
@@ -80,11 +72,6 @@ def _is_leaf(value: object) -> bool:
     return isinstance(value, Made) and value.called and value.state is None and str(value.maker) != "builtins.slice"
 
 
-def is_member(made: Made) -> bool:
-    """Whether a member of an enum is asked for by one value that is looked up in bounded time."""
-    return len(made.args) == 1 and _is_flat(made.args[0])
-
-
 def classes_of_numbers() -> list[type]:
     """The classes of numpy's dtypes of numbers, of which torch asks that they are allowed too."""
     numpy = sys.modules["numpy"]
@@ -96,8 +83,35 @@ def frozen(items: Any = ()) -> frozenset[object]:
     return frozenset(checked_key(item) for item in items)
 
 
+def _may_be_called(made: Made) -> bool:
+    check = CALLED.get(str(made.maker))
+    return check is not None and check(made)
+
+
+def _may_be_allocated(made: Made, kind: object) -> bool:
+    if not made.args:
+        return True
+    if str(made.maker) in CALLED:
+        return _may_be_called(made)
+    if not isinstance(kind, type) or (issubclass(kind, Fraction) and not _fraction(made)):
+        return False
+    if isinstance(kind.__new__, FunctionType):  # the class's own code, as in a named tuple
+        return True
+    contents = next((plain for base, plain in _BASES if issubclass(kind, base) and kind is not base), ())
+    return len(made.args) == 1 and type(made.args[0]) in contents
+
+
 def _anything(_: Made) -> bool:
     return True
+
+
+def _nothing(made: Made) -> bool:
+    return not made.args
+
+
+def _deque(made: Made) -> bool:
+    items, length = (*made.args, None)[:2] if made.args else ((), None)
+    return len(made.args) <= 2 and type(items) in (tuple, list) and type(length) in (int, type(None))
 
 
 def _of_atoms(made: Made) -> bool:
@@ -156,6 +170,9 @@ def _scalar(made: Made) -> bool:
 CALLED: Final[Mapping[str, Callable[[Made], bool]]] = {
     "functools.partial": _anything,
     "builtins.slice": _anything,
+    "builtins.bytes": _nothing,
+    "builtins.getattr": lambda made: torch_function(made) is not None,
+    "collections.deque": _deque,
     "builtins.range": _of_atoms,
     "builtins.xrange": _of_atoms,  # Python 2's name of it, which protocol 2 writes
     "torch.serialization._get_layout": _anything,

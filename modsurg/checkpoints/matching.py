@@ -1,6 +1,6 @@
 """The plan of a load: what goes where, or all the reasons why it can't. Nothing is changed here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -11,9 +11,9 @@ from modsurg.checkpoints.formats.base import Entry, Source
 from modsurg.checkpoints.renaming import Only, Rename, chooser, pair, renamer
 from modsurg.checkpoints.reports import SHOWN, LoadReport, Problems, as_code
 from modsurg.checkpoints.sharing import check_sharing
-from modsurg.checkpoints.suggestions import nearest_key, suggest_rules
+from modsurg.checkpoints.suggestions import Shapes, nearest_key, suggest_rules
 from modsurg.checkpoints.targets import Target, Targets
-from modsurg.errors import LoadError
+from modsurg.errors import LoadError, counted
 
 OnMismatch = Literal["error", "skip", "slice"]
 
@@ -186,19 +186,37 @@ class _Planner:
         self.plan.covered = sharing.covered
 
 
-def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems) -> None:
+def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems, options: Options) -> None:
     """Add what is missing and what is too much to the problems, with the `rename=` that would mend it."""
     left = {key: source[key].shape if key in source else None for key in plan.leftover.values()}
     wanted = {name: _shape(targets, name) for name in (*plan.missing, *plan.dispensable)}
-    rules, served = suggest_rules(left, wanted, [fill.key for fill in plan.fills])
+    rules, served = _suggestion(source, targets, plan, options, (left, wanted))
     for place, name in enumerate(plan.missing):
         near = nearest_key(name, list(left)) if place < SHOWN and not rules else None
         problems.missing[name] = f'; nearest: "{near}"' if near else ""
     for name, key in plan.leftover.items():
         problems.unexpected[key] = f', as "{name}"' if name != key else ""
     if rules:
-        share = "They" if len(left) == served else f"{served} of them"
-        problems.advice = f"{share} fit with load_state(..., rename={as_code(rules)})"
+        share = "They fit" if len(left) == served else counted(served, "of them fits", "of them fit")
+        problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
+
+
+def _suggestion(
+    source: Source, targets: Targets, plan: Plan, options: Options, apart: tuple[Shapes, Shapes]
+) -> tuple[dict[str, str | None], int]:
+    """A `rename=` that was tried, and how many keys without a name it brings to one; none if it spoils others."""
+    if callable(options.rename):
+        return {}, 0
+    left, wanted = apart
+    rules = {**(options.rename or {}), **suggest_rules(left, wanted, [fill.key for fill in plan.fills])}
+    try:
+        renamed = _renamed(source, replace(options, rename=rules))
+        homes = {renamed[new]: name for new, name in pair(renamed, [*targets.tensors, *targets.extra]).items()}
+    except LoadError:
+        return {}, 0
+    served = sum(homes[key] in wanted and wanted[homes[key]] == shape for key, shape in left.items() if key in homes)
+    spoilt = any(homes.get(fill.key) != fill.target.name for fill in plan.fills)
+    return ({}, 0) if spoilt or not served else (rules, served)
 
 
 def _renamed(source: Source, options: Options) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
 from modsurg.checkpoints.pickled import PICKLED, load_pickled, save_pickled
@@ -90,7 +91,7 @@ def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Ren
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
     try:
         if path.suffix in PICKLED:
             return _registered(load_pickled(path, trust, rename))

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.distributed import DistributedSource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
@@ -35,7 +36,7 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
         index = path.with_name(path.name + ".index.json")
         path = index if index.exists() else path
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
     if path.is_file() and path.suffix in (*_TORCH, *_TORCH_TOO):
         return TorchSource(path, part)
     if part is not None:

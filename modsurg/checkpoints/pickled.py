@@ -4,12 +4,15 @@ Nothing but torch's own rebuilding of tensors and a few constructors of plain va
 allocates and every function that it refers to has to be trusted. Then torch's restricted unpickler does the rest.
 """
 
-import enum
+import copyreg
 import os
+import pickle
 import threading
+from collections import ChainMap, defaultdict, deque
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from pickle import PickleError, UnpicklingError
+from types import SimpleNamespace
 from typing import Any, BinaryIO, Final
 
 import torch
@@ -24,14 +27,7 @@ from modsurg.checkpoints.formats.pickledmodels import is_module, module_tree
 from modsurg.checkpoints.formats.torchpickle import Storage, loading, stored_id
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, shown, unpickle
-from modsurg.checkpoints.makers import (
-    classes_of_numbers,
-    frozen,
-    is_member,
-    may_be_allocated,
-    may_be_called,
-    may_be_hashed,
-)
+from modsurg.checkpoints.makers import FUNCTIONS, classes_of_numbers, frozen, may_be_hashed, may_be_made, torch_function
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.tree.blueprint import describe
 from modsurg.tree.drawing import children_first
@@ -47,6 +43,23 @@ _TYPED: Final = "torch._tensor._rebuild_from_type_v2"
 # torch keeps what its unpickler may name in one list for the whole process: only one file at a time may put names in.
 _LOCK = threading.RLock()
 _DAMAGED = (UnpicklingError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError, OverflowError)
+
+
+# torch's restricted unpickler fills lists and dicts only: these two are given what they hold when they are made.
+_REDUCED: Final[ChainMap[type, Callable[[Any], Any]]] = ChainMap(
+    {
+        deque: lambda value: (deque, (list(value), value.maxlen)),
+        defaultdict: lambda value: (defaultdict, (value.default_factory, dict(value))),
+    },
+    copyreg.dispatch_table,
+)
+
+
+class _Pickler(pickle.Pickler):
+    dispatch_table = _REDUCED
+
+
+_PICKLE: Final = SimpleNamespace(__name__="pickle", Pickler=_Pickler)
 
 
 def load_pickled(path: Path, trust: Trusted, rename: Renames | None) -> nn.Module:
@@ -72,16 +85,15 @@ def save_pickled(model: nn.Module, path: Path) -> None:
     model = unwrap(model)
     children_first(model)  # refuses one that holds itself
     for name, module in model.named_modules():
-        kind = wrapper_kind(module)
-        if kind is not None:
-            raise SaveError(f"{name or 'the model'} is a {type(module).__name__} of {kind}: save the module inside it")
+        if wrapper_kind(module) is not None:
+            describe(model)  # says what to save in its place
         if slots(type(module)):
             what = f"{name or 'the model'} has __slots__, which torch leaves out of a pickle"
             raise SaveError(f"{what}: save it as {path.stem}.safetensors")
     tensors = (each for each in (*model.parameters(), *model.buffers()) if not is_lazy(each))
     with pending(path, sum(each.nbytes for each in tensors if each.layout is torch.strided)) as file:
         try:
-            torch.save(model, file)  # type: ignore[arg-type]  # it only calls write and flush
+            torch.save(model, file, pickle_module=_PICKLE)  # type: ignore[arg-type]  # it only calls write and flush
         except (PickleError, AttributeError, TypeError, RuntimeError) as error:
             if file.failure is not None:
                 raise file.failure from error
@@ -119,10 +131,10 @@ def read_model(file: BinaryIO, path: Path) -> Unpickled:
         "builtins.bytearray": _bytearray,
         "builtins.frozenset": frozen,
     }
-    pickle = unpickle(archive.read("data.pkl"), Loading({**calls, **own}, persistent))
-    if not is_module(pickle.value):
+    read = unpickle(archive.read("data.pkl"), Loading({**calls, **own}, persistent))
+    if not is_module(read.value):
         raise FormatError("it holds no model; if it is a state_dict, build the model, then load_state(model, path)")
-    return pickle
+    return read
 
 
 def _typed(rebuild: Callable[..., object], function: object, *args: object) -> object:
@@ -141,13 +153,19 @@ def _bytearray(content: object = b"", encoding: str = "latin1") -> bytearray:
 
 def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
     """What the pickle names besides torch's own, as trusted objects by dotted name; refuses what it must not do."""
-    pickle = read_model(file, path)
-    names = _names(file)
-    named = dict(zip(names, trust.resolve([":".join(name.rsplit(".", 1)) for name in names]), strict=True))
-    refused = sorted({str(made.maker) for made in pickle.made if not _is_data(made, named)})
+    read = read_model(file, path)
+    functions = sorted({name for name in map(torch_function, read.made) if name is not None})
+    names = [name for name in _names(file) if not functions or name not in ("builtins.getattr", FUNCTIONS)]
+    asked = [*(":".join(name.rsplit(".", 1)) for name in names), *(f"torch:{name}" for name in functions)]
+    found = trust.resolve(asked)
+    named = dict(zip(names, found, strict=False))
+    if functions:
+        known = dict(zip(functions, found[len(names) :], strict=True))
+        named |= {"builtins.getattr": lambda _, name: known[name], FUNCTIONS: torch._C._VariableFunctions}
+    refused = sorted({str(made.maker) for made in read.made if not may_be_made(made, named)})
     if refused:
         raise TrustError(f"it wants to call {', '.join(refused)}, which is no data; nothing of it ran")
-    for made in pickle.made:
+    for made in read.made:
         if made.keyed and not may_be_hashed(made, named):
             raise FormatError(f"the pickle has {shown(made)} as a key, which may take for ever to look up")
         kind = named.get(str(made.maker))
@@ -157,7 +175,7 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
             for state in made.state if isinstance(made.state, tuple | list) else (made.state,):
                 if isinstance(state, dict):
                     _refuse_methods(kind, state.keys(), _is_held(named, made))
-    if any(str(made.maker) == "numpy.dtype" for made in pickle.made):
+    if any(str(made.maker) == "numpy.dtype" for made in read.made):
         named |= {f"{kind.__module__}.{kind.__name__}": kind for kind in classes_of_numbers()}
     return named
 
@@ -174,14 +192,6 @@ def _names(file: BinaryIO) -> list[str]:
         return sorted(get_unsafe_globals_in_checkpoint(file))
     except _DAMAGED as error:
         raise FormatError(f"torch can't read its pickle: {_reason(error)}") from error
-
-
-def _is_data(made: Made, named: Mapping[str, object]) -> bool:
-    if not made.called:
-        return may_be_allocated(made, named)
-    if isinstance(named.get(str(made.maker)), enum.EnumMeta):
-        return is_member(made)
-    return may_be_called(made)
 
 
 def _is_held(named: Mapping[str, object], made: Made) -> bool:

@@ -34,7 +34,7 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
         return lambda key: key
     if callable(rename):
         return _checked(rename)
-    rules = [(old, _rule(old, rename[old])) for old in sorted(rename, key=len, reverse=True)]
+    rules = [(old, as_rule(old, rename[old])) for old in sorted(rename, key=len, reverse=True)]
     keys = list(keys)
     for old, rule in rules:
         if not any(rule(key) for key in keys):
@@ -119,7 +119,7 @@ def _checked(rename: Callable[[str], str | None]) -> Callable[[str], str | None]
     return new_name
 
 
-def _rule(old: str, new: str | None) -> Callable[[str], tuple[str | None] | None]:
+def as_rule(old: str, new: str | None) -> Callable[[str], tuple[str | None] | None]:
     """A function that gives the new name in a tuple, or None where the rule does not fit."""
     if old.startswith("re:"):
         try:

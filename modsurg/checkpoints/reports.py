@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from modsurg.errors import LoadError
+from modsurg.errors import LoadError, counted
 
 SHOWN = 10
 
@@ -37,7 +37,7 @@ class LoadReport:
     def __str__(self) -> str:
         count = len(self.loaded) + len(self.missing) + len(self.skipped)
         taken = f" from its {self.taken!r}" if self.taken else ""
-        lines = [f"loaded {len(self.loaded)} of {count} keys{taken}"]
+        lines = [f"loaded {len(self.loaded)} of {counted(count, 'key', 'keys')}{taken}"]
         lines += table({**self.skipped}, "skipped  ")
         lines += table({**self.sliced}, "sliced  ")
         lines += table(dict.fromkeys(self.missing, "not in the file, as it was"), "missing  ")
@@ -76,8 +76,8 @@ class Problems:
         """The error that lists them."""
         self.misfits |= self.held_back
         count = len(self.misfits) + len(self.missing) + len(self.unexpected)
-        verb = "does" if count == 1 else "do"
-        lines = [f"{count} of {self.total} keys {verb} not fit; nothing was loaded."]
+        of = counted(self.total, "key", "keys")
+        lines = [f"{count} of {of} {'does' if count == 1 else 'do'} not fit; nothing was loaded."]
         lines += table(self.misfits, "")
         lines += table({name: f"not in the file{hint}" for name, hint in self.missing.items()}, "")
         lines += table({key: f"not in the model{hint}" for key, hint in self.unexpected.items()}, "")
@@ -98,6 +98,6 @@ def table(rows: Mapping[str, str], start: str) -> list[str]:
     return lines
 
 
-def as_code(value: str | Mapping[str, str]) -> str:
+def as_code(value: str | Mapping[str, str | None]) -> str:
     """A string or rename rules as Python would read them, in double quotes."""
     return json.dumps(value, ensure_ascii=False)

@@ -5,6 +5,7 @@ import copy
 import json
 import operator
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -36,6 +37,7 @@ class Run:
         classes: Stateful name -> qualified class name.
         states: Stateful name -> its state. Parameters of an optimizer are called by name.
         random: The random states.
+        versions: Path of a module -> the version of its state, where it is not 1; None in files that do not say.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Run:
     classes: dict[str, str]
     states: dict[str, Any]
     random: dict[str, Any]
+    versions: dict[str, int] | None
 
 
 def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: object) -> None:
@@ -76,11 +79,18 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         raise SaveError(f"step={step!r:.80}: give a whole number, and keep anything else in a dict") from None
     stateful = _unwrapped(stateful)
     names = stepping.parameter_names(stateful)
-    states = {name: encode(_state(name, value, names), name, tensors) for name, value in stateful.items()}
+    given = {name: _state(name, value, names) for name, value in stateful.items()}
+    states = {name: encode(state, name, tensors) for name, state in given.items()}
     document = {
         "step": step,
         "classes": {name: _kind(value) for name, value in stateful.items()},
         "states": states,
+        "versions": {
+            f"{name}.{part}": version["version"]
+            for name, state in given.items()
+            for part, version in getattr(state, "_metadata", {}).items()
+            if type(version.get("version")) is int and version["version"] != 1
+        },
         "random": encode(random_states(), "random", tensors),
     }
     write_source(path, MemorySource(tensors, {_KEY: json.dumps(document, separators=(",", ":"))}))
@@ -125,7 +135,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             data = json.loads(source.notes.metadata[_KEY])
             tensors = {key: source.read(key) for key in source}
             states = {name: decode(state, tensors) for name, state in data["states"].items()}
-            run = Run(path, data["step"], data["classes"], states, decode(data["random"], tensors))
+            random = decode(data["random"], tensors)
+            run = Run(path, data["step"], data["classes"], states, random, data.get("versions"))
             if type(run.step) is not int or not all(type(run.classes[name]) is str for name in states):
                 raise TypeError("a step or a class that can't be")
             check_random_states(run.random)
@@ -154,13 +165,26 @@ def restore(run: Run, stateful: Mapping[str, object]) -> None:
         for name, value in sorted(stateful.items(), key=lambda item: isinstance(item[1], nn.Module)):
             if not isinstance(value, nn.Module):  # set last, after its check
                 undo[name] = _setter(value, _snapshot(value))
-            state = run.states[name]
-            _setter(value, stepping.numbered(state, value, names) if isinstance(value, Optimizer) else state)()
+            _setter(value, _given(run, name, value, names))()
     except Exception as error:
         lost = [other for other, back in reversed(undo.items()) if not _done(back)]
         end = f"and {', '.join(lost)} did not take the old one either: make it anew." if lost else "nothing was loaded."
         raise LoadError(f"{run.path}: {name} does not take its state ({error!r:.200}); {end}") from error
     set_random_states(run.random)
+
+
+def _given(run: Run, name: str, value: object, names: Mapping[int, str]) -> Any:
+    """The state in the file as `value` takes it."""
+    state = run.states[name]
+    if isinstance(value, Optimizer):
+        return stepping.numbered(state, value, names)
+    if isinstance(value, nn.Module) and run.versions is not None:
+        state = OrderedDict(state)
+        state._metadata = {  # type: ignore[attr-defined]  # where torch's modules look for it
+            path: {"version": run.versions.get(f"{name}.{path}", 1)}
+            for path, _ in value.named_modules(remove_duplicate=False)
+        }
+    return state
 
 
 def _done(back: Callable[[], object]) -> bool:

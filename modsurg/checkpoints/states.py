@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from modsurg.checkpoints.matching import OnMismatch, Options
 from modsurg.checkpoints.opening import open_source, write_source
 from modsurg.checkpoints.renaming import Only, Rename, chooser
 from modsurg.checkpoints.reports import LoadReport
-from modsurg.errors import LoadError, SaveError
+from modsurg.errors import LoadError, SaveError, counted
 
 
 class State(Mapping[str, Any]):
@@ -68,7 +68,13 @@ class State(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         size = sum(self.source[key].nbytes for key in self._keys if key in self.source)
-        return f"<State of {len(self)} keys, {size:,} bytes, {self.source.path}>"
+        return f"<State of {counted(len(self), 'key', 'keys')}, {size:,} bytes, {self.source.path}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise SaveError(
+            f"a State reads from {self.source.path}, which is open in this process: pickle or copy dict(state), "
+            "or call read_state in the other process"
+        )
 
     def close(self) -> None:
         """Give back the file."""

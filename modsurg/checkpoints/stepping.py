@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from modsurg.errors import counted
+
 
 def parameter_names(stateful: Mapping[str, object]) -> dict[int, str]:
     """Give id(parameter) -> `<stateful name>.<parameter name>` for all modules among `stateful`."""
@@ -52,7 +54,8 @@ def problems(name: str, saved: Mapping[str, Any], optimizer: Optimizer, names: M
     groups = saved["groups"]
     if len(groups) != len(called):
         return [
-            f"{name}  file {len(groups)} parameter groups, here {len(called)}: make the groups that it was saved with"
+            f"{name}  file {counted(len(groups), 'parameter group', 'parameter groups')}, here {len(called)}: "
+            "make the groups that it was saved with"
         ]
     theirs = [key for group in groups for key in group["params"]]
     if all(key.startswith("#") for key in chain(*called)) and not all(key.startswith("#") for key in theirs):

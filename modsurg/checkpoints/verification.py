@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.opening import open_source
-from modsurg.errors import FormatError, IntegrityError, TrustError
+from modsurg.errors import FormatError, IntegrityError, TrustError, counted
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Verification:
     def __str__(self) -> str:
         if self.problem:
             return self.problem
-        parts = [f"{len(self.checked)} tensors are as they were written"] if self.checked else []
+        parts = []
+        if self.checked:
+            parts.append(counted(len(self.checked), "tensor is as it was", "tensors are as they were") + " written")
         if self.unhashed:
-            parts.append(f"{len(self.unhashed)} have no stored hash (places and sizes are right)")
+            parts.append(counted(len(self.unhashed), "has", "have") + " no stored hash (places and sizes are right)")
         if self.damaged:
             shown = ", ".join(self.damaged[:10]) + (", ..." if len(self.damaged) > 10 else "")
-            parts.append(f"{len(self.damaged)} are damaged: {shown}")
+            parts.append(f"{counted(len(self.damaged), 'is', 'are')} damaged: {shown}")
         return f"{self.path}: {'; '.join(parts) or 'no tensors'}"
 
 

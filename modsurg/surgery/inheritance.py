@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from modsurg.errors import EditError
+from modsurg.errors import EditError, counted
 from modsurg.surgery.guards import above, refuse_offloaded
 from modsurg.surgery.steps import Step
 from modsurg.tree.frozen import held, mode
@@ -155,7 +155,8 @@ def _carry_hooks(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
         carried = {key for key, hook in hooks.items() if not belongs_to(hook, old)}
         bound = [hook for hook in hooks.values() if _is_bound(hook, old)]
         if bound:
-            step.warnings.append(f'"{path}": {len(bound)} hooks are methods of the old module and were not carried.')
+            count = counted(len(bound), "hook is a method", "hooks are methods")
+            step.warnings.append(f'"{path}": {count} of the old module, and not carried.')
         if name == "_backward_hooks" and carried and not _same_backward_kind(step, old, new, path):
             continue
         if carried:

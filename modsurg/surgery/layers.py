@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from modsurg.errors import ResizeError
+from modsurg.errors import ResizeError, counted
 from modsurg.surgery.overlap import Axes, Axis, fixed, new_shape, overlay
 
 Sizes = dict[str, Any]
@@ -195,7 +195,8 @@ class ShapedNorms(Layer):
         dims = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
         new = tuple(_size("normalized_shape", size) for size in dims)
         if len(new) != len(old):
-            raise ResizeError(f"normalized_shape={shape} has {len(new)} dimensions, the layer has {len(old)}: {old}.")
+            has = counted(len(new), "dimension", "dimensions")
+            raise ResizeError(f"normalized_shape={shape} has {has}, the layer has {len(old)}: {old}.")
         return {"normalized_shape": new}
 
     def axes(self, module: nn.Module, old: Sizes, new: Sizes) -> dict[str, Axes]:

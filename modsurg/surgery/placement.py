@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from modsurg.errors import EditError
+from modsurg.errors import EditError, counted
 from modsurg.surgery.aliases import rewire, tell_untied
 from modsurg.surgery.containers import in_order, neighbours, without
 from modsurg.surgery.guards import (
@@ -70,7 +70,10 @@ def outermost(
     for site, paths, _ in made:
         _refuse_half(step.tree, site, paths, done)
     if inner:
-        step.warnings.append(f"{len(inner)} matches lie inside an edited one and were left alone: {_some(inner)}.")
+        matches = counted(
+            len(inner), "match lies inside an edited one and was", "matches lie inside an edited one and were"
+        )
+        step.warnings.append(f"{matches} left alone: {_some(inner)}.")
     return made
 
 

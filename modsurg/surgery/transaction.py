@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modsurg.errors import EditError, warn
+from modsurg.errors import EditError, counted, warn
 from modsurg.surgery.following import Following
 from modsurg.surgery.freezing import Frozen, freeze_modules, unfreeze_modules
 from modsurg.surgery.guards import refuse_offloaded, refuse_wrapped
@@ -203,7 +203,8 @@ class Edit:
         self._journal.absorb(inner._journal)
         if inner._steps:
             self._recorder.refuse("another transaction was made within it; use the verbs of one: e.replace(...)")
-            self._said.append(f"within it another edit was made, of {len(inner._changes())} changes: see its report")
+            changes = counted(len(inner._changes()), "change", "changes")
+            self._said.append(f"within it another edit was made, of {changes}: see its report")
 
     def note(self, text: str) -> None:
         """Say something in the report."""

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from modsurg.checkpoints.loaders import length
-from modsurg.errors import BatchError, DeviceError, TrainingError, warn
+from modsurg.errors import BatchError, DeviceError, TrainingError, counted, warn
 from modsurg.training import processes
 from modsurg.training.history import NO_RESULT
 from modsurg.tree.selection import select
@@ -138,8 +138,9 @@ def check_loader(loader: Any, name: str, *, again: bool = True) -> None:
         raise BatchError(f"{name} is a dataset, which gives no batches: DataLoader({name}, batch_size=64).")
     if length(loader) == 0:
         hint = ""
-        if isinstance(loader, DataLoader) and loader.drop_last and length(loader.dataset):
-            hint = f" (drop_last=True, and {length(loader.dataset)} samples make no batch of {loader.batch_size})"
+        if isinstance(loader, DataLoader) and loader.drop_last and (samples := length(loader.dataset)):
+            make = counted(samples, "sample makes", "samples make")
+            hint = f" (drop_last=True, and {make} no batch of {loader.batch_size})"
         raise BatchError(f"{name} is empty{hint}: it must give at least one batch.")
 
 
@@ -179,7 +180,8 @@ def check_run(run: "Run") -> None:
     if foreign and not held & set(names):
         raise TrainingError("the optimizer holds no parameter of this model: make it from model.parameters().")
     if foreign:
-        warn(f"{len(foreign)} parameters in the optimizer are not the model's: modsurg.sync(optimizer, model).")
+        some = counted(len(foreign), "parameter in the optimizer is", "parameters in the optimizer are")
+        warn(f"{some} not the model's: modsurg.sync(optimizer, model).")
 
 
 def _check_length(scheduler: Any, steps: int) -> None:

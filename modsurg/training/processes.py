@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 from modsurg.checkpoints.loaders import length, rebuilt
-from modsurg.errors import BatchError, TrainingError
+from modsurg.errors import BatchError, TrainingError, counted
 
 Strategy = Literal["ddp", "fsdp"]
 
@@ -213,7 +213,9 @@ class Turns:
         self.loader = loader
         self.world = dist.get_world_size()
         if hasattr(loader, "__len__") and len(loader) < self.world:
-            raise BatchError(f"{len(loader)} batches for {self.world} processes: each needs one at least.")
+            raise BatchError(
+                f"{counted(len(loader), 'batch', 'batches')} for {self.world} processes: each needs one at least."
+            )
 
     def __len__(self) -> int:
         return len(self.loader) // self.world

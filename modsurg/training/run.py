@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from modsurg.checkpoints.loaders import Feed
 from modsurg.checkpoints.randomness import seed
-from modsurg.errors import TrainingError
+from modsurg.errors import TrainingError, counted
 from modsurg.surgery.parameters import unfreeze
 from modsurg.training import checks, evaluation, keeping, processes
 from modsurg.training.devices import kept_memory
@@ -151,7 +151,8 @@ class Run:
             self.trainer.position.batch = 0
             return None
         if self.window.held:
-            raise TrainingError(f"{epoch}: {self.window.held} gradients wait for their step; save from on_step.")
+            held = counted(self.window.held, "gradient waits", "gradients wait")
+            raise TrainingError(f"{epoch}: {held} for a step; save from on_step.")
         epoch.meter.read()
         self.trainer.position.batch = epoch.batch
         place = {"states": self.feed.states, "loader": None if epoch.dropped else self.feed.position()}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modsurg.errors import BatchError, TrainingError
+from modsurg.errors import BatchError, TrainingError, counted
 from modsurg.training.batches import count, describe, fields, first_tensor, forward, part
 from modsurg.training.processes import farewell, lost
 
@@ -89,7 +89,7 @@ def _memory(trainer: "Trainer", batch: Any) -> str:
         return "out of memory in backward: a smaller batch, with accumulate=2 for the same step."
     size = count(batch)
     if not torch.is_grad_enabled():
-        return f"{size} samples are out of memory: a smaller batch_size in this loader."
+        return counted(size, "sample is", "samples are") + " out of memory: a smaller batch_size in this loader."
     fits = _largest(trainer, batch)
     if not fits:
         return "out of memory, and one sample is already too much: a smaller model or input."

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from modsurg.errors import SaveError
+from modsurg.errors import SaveError, counted
 from modsurg.tree.frozen import Held
 from modsurg.tree.outline import VERSION
 from modsurg.tree.slots import HOOKS, attributes, methods, pack_hooks
@@ -89,7 +89,7 @@ class Drawing:
     def _raise_problems(self) -> None:
         problems = sorted({*self._packer.problems, *self.table.problems})
         if problems:
-            count = f"{len(problems)} thing{'s' * (len(problems) > 1)}"
+            count = counted(len(problems), "thing", "things")
             raise SaveError("\n  ".join([f"{count} can't be kept; nothing was written.", *problems]))
 
     def _slots(self, module: nn.Module) -> dict[str, dict[str, int | None]]:

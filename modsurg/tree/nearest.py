@@ -9,6 +9,7 @@ from types import UnionType
 
 from torch import nn
 
+from modsurg.errors import counted
 from modsurg.tree.patterns import is_exact, matcher
 from modsurg.tree.walk import Tree
 
@@ -29,7 +30,7 @@ def nearest(tree: Tree, where: object) -> str:
         classes = Counter(type(tree.modules[paths[0]]).__name__ for paths in tree.paths.values())
         return f"no {names} in {root}. It has {', '.join(f'{name} ({n})' for name, n in classes.most_common(6))}."
     if callable(where):
-        return f"the predicate holds for none of the {len(tree.paths)} modules of {root}."
+        return f"the predicate holds for none of the {counted(len(tree.paths), 'module', 'modules')} of {root}."
     return f"none of the selected modules is in {root} any more; select again."
 
 
@@ -73,7 +74,9 @@ def _slot(tree: Tree, segments: list[str]) -> str | None:
     if isinstance(parent, nn.Sequential | nn.ModuleList) and name.lstrip("-").isdecimal():
         names = list(parent._modules)
         it = f'"{".".join(segments[:-1])}"' if len(segments) > 1 else "it"
-        return f": {it} has {len(names)} children, {names[0]} to {names[-1]}." if names else f": {it} has no children."
+        if len(names) < 2:
+            return f": {it} has {f'one child, {names[0]}' if names else 'no children'}."
+        return f": {it} has {len(names)} children, {names[0]} to {names[-1]}."
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from modsurg.errors import CountError, NoMatchError, WhereError
+from modsurg.errors import CountError, NoMatchError, WhereError, counted
 from modsurg.tree.garbage import uncollected
 from modsurg.tree.nearest import nearest
 from modsurg.tree.patterns import is_exact, matcher
@@ -156,7 +156,8 @@ def resolve(tree: Tree, where: Where, count: int | None = None) -> Selection:
     if count is not None and len(matched) != count:
         found = ", ".join(f'"{paths[0]}"' for paths in list(matched.values())[:5])
         more = ", ..." if len(matched) > 5 else ""
-        raise CountError(f"count={count}, but {len(matched)} sites match in {type(tree.root).__name__}: {found}{more}.")
+        number = counted(len(matched), "site matches", "sites match")
+        raise CountError(f"count={count}, but {number} in {type(tree.root).__name__}: {found}{more}.")
     order = {key: number for number, key in enumerate(tree.paths)} if len(matched) > 1 else {}
     sites = (
         Site(tree.modules[paths[0]], tuple(tree.paths[key]), tuple(paths), order.get(key, 0))

@@ -162,7 +162,7 @@ def _stored(entry: Mapping[str, Any], values: Mapping[str, torch.Tensor] | None)
     shape, dtype, stride = entry["shape"], dtype_named(entry["dtype"]), entry.get("stride")
     if "data" in entry:
         value = _unpacked(entry, dtype)
-    elif values is None:
+    elif values is None or "name" not in entry:  # a tensor on meta has no values
         value = torch.empty(shape, dtype=dtype, device="meta")
     elif entry["name"] not in values:
         raise FormatError(f"the file has no tensor {entry['name']!r:.80}, which the tree names")

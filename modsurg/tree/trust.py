@@ -11,7 +11,7 @@ from types import BuiltinFunctionType, FunctionType
 
 import torch
 
-from modsurg.errors import TrustError
+from modsurg.errors import TrustError, counted
 
 Trusted = Iterable[str | type | Callable[..., object]] | str | type | Callable[..., object]
 Renames = Mapping[str, str | type | Callable[..., object]]
@@ -42,7 +42,7 @@ _PLAIN = {
     f"{home}:{name}"
     for home, names in {
         "builtins": "bool int float complex str bytes list tuple dict set frozenset slice range object type "
-        "abs all any divmod len max min pow repr reversed round sorted sum zip",
+        "Ellipsis abs all any divmod len max min pow repr reversed round sorted sum zip",
         "collections": "OrderedDict defaultdict Counter deque",
         "argparse": "Namespace",
         "functools": "partial",
@@ -233,7 +233,7 @@ class Trust:
         if isinstance(value, BuiltinFunctionType):
             module, _, short = name.partition(":")
             is_math = module in _BUILTIN_HOMES or (module == "torch" and hasattr(torch.Tensor, short))
-            return is_math or _holds(home, self._packages)
+            return is_math or _holds(home, self._packages) or _place(value) in self._packages
         return False
 
 
@@ -283,7 +283,7 @@ def _untrusted(names: Sequence[str]) -> str:
     packages = sorted({top for name, top in tops.items() if name not in foreign} - {""})
     classes = [name.rpartition(":")[2].rpartition("<locals>.")[2] for name in names if not tops[name]]
     entries = [*(f'"{package}"' for package in packages), *classes]
-    count = f"{len(names)} names are" if len(names) > 1 else "1 name is"
+    count = counted(len(names), "name is", "names are")
     lines = [f"{count} not trusted; nothing of it was imported or run.", *(f"  {_dotted(name)}" for name in names)]
     if foreign:
         lines.append(f"No model needs {', '.join(map(_dotted, foreign))}: the file may be hostile.")

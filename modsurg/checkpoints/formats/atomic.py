@@ -163,6 +163,16 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def no_directory(directory: Path, path: Path) -> str:
+    """What to say of a directory that is missing, where `path` was to be written."""
+    return f"there is no directory {directory}" + (in_home(path) or f": Path({str(directory)!r}).mkdir(parents=True)")
+
+
+def in_home(path: Path) -> str:
+    """A hint for who took `~` for the home directory, as it is in a shell; empty for another path."""
+    return f": Path({str(path)!r}).expanduser() is in your home" if path.parts[:1] and path.parts[0][0] == "~" else ""
+
+
 def _checked(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     try:
@@ -170,9 +180,7 @@ def _checked(path: Path) -> Path:
     except OSError as error:
         raise SaveError(f"{path} can't be the name of a file ({error.strerror})") from None
     if not has_home:
-        raise SaveError(
-            f"{path}: there is no directory {target.parent}: Path({str(target.parent)!r}).mkdir(parents=True)"
-        )
+        raise SaveError(f"{path}: {no_directory(target.parent, path)}")
     if exists and not stat.S_ISREG(target.stat().st_mode):
         if not target.is_dir():
             raise SaveError(f"{path} is no regular file: save to another name")

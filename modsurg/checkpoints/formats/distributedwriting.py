@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from modsurg.checkpoints.formats.atomic import sync_directory, writing
+from modsurg.checkpoints.formats.atomic import no_directory, sync_directory, writing
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.distributed import NOTES
 from modsurg.checkpoints.formats.notes import pack
@@ -43,9 +43,7 @@ def write_distributed(path: str | os.PathLike[str], source: Source) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SaveError(f"{path} exists already: give the name of a directory that does not, or remove it first")
     if not target.parent.is_dir():
-        raise SaveError(
-            f"{path}: there is no directory {target.parent}: Path({str(target.parent)!r}).mkdir(parents=True)"
-        )
+        raise SaveError(f"{path}: {no_directory(target.parent, Path(path))}")
     with _pending(target) as temporary:
         _save(temporary, source)
         with writing(temporary / NOTES) as file:

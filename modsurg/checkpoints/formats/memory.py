@@ -7,7 +7,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.base import Entry, Notes, Source
-from modsurg.errors import SaveError
+from modsurg.errors import SaveError, counted
 
 EXTRA_STATE = "_extra_state"
 
@@ -114,7 +114,9 @@ def _checked_extra(key: str, value: object) -> object:
         return value
     kind = type(value).__name__
     if isinstance(value, Mapping) and value and all(isinstance(item, torch.Tensor) for item in value.values()):
-        raise SaveError(f"{key} is itself a state ({kind} of {len(value)} tensors): give state[{key!r}]")
+        raise SaveError(
+            f"{key} is itself a state ({kind} of {counted(len(value), 'tensor', 'tensors')}): give state[{key!r}]"
+        )
     if hasattr(value, "__array__"):
         raise SaveError(f"{key} is of type {kind}, and a state_dict holds tensors: give torch.as_tensor of it")
     raise SaveError(

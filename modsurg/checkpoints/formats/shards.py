@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from modsurg.checkpoints.formats.atomic import pending, writing
+from modsurg.checkpoints.formats.atomic import no_directory, pending, writing
 from modsurg.checkpoints.formats.base import Entry, Source
 from modsurg.checkpoints.formats.hashes import EMPTY, SEAL, seal
 from modsurg.checkpoints.formats.header import foreign, parse_json, read_header
@@ -247,7 +247,7 @@ def _orphans(index: Path) -> set[str]:
 def _alone_in(directory: Path) -> Iterator[None]:
     """Two saves of sets in one directory wait for each other."""
     if not directory.is_dir():
-        raise SaveError(f"there is no directory {directory}: Path({str(directory)!r}).mkdir(parents=True)")
+        raise SaveError(no_directory(directory, directory))
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):  # a filesystem without locks

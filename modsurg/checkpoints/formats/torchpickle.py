@@ -10,7 +10,7 @@ import torch
 from modsurg.checkpoints.formats.archives import Archive
 from modsurg.checkpoints.formats.transfer import Region, memory, read_into
 from modsurg.checkpoints.formats.unpickling import Loading, Made, Name, Ordered, Unpickled, checked_key, shown
-from modsurg.errors import FormatError
+from modsurg.errors import FormatError, counted
 
 _EXPANDED: Final = 1 << 30
 _STORAGE_DTYPES: Final = {
@@ -208,12 +208,13 @@ def checked(
         raise FormatError(f"a tensor of a shape that no memory can have: {str(shape)[:80]}")
     bits = metadata or {}
     dtype = dtype or storage.dtype
+    elements = counted(storage.numel, "element", "elements")
     stored = Stored(storage, dtype, offset, shape, stride, bool(bits.get("conj")), bool(bits.get("neg")))
     room = storage.numel * storage.dtype.itemsize - offset * dtype.itemsize
     if stored.numel and (stored.numel >= 1 << 62 or stored.span > room):
-        raise FormatError(f"a tensor of shape {shape} reaches beyond its storage of {storage.numel:,} elements")
+        raise FormatError(f"a tensor of shape {shape} reaches beyond its storage of {elements}")
     if stored.nbytes > max(_EXPANDED, 16 * storage.numel * storage.dtype.itemsize):
-        raise FormatError(f"a tensor of shape {shape} is to be made of only {storage.numel:,} elements by repetition")
+        raise FormatError(f"a tensor of shape {shape} is to be made of only {elements} by repetition")
     return stored
 
 
@@ -247,8 +248,8 @@ def _mapping(items: Any = (), *_: Any) -> Ordered:
     return ordered
 
 
-def _default_mapping(*_: Any) -> Ordered:
-    return Ordered()
+def _default_mapping(_: Any = None, items: Any = ()) -> Ordered:
+    return _mapping(items)
 
 
 _CALLS: Final[dict[str, Callable[..., object]]] = {

@@ -7,7 +7,7 @@ few calls that are carried out, by name. Time and memory stay in proportion to t
 
 import mmap
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -15,6 +15,7 @@ from typing import Any, Final
 from modsurg.errors import FormatError, ModsurgError
 
 _STEPS: Final = 20_000_000
+_COPIED: Final = 1 << 20
 _OLD_NAMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 keeps to those of Python 2
 
 
@@ -121,6 +122,7 @@ class _Machine:
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.made: list[Made] = []
+        self.copied = 0
 
     def run(self, at: int) -> int:
         data, operations = self.data, _OPERATIONS
@@ -191,12 +193,15 @@ class _Machine:
 
     def make(self, at: int, *, called: bool) -> int:
         args, maker = self.stack.pop(), self.stack.pop()
+        if not isinstance(args, tuple):
+            raise FormatError(f"the pickle calls {shown(maker)} with {shown(args)}, not with a tuple")
+        self.copied += sum(len(arg) for arg in args if isinstance(arg, Sized))
+        if self.copied > len(self.data) + _COPIED:
+            raise FormatError("the pickle copies the same values over and over, which no file of torch does")
         known = self.loading.calls.get(str(maker)) if type(maker) is Name else None
         if known is not None:
             self.stack.append(known(*args))
             return at
-        if not isinstance(args, tuple):
-            raise FormatError(f"the pickle calls {shown(maker)} with {shown(args)}, not with a tuple")
         self.made.append(Made(maker, args, called))
         self.stack.append(self.made[-1])
         return at
@@ -218,7 +223,7 @@ def checked_key(key: Any) -> Any:
     for item in key if isinstance(key, tuple | frozenset) else (key,):
         if isinstance(item, Made):
             item.keyed = True
-        elif not (item is None or isinstance(item, str | int | float | bytes | Name)):
+        elif not (item is None or isinstance(item, str | int | float | complex | bytes | Name)):
             raise FormatError(f"the pickle has {shown(key)} as a key, which no state_dict has")
     return key
 
@@ -321,13 +326,10 @@ def _text(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _integer(data: bytes) -> int:
-    return int.from_bytes(data, "little", signed=True)
-
+_integer = partial(int.from_bytes, byteorder="little", signed=True)
 
 _BY_CODE: Final[dict[bytes, _Operation]] = {
-    b"\x80": _skip(1), b"\x95": _skip(8), b"(": _Machine.mark, b"0": _Machine.pop,
-    b"1": _Machine.pop_group,
+    b"\x80": _skip(1), b"\x95": _skip(8), b"(": _Machine.mark, b"0": _Machine.pop, b"1": _Machine.pop_group,
     b"N": _constant(lambda: None), b"\x88": _constant(lambda: True), b"\x89": _constant(lambda: False),
     b"}": _constant(dict), b"]": _constant(list), b")": _constant(tuple), b"\x8f": _constant(set),
     b"J": _number("<i"), b"K": _number("<B"), b"M": _number("<H"), b"G": _number(">d"),
