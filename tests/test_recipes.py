@@ -172,6 +172,18 @@ def test_an_untied_match_inside_another_is_replayed():
     assert (type(other["a"][0]), other["b"][0].bias) == (nn.Tanh, None)
 
 
+def test_a_block_and_what_it_shares_wrapped_at_once_are_replayed():
+    def make():
+        shared = nn.Sequential(nn.Linear(4, 4))
+        return nn.Sequential(nn.Sequential(shared, nn.ReLU()), shared)
+
+    model, other = make(), make()
+    recipe = wrap(model, "re:0|1.0", lambda old: nn.Sequential(old, nn.Tanh())).recipe
+    replay(other, Recipe.from_json(recipe.to_json()))
+    assert str(other) == str(model)
+    assert other[1] is other[0][0][0]
+
+
 def tied():
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
     model["head"].weight = model["embed"].weight

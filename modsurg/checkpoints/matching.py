@@ -205,9 +205,9 @@ def _suggestion(
     source: Source, targets: Targets, plan: Plan, options: Options, apart: tuple[Shapes, Shapes]
 ) -> tuple[dict[str, str | None], int]:
     """A `rename=` that was tried, and how many keys without a name it brings to one; none if it spoils others."""
-    if callable(options.rename):
-        return {}, 0
     left, wanted = apart
+    if callable(options.rename) or not left or not wanted:
+        return {}, 0
     rules = {**(options.rename or {}), **suggest_rules(left, wanted, [fill.key for fill in plan.fills])}
     try:
         renamed = _renamed(source, replace(options, rename=rules))

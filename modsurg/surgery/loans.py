@@ -41,20 +41,31 @@ def loans(new: nn.Module, modules: Mapping[int, str], parameters: Mapping[int, s
     """
     parts: dict[str, str] = {}
     tensors: dict[str, str] = {}
-    waiting, entered = [("", new)], set()
-    while waiting:
-        path, module = waiting.pop()
+    for path, module in entered(new, modules):
         if id(module) in modules:
             parts[path] = modules[id(module)]
             continue
-        if id(module) in entered:
-            continue
-        entered.add(id(module))
         prefix = f"{path}." if path else ""
-        waiting += [(prefix + name, child) for name, child in module._modules.items() if child is not None]
         own = module._parameters.items()
         tensors |= {prefix + name: parameters[id(p)] for name, p in own if p is not None and id(p) in parameters}
     return {kind: found for kind, found in (("modules", parts), ("parameters", tensors)) if found}
+
+
+def entered(new: nn.Module, modules: Mapping[int, str]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of `new` with their paths, each of its own once; what lies inside the model's is left out."""
+    waiting, seen = [("", new)], set()
+    while waiting:
+        path, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        yield path, module
+        if id(module) in modules:
+            continue
+        seen.add(id(module))
+        children = [
+            (f"{path}.{name}" if path else name, child) for name, child in module._modules.items() if child is not None
+        ]
+        waiting += reversed(children)
 
 
 @contextmanager

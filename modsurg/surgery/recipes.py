@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from modsurg.errors import ModsurgError, RecipeError, TrustError
-from modsurg.surgery.loans import loans, parameter_names, taken_out
+from modsurg.surgery.loans import entered, loans, parameter_names, taken_out
 from modsurg.surgery.steps import Step
 from modsurg.tree.blueprint import build, describe
 from modsurg.tree.trust import Trusted
@@ -139,8 +139,8 @@ class Recorder:
         sites = []
         for paths, old, new in made:
             sites.append({"paths": list(paths), "class": type(old).__name__, **self._new(new, modules, parameters)})
-            for inner, module in new.named_modules():  # a later site may get the same
-                modules.setdefault(id(module), f"+{paths[0]}:{inner}")
+            own = [(inner, module) for inner, module in entered(new, modules) if id(module) not in modules]
+            modules |= {id(module): f"+{paths[0]}:{inner}" for inner, module in own}  # a later site may get the same
         return sites
 
     def _new(self, module: nn.Module, modules: dict[int, str], parameters: dict[int, str]) -> dict[str, Any]:
