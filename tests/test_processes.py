@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,6 +25,7 @@ from modsurg.errors import BatchError, TrainingError
 from modsurg.training import processes as under_test
 from modsurg.training.processes import check_sharding, divided, farewell, gathered, join, lost, rank, share_of, summed
 
+OLD = torch.__version__ < "2.9"
 SCRIPT = str(Path(__file__).with_name("data_parallel.py"))
 
 
@@ -69,7 +71,7 @@ def test_a_killed_process_ends_the_others_with_words_and_the_run_goes_on(tmp_pat
         torch.testing.assert_close(resumed, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this torch can't run on a cpu")
+@pytest.mark.skipif(OLD, reason="FSDP2 of this torch can't train on a cpu")
 def test_sharded_as_one_process(tmp_path, alone):
     start(tmp_path, "fsdp", end=8)
     assert (tmp_path / "last" / ".metadata").exists()
@@ -108,14 +110,15 @@ own.kept = True
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_no_thread_outlives_the_group(strategy):
     """One that lets go of a tensor after the interpreter aborts the process."""
-    if strategy == "fsdp" and not hasattr(torch.cpu.Stream, "record_event"):
-        pytest.skip("FSDP2 of this torch can't run on a cpu")
+    if strategy == "fsdp" and OLD:
+        pytest.skip("FSDP2 of this torch can't train on a cpu")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     command = [sys.executable, *launcher, sys.executable, "-c", LEAVE, strategy]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert done.stdout == "True 0 {'kept': True}\n" * 2, done.stderr
+    said = [line for line in done.stdout.splitlines() if "kept" in line]  # beside what gloo may say
+    assert said == ["True 0 {'kept': True}"] * 2, done.stderr
 
 
 BUSY = """
@@ -134,7 +137,7 @@ print("busy to the end", flush=True)
 """
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 8), reason="this torch waits for the others with Python's lock held")
+@pytest.mark.skipif(OLD, reason="this torch waits for the others, whatever a process does")
 def test_a_process_that_ends_does_not_wait_for_one_that_is_busy():
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     done = subprocess.run([sys.executable, *launcher, sys.executable, "-c", BUSY], capture_output=True, text=True)
@@ -235,8 +238,11 @@ def test_a_lost_peer_is_told_from_other_errors():
     assert "process 0: another process" in str(farewell(RuntimeError("Connection closed by peer")))
 
 
-def test_what_does_not_go_with_sharding():
+def test_what_does_not_go_with_sharding(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.0"))
+    with pytest.raises(TrainingError, match="before torch 2.9, fully_shard adds up the gradients"):
+        check_sharding(torch.device("cpu"), "fp32", None)
     with pytest.raises(TrainingError, match='no gradient scaler: precision="bf16"'):
-        check_sharding("fp16", None)
+        check_sharding(torch.device("cuda"), "fp16", None)
     with pytest.raises(TrainingError, match="can't average a sharded model"):
-        check_sharding("fp32", object())
+        check_sharding(torch.device("cuda"), "fp32", object())

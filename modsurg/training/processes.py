@@ -53,8 +53,8 @@ def _leave(asked: threading.Event, leaver: threading.Thread) -> None:
 
     A thread of gloo's that lets go of its last tensor later than that takes the process down (SIGABRT). The threads end
     with the last holder of the group, so what was made here to hold it is emptied. After an error nothing is waited
-    for, and else not for long: the other processes may never do their part of what is under way. (Before 2.8, torch
-    waits for them with Python's lock held: nothing here can end that.)
+    for, and else not for long: the other processes may never do their part of what is under way. (Before 2.9, torch
+    waits for them whatever is done here.)
     """
     if not dist.is_initialized() or hasattr(sys, "last_value"):
         return
@@ -101,12 +101,15 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     return wrapper
 
 
-def check_sharding(precision: str, average: object) -> None:
+def check_sharding(device: torch.device, precision: str, average: object) -> None:
     """Refuse what does not go with sharding.
 
     Raises:
         TrainingError: With what to do instead.
     """
+    if device.type == "cpu" and torch.__version__ < "2.9":
+        text = "before torch 2.9, fully_shard adds up the gradients of the processes on a cpu instead of averaging them"
+        raise TrainingError(f'{text}: strategy="ddp".')
     if precision == "fp16":
         raise TrainingError('strategy="fsdp" has no gradient scaler: precision="bf16".')
     if average is not None:

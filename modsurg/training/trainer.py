@@ -121,7 +121,7 @@ class Trainer:
             if isinstance(module, nn.Module):
                 module.to(self.place)
         if self.sharded:
-            processes.check_sharding(self.precision, self.average)
+            processes.check_sharding(self.place, self.precision, self.average)
             processes.shard(self.model, self.optimizer, self.place)
         self.prepare()
 
