@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -117,8 +118,8 @@ def test_no_thread_outlives_the_group(strategy):
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    said = [line for line in done.stdout.splitlines() if "kept" in line]  # beside what gloo may say
-    assert said == ["True 0 {'kept': True}"] * 2, done.stderr
+    said = re.findall(r"\w+ \d+ \{.*?\}", done.stdout)  # gloo may say more, in the midst of a line
+    assert said == ["True 0 {'kept': True}"] * 2, done.stdout + done.stderr
 
 
 BUSY = """
@@ -137,7 +138,7 @@ print("busy to the end", flush=True)
 """
 
 
-@pytest.mark.skipif(OLD, reason="this torch waits for the others, whatever a process does")
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="this torch waits for the others with Python's lock held")
 def test_a_process_that_ends_does_not_wait_for_one_that_is_busy():
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     done = subprocess.run([sys.executable, *launcher, sys.executable, "-c", BUSY], capture_output=True, text=True)

@@ -53,8 +53,8 @@ def _leave(asked: threading.Event, leaver: threading.Thread) -> None:
 
     A thread of gloo's that lets go of its last tensor later than that takes the process down (SIGABRT). The threads end
     with the last holder of the group, so what was made here to hold it is emptied. After an error nothing is waited
-    for, and else not for long: the other processes may never do their part of what is under way. (Before 2.9, torch
-    waits for them whatever is done here.)
+    for, and else not for long: the other processes may never do their part of what is under way. (Before 2.8, torch
+    waits for them with Python's lock held, whatever is done here.)
     """
     if not dist.is_initialized() or hasattr(sys, "last_value"):
         return
@@ -64,8 +64,8 @@ def _leave(asked: threading.Event, leaver: threading.Thread) -> None:
 
 def _destroy(asked: threading.Event) -> None:
     asked.wait()
-    dist.destroy_process_group()
     _let_go()
+    dist.destroy_process_group()  # last: it alone waits without Python's lock, from torch 2.8 on
 
 
 def _let_go() -> None:
