@@ -92,7 +92,7 @@ def threads():
     named = {path.parent.name: path.read_text() for path in Path("/proc/self/task").glob("*/comm")}
     return {one for one, name in named.items() if "autograd" not in name} - pythons
 def look():
-    print(len(before) > 0, len(threads()), vars(own))
+    print(f"{len(before) > 0} {len(threads())} {vars(own)}")  # in one piece, whatever the other process says
 atexit.register(look)  # which runs after what the trainer registers
 model = nn.Linear(6, 3)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
