@@ -89,7 +89,7 @@ def _with_header(text: bytes, extra: int | None = None) -> bytes:
     """A safetensors file of a header and as many bytes as it asks for."""
     try:
         ends = [item["data_offsets"][1] for item in json.loads(text).values() if "data_offsets" in item]
-        size = min(max(ends, default=0), _MOST) if min(ends, default=0) >= 0 else 64
+        size = int(min(max(ends, default=0), _MOST)) if min(ends, default=0) >= 0 else 64
     except Exception:  # the header is whatever it is
         size = 64
     return len(text).to_bytes(8, "little") + text + bytes(size)
