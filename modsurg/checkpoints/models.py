@@ -13,6 +13,7 @@ from torch import nn
 from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
+from modsurg.checkpoints.parts import RUN
 from modsurg.checkpoints.pickled import PICKLED, load_pickled, save_pickled
 from modsurg.errors import FormatError, ModsurgError, SaveError, TrustError
 from modsurg.tree.blueprint import build, draw
@@ -106,7 +107,8 @@ def _load_safetensors(path: Path, trust: Trusted, rename: Renames | None) -> nn.
     with SafetensorsSource(path) as source:
         data = read_tree(source.header.metadata)
         if data is None:
-            raise FormatError("it holds a state, not a whole model: build the model, then load_state(model, path)")
+            kind = "run" if RUN in source.header.metadata else "state"
+            raise FormatError(f"it holds a {kind}, not a whole model: build the model, then load_state(model, path)")
         return build(data, trust, rename, _mapped(source))
 
 

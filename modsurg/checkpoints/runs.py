@@ -20,11 +20,10 @@ from modsurg.checkpoints import stepping
 from modsurg.checkpoints.encoding import Tensors, decode, encode
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.opening import open_source, write_source
+from modsurg.checkpoints.parts import RUN, UNREADABLE
 from modsurg.checkpoints.randomness import check_random_states, random_states, set_random_states
 from modsurg.errors import FormatError, LoadError, SaveError
 from modsurg.tree.wrappers import unwrap, wrapper_kind
-
-_KEY = "modsurg.run"
 
 
 @dataclass
@@ -93,14 +92,14 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         },
         "random": encode(random_states(), "random", tensors),
     }
-    write_source(path, MemorySource(tensors, {_KEY: json.dumps(document, separators=(",", ":"))}))
+    write_source(path, MemorySource(tensors, {RUN: json.dumps(document, separators=(",", ":"))}))
 
 
 def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
     """Set everything given to what the file holds, and the random states too; returns the step.
 
     All of it is checked first: where something does not fit, nothing at all is changed. What is in the file and is
-    not asked for stays unread. To get weights only, `load_state` reads the same file.
+    not asked for stays unread. To get weights only, `load_state(model, path)` reads the same file.
 
     Args:
         path: A file of `save_checkpoint`.
@@ -129,10 +128,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """Read a file of `save_checkpoint` into memory; see `load_checkpoint` for what it raises."""
     path = Path(path)
     with open_source(path) as source:
-        if _KEY not in source.notes.metadata:
+        if RUN not in source.notes.metadata:
             raise FormatError(f"{path} holds no run, only a state: load_state(model, {str(path)!r}) reads it.")
         try:
-            data = json.loads(source.notes.metadata[_KEY])
+            data = json.loads(source.notes.metadata[RUN])
             tensors = {key: source.read(key) for key in source}
             states = {name: decode(state, tensors) for name, state in data["states"].items()}
             random = decode(data["random"], tensors)
@@ -140,7 +139,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             if type(run.step) is not int or not all(type(run.classes[name]) is str for name in states):
                 raise TypeError("a step or a class that can't be")
             check_random_states(run.random)
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise FormatError(f"{path}: what it says of its run can't be read ({error!r:.200}).") from error
     return run
 
