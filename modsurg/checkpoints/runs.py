@@ -6,7 +6,7 @@ import json
 import operator
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +24,11 @@ from modsurg.checkpoints.parts import RUN, UNREADABLE
 from modsurg.checkpoints.randomness import check_random_states, random_states, set_random_states
 from modsurg.errors import FormatError, LoadError, SaveError
 from modsurg.tree.wrappers import unwrap, wrapper_kind
+
+_SIZES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("out_features", "in_features"),
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
+}
 
 
 @dataclass
@@ -117,7 +122,7 @@ def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
         >>> load_checkpoint(path, model=nn.Linear(3, 1))
         Traceback (most recent call last):
         modsurg.errors.LoadError: ...run.safetensors does not fit; nothing was loaded.
-          model.weight  file (1, 2), here (1, 3)
+          model.weight  file (1, 2), here (1, 3): build it as it was when it was saved
     """
     run = read_run(path)
     restore(run, stateful)
@@ -238,14 +243,15 @@ def _kind(value: object) -> str:
 
 def _problems(run: Run, name: str, value: object, names: Mapping[int, str]) -> list[str]:
     if isinstance(value, nn.Module):
-        return _model_problems(name, run.states[name], value.state_dict())
+        return _model_problems(name, run.states[name], value)
     if run.classes[name] != _kind(value):
         return [f"{name}  file {run.classes[name]}, here {_kind(value)}: make it of the same class"]
     return stepping.problems(name, run.states[name], value, names) if isinstance(value, Optimizer) else []
 
 
-def _model_problems(name: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+def _model_problems(name: str, saved: Mapping[str, Any], model: nn.Module) -> list[str]:
     lines = []
+    mine, advised = model.state_dict(), False
     for key in [*saved, *(key for key in mine if key not in saved)]:
         there, here = saved.get(key), mine.get(key)
         if key not in saved or key not in mine:
@@ -254,7 +260,23 @@ def _model_problems(name: str, saved: Mapping[str, Any], mine: Mapping[str, Any]
             lines.append(f"{name}.{key}  {'only in the file' if key in saved else 'not in the file'}{hint}")
         elif isinstance(there, torch.Tensor) and isinstance(here, torch.Tensor):
             if there.shape != here.shape:
-                lines.append(f"{name}.{key}  file {tuple(there.shape)}, here {tuple(here.shape)}")
+                sizes = list(zip(there.shape, here.shape, strict=False))
+                advice = _resizing(name, model, key, sizes) or (
+                    "" if advised else ": build it as it was when it was saved"
+                )
+                advised = True
+                lines.append(f"{name}.{key}  file {tuple(there.shape)}, here {tuple(here.shape)}{advice}")
             elif there.dtype != here.dtype:
                 lines.append(f"{name}.{key}  file {there.dtype}, here {here.dtype}")
     return lines
+
+
+def _resizing(name: str, model: nn.Module, key: str, sizes: Sequence[tuple[int, int]]) -> str:
+    """The line that gives a layer the sizes (there, here) of the file; empty where no single one does."""
+    path, _, attribute = key.rpartition(".")
+    layer = dict(model.named_modules(remove_duplicate=False)).get(path)
+    known = next((names for kind, names in _SIZES.items() if isinstance(layer, kind)), ())
+    if not path or attribute != "weight" or len(known) != len(sizes):
+        return ""
+    changed = [f"{size}={there}" for size, (there, here) in zip(known, sizes, strict=True) if there != here]
+    return f': first resize({name}, "{path}", {", ".join(changed)})'
