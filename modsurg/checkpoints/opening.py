@@ -62,7 +62,8 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
     Args:
         path: The target; its suffix chooses the format.
         source: What to write, with its notes: metadata, ties, extra state.
-        shard_size: Bytes in one file at most (a number or `"5GB"`): a set of files with an index.
+        shard_size: Bytes in one file at most (a number or `"5GB"`): a set of files with an index. A larger tensor has
+            a file of its own.
 
     Raises:
         SaveError: The name says no format, or something can't be kept in it. No file was touched.

@@ -106,7 +106,8 @@ def save_state(
         path: `.safetensors`, which any other reader of the format opens, or `.pt`, `.pth`, `.bin`, which `torch.load`
             opens. The file takes the place of an old one when it is complete.
         dtype: For the floating tensors in the file, such as `torch.float16`; others keep theirs.
-        shard_size: Split into files of at most this many bytes, `"5GB"` or a number, with an index beside them.
+        shard_size: Split into files of at most this many bytes, `"5GB"` or a number, with an index beside them. A
+            larger tensor has a file of its own.
         metadata: Text to keep with it: `{"epoch": "3"}`.
 
     Returns:
