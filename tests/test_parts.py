@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import convert, load_model, load_state, read_state, save_checkpoint, save_state
+from modsurg import convert, load_model, load_state, read_state, save_checkpoint, save_model, save_state
 from modsurg.errors import FormatError
 
 
@@ -89,6 +89,14 @@ def test_parts_that_are_no_weights(run):
         read_state(run[1], part="mode")
     with pytest.raises(FormatError, match=r"its 'optimizer' is no state of a module: load_checkpoint\(path, optimizer"):
         read_state(run[1], part="optimizer")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_what_saves_gives_the_path_to_load(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    model = nn.Linear(2, 1)
+    assert save_state(model, str(path)) == save_model(model, str(path)) == path
+    assert save_checkpoint(str(tmp_path / "run.safetensors"), model=model) == tmp_path / "run.safetensors"
 
 
 def test_a_run_is_no_whole_model(run):

@@ -23,7 +23,7 @@ from modsurg.tree.trust import Renames, Trusted
 _SUFFIXES = "model.safetensors or model.pt"
 
 
-def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Keep a whole model, structure and weights, in one file.
 
     As `.safetensors` the tree stands in the header as JSON and the weights are an ordinary state_dict: every other tool
@@ -33,14 +33,16 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         model: Any module. A torch.compile wrapper is looked through; tied tensors are written once.
         path: The target. An old file is replaced when the new one is complete.
 
+    Returns:
+        The file to load: `path`.
+
     Raises:
         SaveError: Something that can't be kept (a lambda, an open file, a hook with a closure), all of it by its path;
             or the disk is full. The target is as it was.
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
-        >>> save_model(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), path)
+        >>> path = save_model(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), tempfile.mkdtemp() + "/model.safetensors")
         >>> load_model(path)
         Sequential(
           (0): Linear(in_features=2, out_features=3, bias=True)
@@ -61,6 +63,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
             raise SaveError(f"the name does not say which format to write: {_SUFFIXES}")
     except SaveError as error:
         raise _named(error, path) from error.__cause__
+    return path
 
 
 def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Renames | None = None) -> nn.Module:

@@ -52,7 +52,7 @@ class Run:
     versions: dict[str, int] | None
 
 
-def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: object) -> None:
+def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: object) -> Path:
     """Keep a run in one file, whole or not at all, without pickle.
 
     The file is a safetensors file whose tensors are called `model.fc.weight` or `optimizer.state.fc.weight.exp_avg`.
@@ -64,15 +64,17 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         **stateful: Whatever has a state, under names of your own: modules, optimizers (their parameters are called by
             name, so pass the model too), anything with `state_dict` and `load_state_dict`, and plain dictionaries.
 
+    Returns:
+        The file to load: `path`.
+
     Raises:
         SaveError: Something without a state, or with one that is no plain data and no tensors. No file was touched.
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "run.safetensors"
         >>> model = nn.Linear(2, 1)
         >>> optimizer = torch.optim.Adam(model.parameters())
-        >>> save_checkpoint(path, step=7, model=model, optimizer=optimizer)
+        >>> path = save_checkpoint(tempfile.mkdtemp() + "/run.safetensors", step=7, model=model, optimizer=optimizer)
         >>> load_checkpoint(path, model=model, optimizer=optimizer)
         7
     """
@@ -97,7 +99,7 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         },
         "random": encode(random_states(), "random", tensors),
     }
-    write_source(path, MemorySource(tensors, {RUN: json.dumps(document, separators=(",", ":"))}))
+    return write_source(path, MemorySource(tensors, {RUN: json.dumps(document, separators=(",", ":"))}))
 
 
 def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
@@ -117,8 +119,7 @@ def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "run.safetensors"
-        >>> save_checkpoint(path, model=nn.Linear(2, 1))
+        >>> path = save_checkpoint(tempfile.mkdtemp() + "/run.safetensors", model=nn.Linear(2, 1))
         >>> load_checkpoint(path, model=nn.Linear(3, 1))
         Traceback (most recent call last):
         modsurg.errors.LoadError: ...run.safetensors does not fit; nothing was loaded.
