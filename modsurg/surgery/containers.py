@@ -140,10 +140,10 @@ def outdated(tree: Tree, journal: Journal) -> list[str]:
         journal: What the edit touched.
     """
     notes: list[str] = []
-    for path, module in tree.modules.items():
-        _, children = journal.dicts.get(id(module._modules), (None, []))
-        old, new = len(children), len(module._modules)
-        if path and is_container(module) and children and old != new:
+    touched = [(path, module) for path, module in tree.modules.items() if id(module._modules) in journal.dicts]
+    for path, module in touched:
+        old, new = len(journal.dicts[id(module._modules)][1]), len(module._modules)
+        if path and old != new and is_container(module):
             for place, owner in _owners(tree, path, module).items():
                 name = next((name for name in _COUNTS if getattr(owner, name, None) == old), None)
                 if name:
