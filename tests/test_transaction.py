@@ -1,5 +1,6 @@
 import contextvars
 import copy
+import inspect
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from modsurg import edit, insert_after, rename, replace, select
 from modsurg.errors import EditError, ModsurgWarning, NoMatchError, UndoError
+from modsurg.surgery.reports import Report
 
 
 def fingerprint(model, *optimizers):
@@ -330,3 +332,13 @@ def test_what_is_made_under_inference_mode_trains_all_the_same():
     with torch.inference_mode(False):
         model(torch.ones(2, 3)).sum().backward()
         adam.step()
+
+
+def test_a_report_in_a_prompt_is_short():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    report = replace(model, nn.ReLU, nn.GELU)
+    assert repr(report) == "<Report of 1 change: print it to read them>"
+    with edit(model) as e:
+        assert repr(e.plan()) == "<Report of 0 changes: print it to read them>"
+    assert repr(Report((), ("mind this",), ())) == "<Report of 0 changes, 1 warning: print it to read them>"
+    assert not [name for name in inspect.signature(Report).parameters if name.startswith("_")]

@@ -223,14 +223,7 @@ class Edit:
         if sum(len(step.fresh) for step in self._steps) <= _DESCRIBED_AT_ONCE:
             self._recorder.settle()
         remapping = Remapping(before, self._journal, self._following.positions())
-        return Report(
-            self._changes(),
-            said,
-            tuple(notes),
-            self._journal,
-            remapping,
-            self._recorder.recipe,
-        )
+        return Report(self._changes(), said, tuple(notes), (self._journal, remapping, self._recorder.recipe))
 
     def _changes(self) -> tuple[Change, ...]:
         return tuple(change for step in self._steps for change in step.changes)
