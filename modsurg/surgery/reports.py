@@ -1,5 +1,7 @@
 """What an edit did: readable, undoable, and able to carry an old checkpoint over."""
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -14,6 +16,7 @@ from modsurg.surgery.steps import Change
 Value = TypeVar("Value")
 Committed = tuple[Journal, Remapping, Callable[[], Recipe]]
 _SHOWN = 40
+_WIDE = 120
 
 
 class Report:
@@ -120,7 +123,8 @@ def line(change: Change) -> str:
         return f"+ {at}  {shown(change.new)}"
     if change.new is None:
         return f"- {at}  {shown(change.old)}"
-    return f"~ {at}  {shown(change.old)} -> {shown(change.new)}"
+    text = f"~ {at}  {shown(change.old)} -> {shown(change.new)}"
+    return text if len(text) <= _WIDE else f"~ {at}  {_brief(change.old)} -> {_brief(change.new)}"
 
 
 def shown(module: nn.Module | None) -> str:
@@ -128,3 +132,12 @@ def shown(module: nn.Module | None) -> str:
     arguments = module.extra_repr() if module is not None else ""
     name = type(module).__name__
     return f"{name}({arguments})" if arguments and "\n" not in arguments else name
+
+
+def _brief(module: nn.Module) -> str:
+    """As `shown`, without the arguments that have their defaults."""
+    parameters = inspect.signature(type(module).__init__).parameters.values()
+    defaults = {f"{each.name}={each.default}" for each in parameters}
+    name, _, arguments = shown(module).removesuffix(")").partition("(")
+    kept = [argument for argument in re.split(r", (?=\w+=)", arguments) if argument and argument not in defaults]
+    return f"{name}({', '.join(kept)})" if kept else name
