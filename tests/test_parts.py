@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from modsurg import convert, load_model, load_state, read_state, save_checkpoint, save_model, save_state
+from modsurg.checkpoints.formats.derived import DerivedSource
+from modsurg.checkpoints.opening import open_source, write_source
 from modsurg.errors import FormatError
 
 
@@ -102,3 +104,21 @@ def test_what_saves_gives_the_path_to_load(suffix, tmp_path):
 def test_a_run_is_no_whole_model(run):
     with pytest.raises(FormatError, match=r"it holds a run, not a whole model: build the model, then load_state"):
         load_model(run[1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "null",
+        '{"states": {"model": {"weight": {"$tensor": []}}}}',
+        '{"states": {"model": {"weight": {"$tensor": "model.weight"}, "_extra_state": {"$nope": 1}}}}',
+    ],
+)
+def test_a_damaged_run(text, tmp_path):
+    save_checkpoint(tmp_path / "run.safetensors", model=nn.Linear(2, 1))
+    with open_source(tmp_path / "run.safetensors") as source:
+        write_source(tmp_path / "bad.safetensors", DerivedSource(source, metadata={"modsurg.run": text}))
+    for attempt in (lambda path: load_state(nn.Linear(2, 1), path), lambda path: read_state(path, part="model")):
+        with pytest.raises(FormatError, match="what it says of its run can't be read"):
+            attempt(tmp_path / "bad.safetensors")
