@@ -1,4 +1,5 @@
 import functools
+import types
 from collections import OrderedDict
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from modsurg import add, insert_after, insert_before, remove, rename
+from modsurg import add, edit, insert_after, insert_before, remove, rename
 from modsurg.errors import ContainerError, EditError, ModsurgWarning, NoMatchError
 from modsurg.surgery import containers
 
@@ -217,3 +218,26 @@ def test_a_forward_is_read_once_for_all_containers_of_a_name(monkeypatch):
     monkeypatch.setattr(containers, "numbers", lambda parent, name: read.append(name) or set())
     insert_after(nn.Sequential(*(Block() for _ in range(5))), nn.Linear, nn.Tanh)
     assert sorted(set(read)) == sorted(read)
+
+
+def test_the_number_by_which_a_model_goes_is_told():
+    model = nn.Transformer(8, 2, num_encoder_layers=3, num_decoder_layers=2, dim_feedforward=8)
+    with edit(model) as e:
+        e.remove("encoder.layers.2")
+        e.remove("encoder.layers.1")
+        e.insert_after("decoder.layers.0", nn.Identity())
+    assert e.report.notes[-2:] == (
+        'the model may go by its num_layers, which still says 3: model.get_submodule("encoder").num_layers = 1',
+        'the model may go by its num_layers, which still says 2: model.get_submodule("decoder").num_layers = 3',
+    )
+    report = remove(model, "decoder.layers.1")
+    assert not any("num_layers" in note for note in report.notes), "it said 2, and there were three"
+
+
+def test_a_configuration_is_told_once():
+    model = nn.Module()
+    model.config = types.SimpleNamespace(num_hidden_layers=2, n_layer=2)
+    model.h, model.head = nn.ModuleList(linears(2)), linears(2)
+    (note,) = (note for note in remove(model, "h.0").notes if "go by" in note)
+    assert note.endswith("its num_hidden_layers, which still says 2: model.config.num_hidden_layers = 1")
+    assert not any("go by" in note for note in remove(model, "head.0").notes)

@@ -7,8 +7,14 @@ import torch
 from loads import net, refused
 from torch import nn
 
-from modsurg import load_state, save_state
+from modsurg import insert_after, load_state, save_state
 from modsurg.errors import LoadError, ModsurgWarning, PatternError
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    return model
 
 
 def test_strict_off_reports():
@@ -22,6 +28,40 @@ def test_strict_off_reports():
     assert str(report) == (
         "loaded 8 of 9 keys\n  missing  0.bias  not in the file, as it was\n  unexpected  more  not in the model"
     )
+
+
+@pytest.mark.parametrize("model", [net(), tied()], ids=["plain", "tied"])
+def test_the_error_and_the_report_count_the_same_keys(model):
+    state = model.state_dict()
+    del state["2.weight"], state["0.bias"]
+    state["more"] = torch.ones(1)
+    report = load_state(model, state, strict=False)
+    lost, all_of_them = len(report.missing), len(report.missing) + len(report.loaded)
+    assert str(report).startswith(f"loaded {all_of_them - lost} of {all_of_them} keys\n")
+    refused(
+        model, state, f"^{lost} of {all_of_them} keys do(es)? not fit, and 1 key of the file is not in the model; no"
+    )
+
+
+def test_a_file_with_a_part_of_the_model():
+    model = net()
+    state = {key: value for key, value in net().state_dict().items() if not key.startswith("2.")}
+    text = refused(model, state, "2 of 9 keys do not fit; nothing was loaded")
+    assert text.endswith('reports the rest; load_state(..., only=["0", "1"]) asks for no more than that')
+    assert load_state(model, state, only=["0", "1"])
+    del state["0.bias"]
+    assert "only=" not in refused(net(), state, "3 of 9 keys do not fit")
+    state = {key: value for key, value in state.items() if key.startswith("1.")}
+    assert 'only="1")' in refused(net(), state, "4 of 9 keys do not fit")
+
+
+def test_a_state_from_before_an_edit():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    old = {key: value.clone() for key, value in model.state_dict().items()}
+    report = insert_after(model, "0", nn.ReLU())
+    refused(model, old, r"\nMade before an edit\? load_state\(model, report\.remap\(state\)\), with the report of")
+    assert load_state(model, report.remap(old))
+    assert "Made before" not in refused(net(), {f"a.{key}": value for key, value in net().state_dict().items()}, "a.")
 
 
 def test_strict_off_tells_what_would_fit():

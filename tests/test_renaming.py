@@ -34,6 +34,21 @@ def test_a_rule_that_fits_nothing_is_a_mistake(old):
         renamer({old: "x"}, KEYS)
 
 
+@pytest.mark.parametrize("old", ["backbone.c1", "module.backbone.c1", r"re:backbone\.c1"])
+def test_what_wrappers_put_in_does_not_count(old):
+    keys = ["module.backbone.c1.weight", "module.fc.weight", "module.fc._orig_mod.bias"]
+    rules = {old + (r"\.(.*)" if "re:" in old else ""): "stem" + (r".\1" if "re:" in old else ""), "fc.bias": "b"}
+    new = renamer(rules, keys)
+    bare = "stem.weight" if old.startswith("module") else "module.stem.weight"
+    assert [new(key) for key in keys] == [bare, "module.fc.weight", "b"]
+    assert renamer({"backbone": None}, keys)(keys[0]) is None
+
+
+def test_a_rule_that_fits_a_key_as_it_is_looks_no_further():
+    new = renamer({"fc": "head"}, ["fc.weight", "module.fc.weight"])
+    assert [new("fc.weight"), new("module.fc.weight")] == ["head.weight", "module.fc.weight"]
+
+
 def test_choosing_by_what_holds_a_key():
     assert list(filter(chooser("a.b"), KEYS)) == ["a.b.weight", "a.b.bias"]
     assert list(filter(chooser("a.b*"), KEYS)) == KEYS[:3]

@@ -18,6 +18,14 @@ def test_problems_stand_under_each_other():
     )
 
 
+def test_what_the_file_alone_has_is_counted_by_itself():
+    problems = Problems(total=3, unexpected={"a": ""})
+    assert str(problems.error()).startswith("1 key of the file is not in the model; nothing was loaded.\n")
+    problems.missing = {"b": "", "c": ""}
+    start = "2 of 3 keys do not fit, and 1 key of the file is not in the model; nothing was loaded.\n"
+    assert str(problems.error()).startswith(start)
+
+
 def test_truth():
     assert LoadReport(["a"])
     assert not LoadReport(["a"], missing=["b"])

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modsurg import load_checkpoint, read_state, save_checkpoint, verify
+from modsurg import load_checkpoint, read_state, resize, save_checkpoint, verify
 from modsurg.checkpoints.encoding import decode, encode
 from modsurg.checkpoints.formats.derived import DerivedSource
 from modsurg.checkpoints.opening import open_source, write_source
@@ -193,6 +193,33 @@ class TestRefusals:
         self.unchanged(run[0], r"nothing was loaded.\n  model.3.weight  file \(2, 16\), here \(3, 16\)", model=model)
         self.unchanged(run[0], r"model.4.weight  not in the file", model=model)
         self.unchanged(run[0], "model.0.weight  file torch.float32, here torch.float64", model=network().double())
+
+    def test_a_layer_of_another_size_gets_the_line_that_resizes_it(self, tmp_path):
+        def language(words, width):
+            model = nn.Sequential(nn.Embedding(words, width), nn.LayerNorm(width), nn.Linear(width, words))
+            return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+        model, optimizer = language(12, 4)
+        save_checkpoint(tmp_path / "run.safetensors", net=model, optimizer=optimizer)
+        fresh, optimizer = language(10, 4)
+        text = (
+            r"here \(10, 4\): first resize\(net, \"0\", num_embeddings=12\)\n"
+            r"  net.2.weight  .*: first resize\(net, \"2\", out_features=12\)\n  net.2.bias .*here \(10,\)$"
+        )
+        with pytest.raises(LoadError, match=text):
+            load_checkpoint(tmp_path / "run.safetensors", net=fresh, optimizer=optimizer)
+        resize(fresh, "0", num_embeddings=12, optimizer=optimizer)
+        resize(fresh, "2", out_features=12, optimizer=optimizer)
+        load_checkpoint(tmp_path / "run.safetensors", net=fresh, optimizer=optimizer)
+        assert same(model, fresh)
+        with pytest.raises(LoadError, match=r'resize\(net, "2", out_features=12, in_features=4\)'):
+            load_checkpoint(tmp_path / "run.safetensors", net=language(11, 5)[0])
+
+    def test_a_layer_that_has_no_such_line(self, tmp_path):
+        save_checkpoint(tmp_path / "run.safetensors", model=nn.Sequential(nn.Conv2d(1, 4, 3)))
+        text = r"here \(2, 1, 3, 3\): build it as it was when it was saved\n  model.0.bias  file \(4,\), here \(2,\)$"
+        with pytest.raises(LoadError, match=text):
+            load_checkpoint(tmp_path / "run.safetensors", model=nn.Sequential(nn.Conv2d(1, 2, 3)))
 
     def test_other_parameters_in_the_optimizer(self, run):
         model = network()

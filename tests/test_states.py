@@ -212,6 +212,8 @@ class TestReadState:
                 state["0.weight"]
             assert len(state) == 5
             assert repr(state).startswith("<State of 5 keys, 72 bytes, ")
+            assert repr(state.source).startswith("<SafetensorsSource of ")
+            assert repr(state.source).endswith(f" tensors, {state.source.path}>")
             state.source.read = None
             assert state.source["1.weight"].shape == (4,)
 

@@ -16,9 +16,9 @@ from modsurg.errors import LoadError
 def test_the_text_of_a_missing_and_an_unexpected_key():
     state = net().state_dict()
     state["2.weigth"] = state.pop("2.weight")
-    text = refused(net(), state, "do not fit")
+    text = refused(net(), state, "does not fit")
     assert text == (
-        "2 of 10 keys do not fit; nothing was loaded.\n"
+        "1 of 9 keys does not fit, and 1 key of the file is not in the model; nothing was loaded.\n"
         "  2.weight  not in the file\n"
         "  2.weigth  not in the model\n"
         'They fit with load_state(..., rename={"2.weigth": "2.weight"})'
@@ -141,4 +141,4 @@ def test_a_suggestion_keeps_the_rules_that_were_given():
 def test_a_key_whose_last_segment_means_something_else_is_not_suggested():
     state = net().state_dict()
     state["2.scale"] = state.pop("2.bias")
-    assert "rename=" not in refused(net(), state, "do not fit")
+    assert "rename=" not in refused(net(), state, "does not fit")

@@ -1,5 +1,6 @@
 import contextvars
 import copy
+import inspect
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from modsurg import edit, insert_after, rename, replace, select
 from modsurg.errors import EditError, ModsurgWarning, NoMatchError, UndoError
+from modsurg.surgery.reports import Report
 
 
 def fingerprint(model, *optimizers):
@@ -330,3 +332,33 @@ def test_what_is_made_under_inference_mode_trains_all_the_same():
     with torch.inference_mode(False):
         model(torch.ones(2, 3)).sum().backward()
         adam.step()
+
+
+def test_a_report_in_a_prompt_is_short():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    report = replace(model, nn.ReLU, nn.GELU)
+    assert repr(report) == "<Report of 1 change: print it to read them>"
+    with edit(model) as e:
+        assert repr(e.plan()) == "<Report of 0 changes: print it to read them>"
+    assert repr(Report((), ("mind this",), ())) == "<Report of 0 changes, 1 warning: print it to read them>"
+    assert not [name for name in inspect.signature(Report).parameters if name.startswith("_")]
+
+
+def test_a_long_line_leaves_out_what_is_as_by_default():
+    class Mine(nn.BatchNorm2d):
+        def __init__(self):
+            super().__init__(16, eps=1e-3)
+
+    model = nn.Sequential(nn.BatchNorm2d(16, momentum=None), Mine(), nn.ReLU(), nn.Conv2d(16, 16, (3, 3), (2, 1)))
+    report = replace(model, nn.BatchNorm2d, lambda old: nn.GroupNorm(8, old.num_features))
+    first, second = str(report).splitlines()
+    assert first == "~ 0  BatchNorm2d(16, momentum=None) -> GroupNorm(8, 16)"
+    assert second.startswith("~ 1  Mine(16, eps=0.001, momentum=0.1, affine=True, "), "which it has no defaults for"
+    assert second.endswith("-> GroupNorm(8, 16)")
+    report = replace(
+        model, "3", nn.Conv2d(16, 16, (3, 3), (2, 1), padding=(1, 1), dilation=(2, 2), groups=2, bias=False)
+    )
+    old = "Conv2d(16, 16, kernel_size=(3, 3), stride=(2, 1))"
+    assert str(report).startswith(f"~ 3  {old} -> Conv2d(16, 16, kernel_size=(3, 3), stride=(2, 1), padding=(1, 1)")
+    report = replace(model, "2", nn.GELU)
+    assert str(report) == "~ 2  ReLU -> GELU(approximate='none')"

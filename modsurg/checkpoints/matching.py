@@ -1,5 +1,6 @@
 """The plan of a load: what goes where, or all the reasons why it can't. Nothing is changed here."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -111,7 +112,7 @@ def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan,
     absent = [name for name in names if name not in homes and name not in plan.covered]
     for name in absent:
         (plan.dispensable if planner.is_dispensable(name) else plan.missing).append(name)
-    problems.total = len(names) + len(plan.leftover)
+    problems.total = len(names) - len(plan.covered) - len(plan.dispensable)
     return plan, problems
 
 
@@ -196,9 +197,23 @@ def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems,
         problems.missing[name] = f'; nearest: "{near}"' if near else ""
     for name, key in plan.leftover.items():
         problems.unexpected[key] = f', as "{name}"' if name != key else ""
+    problems.part = _part(plan)
     if rules:
+        problems.mended = len(left) == served and not any(map(_renumbers, rules.items()))
         share = "They fit" if len(left) == served else counted(served, "of them fits", "of them fit")
         problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
+
+
+def _part(plan: Plan) -> list[str]:
+    """What `only=` would have to be, if the source has some children of the model whole, and nothing of the others."""
+    whole = dict.fromkeys(fill.target.name.split(".")[0] for fill in plan.fills)
+    return [] if plan.leftover or any(name.split(".")[0] in whole for name in plan.missing) else list(whole)
+
+
+def _renumbers(rule: tuple[str, str | None]) -> bool:
+    """Whether a layer gets another number, as after an edit, where more of them may have moved than keys tell."""
+    old, new = (re.findall(r"(?<![^.])\d+(?![^.])", name or "") for name in rule)
+    return bool(old and new and old != new)
 
 
 def _suggestion(

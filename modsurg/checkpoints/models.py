@@ -13,6 +13,7 @@ from torch import nn
 from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
+from modsurg.checkpoints.parts import RUN
 from modsurg.checkpoints.pickled import PICKLED, load_pickled, save_pickled
 from modsurg.errors import FormatError, ModsurgError, SaveError, TrustError
 from modsurg.tree.blueprint import build, draw
@@ -22,7 +23,7 @@ from modsurg.tree.trust import Renames, Trusted
 _SUFFIXES = "model.safetensors or model.pt"
 
 
-def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Keep a whole model, structure and weights, in one file.
 
     As `.safetensors` the tree stands in the header as JSON and the weights are an ordinary state_dict: every other tool
@@ -32,14 +33,16 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         model: Any module. A torch.compile wrapper is looked through; tied tensors are written once.
         path: The target. An old file is replaced when the new one is complete.
 
+    Returns:
+        The file to load: `path`.
+
     Raises:
         SaveError: Something that can't be kept (a lambda, an open file, a hook with a closure), all of it by its path;
             or the disk is full. The target is as it was.
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
-        >>> save_model(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), path)
+        >>> path = save_model(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), tempfile.mkdtemp() + "/model.safetensors")
         >>> load_model(path)
         Sequential(
           (0): Linear(in_features=2, out_features=3, bias=True)
@@ -60,6 +63,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
             raise SaveError(f"the name does not say which format to write: {_SUFFIXES}")
     except SaveError as error:
         raise _named(error, path) from error.__cause__
+    return path
 
 
 def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Renames | None = None) -> nn.Module:
@@ -106,7 +110,8 @@ def _load_safetensors(path: Path, trust: Trusted, rename: Renames | None) -> nn.
     with SafetensorsSource(path) as source:
         data = read_tree(source.header.metadata)
         if data is None:
-            raise FormatError("it holds a state, not a whole model: build the model, then load_state(model, path)")
+            kind = "run" if RUN in source.header.metadata else "state"
+            raise FormatError(f"it holds a {kind}, not a whole model: build the model, then load_state(model, path)")
         return build(data, trust, rename, _mapped(source))
 
 

@@ -10,6 +10,7 @@ from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_saf
 from modsurg.checkpoints.formats.shards import INDEX, ShardedSource, write_shards
 from modsurg.checkpoints.formats.torchwriting import write_torch
 from modsurg.checkpoints.formats.torchzip import TorchSource
+from modsurg.checkpoints.parts import run_part
 from modsurg.errors import FormatError, SaveError
 from modsurg.tree.garbage import uncollected
 
@@ -25,7 +26,7 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
     Args:
         path: A file, or a directory of torch.distributed.checkpoint. `name.safetensors` also opens a set that was saved
             under that name.
-        part: Which of the states in a file of torch.save; by default it is looked for.
+        part: Which of the states in a file of torch.save, where by default it is looked for; or in a run.
 
     Raises:
         FileNotFoundError: Nothing there.
@@ -40,7 +41,7 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
     if path.is_file() and path.suffix in (*_TORCH, *_TORCH_TOO):
         return TorchSource(path, part)
     if part is not None:
-        raise FormatError(f"{path} has one state and no parts: choose among its keys, read_state(path, where)")
+        return _part(open_source(path), part)
     if (path / ".metadata").exists():
         return DistributedSource(path)
     if not path.is_file():
@@ -61,7 +62,8 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
     Args:
         path: The target; its suffix chooses the format.
         source: What to write, with its notes: metadata, ties, extra state.
-        shard_size: Bytes in one file at most (a number or `"5GB"`): a set of files with an index.
+        shard_size: Bytes in one file at most (a number or `"5GB"`): a set of files with an index. A larger tensor has
+            a file of its own.
 
     Raises:
         SaveError: The name says no format, or something can't be kept in it. No file was touched.
@@ -80,6 +82,19 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
         write_torch(path, source)
         return path
     raise SaveError(f"{path}: the name does not say which format to write. Known are {_KNOWN}")
+
+
+def _part(source: Source, part: str) -> Source:
+    try:
+        found = run_part(source, part)
+        if found is source:
+            raise FormatError(
+                f"{source.path} has one state and no parts: choose among its keys, read_state(path, where)"
+            )
+    except BaseException:
+        source.close()
+        raise
+    return found
 
 
 def _inside(path: Path) -> str:

@@ -1,12 +1,13 @@
 """Which key of a state means which key of a model: `rename=`, `only=`, and the prefixes that wrappers leave."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from modsurg.errors import LoadError, PatternError
 from modsurg.tree.patterns import matcher
 
 Rename = Mapping[str, str | None] | Callable[[str], str | None] | None
+Rule = Callable[[str], tuple[str | None] | None]
 Only = str | Iterable[str] | Callable[[str], bool] | None
 
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -18,7 +19,7 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
     Args:
         rename: A function; or rules, the longest that fits wins: `{"old": "new"}` for a key or everything below it,
             `{"": "backbone."}` to add a prefix, `{r"re:blocks\.(\d+)\.(.*)": r"layer\1.\2"}` for a whole key, None as
-            the new name to leave out.
+            the new name to leave out. A rule that fits no key as it is sees them without `module.` and `_orig_mod.`.
         keys: The state's keys: a rule that fits none of them is an error.
 
     Raises:
@@ -34,15 +35,11 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
         return lambda key: key
     if callable(rename):
         return _checked(rename)
-    rules = [(old, as_rule(old, rename[old])) for old in sorted(rename, key=len, reverse=True)]
     keys = list(keys)
-    for old, rule in rules:
-        if not any(rule(key) for key in keys):
-            shown = ", ".join(keys[:3])
-            raise LoadError(f"rename: {old!r} fits no key; nothing was loaded. The keys are like {shown}")
+    rules = [_fitting(old, rename[old], keys) for old in sorted(rename, key=len, reverse=True)]
 
     def new_name(key: str) -> str | None:
-        for _, rule in rules:
+        for rule in rules:
             found = rule(key)
             if found:
                 return found[0]
@@ -119,7 +116,23 @@ def _checked(rename: Callable[[str], str | None]) -> Callable[[str], str | None]
     return new_name
 
 
-def as_rule(old: str, new: str | None) -> Callable[[str], tuple[str | None] | None]:
+def _fitting(old: str, new: str | None, keys: Sequence[str]) -> Rule:
+    """The rule for the keys as they are, or, where it fits none, for the keys without what wrappers put in."""
+    rule = as_rule(old, new)
+
+    def within(key: str) -> tuple[str | None] | None:
+        bare = unwrapped(key)
+        before = key.removesuffix(bare) if key.endswith(bare) else ""
+        found = rule(bare)
+        return found and (None if found[0] is None else before + found[0],)
+
+    for each in (rule, within):
+        if any(map(each, keys)):
+            return each
+    raise LoadError(f"rename: {old!r} fits no key; nothing was loaded. The keys are like {', '.join(keys[:3])}")
+
+
+def as_rule(old: str, new: str | None) -> Rule:
     """A function that gives the new name in a tuple, or None where the rule does not fit."""
     if old.startswith("re:"):
         try:

@@ -1,7 +1,7 @@
 """What a load did, or why it did nothing."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modsurg.errors import LoadError, counted
@@ -50,11 +50,13 @@ class Problems:
     """What keeps a state from being loaded.
 
     Attributes:
-        total: How many keys were looked at, the model's and the file's together.
+        total: How many keys of the model were looked at.
         misfits: Name -> what is wrong with it: a shape, a dtype, a tie.
         missing: Name -> a hint.
         unexpected: Key -> a hint.
         advice: The argument that mends it, if one is known.
+        mended: Whether it finds a place for every key of the file, and layers keep their numbers.
+        part: The children of the model that are whole in the file, if nothing of the others is there.
         held_back: Misfits that count only if loading code of the model's own can't mend them.
     """
 
@@ -63,6 +65,8 @@ class Problems:
     missing: dict[str, str] = field(default_factory=dict)
     unexpected: dict[str, str] = field(default_factory=dict)
     advice: str = ""
+    mended: bool = False
+    part: Sequence[str] = ()
     held_back: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -75,17 +79,29 @@ class Problems:
     def error(self) -> LoadError:
         """The error that lists them."""
         self.misfits |= self.held_back
-        count = len(self.misfits) + len(self.missing) + len(self.unexpected)
-        of = counted(self.total, "key", "keys")
-        lines = [f"{count} of {of} {'does' if count == 1 else 'do'} not fit; nothing was loaded."]
+        lines = [f"{self._counts()}; nothing was loaded."]
         lines += table(self.misfits, "")
         lines += table({name: f"not in the file{hint}" for name, hint in self.missing.items()}, "")
         lines += table({key: f"not in the model{hint}" for key, hint in self.unexpected.items()}, "")
-        by_name = self.missing or self.unexpected
-        advice = self.advice or (
-            "load_state(..., strict=False) loads what fits and reports the rest" if by_name else ""
-        )
-        return LoadError("\n".join([*lines, advice] if advice else lines))
+        return LoadError("\n".join([*lines, *self._remedies()]))
+
+    def _counts(self) -> str:
+        count, more = len(self.misfits) + len(self.missing), len(self.unexpected)
+        of = f"{count} of {counted(self.total, 'key', 'keys')} {'does' if count == 1 else 'do'} not fit"
+        if not more:
+            return of
+        over = f"{counted(more, 'key', 'keys')} of the file {'is' if more == 1 else 'are'} not in the model"
+        return f"{of}, and {over}" if count else over
+
+    def _remedies(self) -> Iterator[str]:
+        if self.advice:
+            yield self.advice
+        elif self.missing or self.unexpected:
+            part = as_code(self.part[0] if len(self.part) == 1 else self.part)
+            only = f"; load_state(..., only={part}) asks for no more than that" if self.part else ""
+            yield f"load_state(..., strict=False) loads what fits and reports the rest{only}"
+        if self.missing and self.unexpected and not self.mended:
+            yield "Made before an edit? load_state(model, report.remap(state)), with the report of the edit"
 
 
 def table(rows: Mapping[str, str], start: str) -> list[str]:
@@ -98,6 +114,6 @@ def table(rows: Mapping[str, str], start: str) -> list[str]:
     return lines
 
 
-def as_code(value: str | Mapping[str, str | None]) -> str:
-    """A string or rename rules as Python would read them, in double quotes."""
+def as_code(value: str | Sequence[str] | Mapping[str, str | None]) -> str:
+    """Strings or rename rules as Python would read them, in double quotes."""
     return json.dumps(value, ensure_ascii=False)

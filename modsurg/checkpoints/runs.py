@@ -6,7 +6,7 @@ import json
 import operator
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,11 +20,15 @@ from modsurg.checkpoints import stepping
 from modsurg.checkpoints.encoding import Tensors, decode, encode
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.opening import open_source, write_source
+from modsurg.checkpoints.parts import RUN, UNREADABLE
 from modsurg.checkpoints.randomness import check_random_states, random_states, set_random_states
 from modsurg.errors import FormatError, LoadError, SaveError
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
-_KEY = "modsurg.run"
+_SIZES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("out_features", "in_features"),
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
+}
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Run:
     versions: dict[str, int] | None
 
 
-def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: object) -> None:
+def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: object) -> Path:
     """Keep a run in one file, whole or not at all, without pickle.
 
     The file is a safetensors file whose tensors are called `model.fc.weight` or `optimizer.state.fc.weight.exp_avg`.
@@ -60,15 +64,17 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         **stateful: Whatever has a state, under names of your own: modules, optimizers (their parameters are called by
             name, so pass the model too), anything with `state_dict` and `load_state_dict`, and plain dictionaries.
 
+    Returns:
+        The file to load: `path`.
+
     Raises:
         SaveError: Something without a state, or with one that is no plain data and no tensors. No file was touched.
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "run.safetensors"
         >>> model = nn.Linear(2, 1)
         >>> optimizer = torch.optim.Adam(model.parameters())
-        >>> save_checkpoint(path, step=7, model=model, optimizer=optimizer)
+        >>> path = save_checkpoint(tempfile.mkdtemp() + "/run.safetensors", step=7, model=model, optimizer=optimizer)
         >>> load_checkpoint(path, model=model, optimizer=optimizer)
         7
     """
@@ -93,14 +99,14 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         },
         "random": encode(random_states(), "random", tensors),
     }
-    write_source(path, MemorySource(tensors, {_KEY: json.dumps(document, separators=(",", ":"))}))
+    return write_source(path, MemorySource(tensors, {RUN: json.dumps(document, separators=(",", ":"))}))
 
 
 def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
     """Set everything given to what the file holds, and the random states too; returns the step.
 
     All of it is checked first: where something does not fit, nothing at all is changed. What is in the file and is
-    not asked for stays unread. To get weights only, `load_state` reads the same file.
+    not asked for stays unread. To get weights only, `load_state(model, path)` reads the same file.
 
     Args:
         path: A file of `save_checkpoint`.
@@ -113,12 +119,11 @@ def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "run.safetensors"
-        >>> save_checkpoint(path, model=nn.Linear(2, 1))
+        >>> path = save_checkpoint(tempfile.mkdtemp() + "/run.safetensors", model=nn.Linear(2, 1))
         >>> load_checkpoint(path, model=nn.Linear(3, 1))
         Traceback (most recent call last):
         modsurg.errors.LoadError: ...run.safetensors does not fit; nothing was loaded.
-          model.weight  file (1, 2), here (1, 3)
+          model.weight  file (1, 2), here (1, 3): build it as it was when it was saved
     """
     run = read_run(path)
     restore(run, stateful)
@@ -129,10 +134,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """Read a file of `save_checkpoint` into memory; see `load_checkpoint` for what it raises."""
     path = Path(path)
     with open_source(path) as source:
-        if _KEY not in source.notes.metadata:
+        if RUN not in source.notes.metadata:
             raise FormatError(f"{path} holds no run, only a state: load_state(model, {str(path)!r}) reads it.")
         try:
-            data = json.loads(source.notes.metadata[_KEY])
+            data = json.loads(source.notes.metadata[RUN])
             tensors = {key: source.read(key) for key in source}
             states = {name: decode(state, tensors) for name, state in data["states"].items()}
             random = decode(data["random"], tensors)
@@ -140,7 +145,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             if type(run.step) is not int or not all(type(run.classes[name]) is str for name in states):
                 raise TypeError("a step or a class that can't be")
             check_random_states(run.random)
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise FormatError(f"{path}: what it says of its run can't be read ({error!r:.200}).") from error
     return run
 
@@ -239,14 +244,15 @@ def _kind(value: object) -> str:
 
 def _problems(run: Run, name: str, value: object, names: Mapping[int, str]) -> list[str]:
     if isinstance(value, nn.Module):
-        return _model_problems(name, run.states[name], value.state_dict())
+        return _model_problems(name, run.states[name], value)
     if run.classes[name] != _kind(value):
         return [f"{name}  file {run.classes[name]}, here {_kind(value)}: make it of the same class"]
     return stepping.problems(name, run.states[name], value, names) if isinstance(value, Optimizer) else []
 
 
-def _model_problems(name: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+def _model_problems(name: str, saved: Mapping[str, Any], model: nn.Module) -> list[str]:
     lines = []
+    mine, advised = model.state_dict(), False
     for key in [*saved, *(key for key in mine if key not in saved)]:
         there, here = saved.get(key), mine.get(key)
         if key not in saved or key not in mine:
@@ -255,7 +261,23 @@ def _model_problems(name: str, saved: Mapping[str, Any], mine: Mapping[str, Any]
             lines.append(f"{name}.{key}  {'only in the file' if key in saved else 'not in the file'}{hint}")
         elif isinstance(there, torch.Tensor) and isinstance(here, torch.Tensor):
             if there.shape != here.shape:
-                lines.append(f"{name}.{key}  file {tuple(there.shape)}, here {tuple(here.shape)}")
+                sizes = list(zip(there.shape, here.shape, strict=False))
+                advice = _resizing(name, model, key, sizes) or (
+                    "" if advised else ": build it as it was when it was saved"
+                )
+                advised = True
+                lines.append(f"{name}.{key}  file {tuple(there.shape)}, here {tuple(here.shape)}{advice}")
             elif there.dtype != here.dtype:
                 lines.append(f"{name}.{key}  file {there.dtype}, here {here.dtype}")
     return lines
+
+
+def _resizing(name: str, model: nn.Module, key: str, sizes: Sequence[tuple[int, int]]) -> str:
+    """The line that gives a layer the sizes (there, here) of the file; empty where no single one does."""
+    path, _, attribute = key.rpartition(".")
+    layer = dict(model.named_modules(remove_duplicate=False)).get(path)
+    known = next((names for kind, names in _SIZES.items() if isinstance(layer, kind)), ())
+    if not path or attribute != "weight" or len(known) != len(sizes):
+        return ""
+    changed = [f"{size}={there}" for size, (there, here) in zip(known, sizes, strict=True) if there != here]
+    return f': first resize({name}, "{path}", {", ".join(changed)})'

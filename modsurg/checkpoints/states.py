@@ -18,6 +18,7 @@ from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.loading import load
 from modsurg.checkpoints.matching import OnMismatch, Options
 from modsurg.checkpoints.opening import open_source, write_source
+from modsurg.checkpoints.parts import run_part
 from modsurg.checkpoints.renaming import Only, Rename, chooser
 from modsurg.checkpoints.reports import LoadReport
 from modsurg.errors import LoadError, SaveError, counted
@@ -105,7 +106,8 @@ def save_state(
         path: `.safetensors`, which any other reader of the format opens, or `.pt`, `.pth`, `.bin`, which `torch.load`
             opens. The file takes the place of an old one when it is complete.
         dtype: For the floating tensors in the file, such as `torch.float16`; others keep theirs.
-        shard_size: Split into files of at most this many bytes, `"5GB"` or a number, with an index beside them.
+        shard_size: Split into files of at most this many bytes, `"5GB"` or a number, with an index beside them. A
+            larger tensor has a file of its own.
         metadata: Text to keep with it: `{"epoch": "3"}`.
 
     Returns:
@@ -153,7 +155,8 @@ def read_state(
         path: A file of any format that is known.
         where: Only these keys: a name, glob or `re:`, of keys or of what holds them (`"layer4"`), or several.
         part: Of a file of torch.save that holds several states, the one under this name: `"state_dict_ema"`. By
-            default `.source.taken` says which was chosen, and `.source.left` what else there is.
+            default `.source.taken` says which was chosen, and `.source.left` what else there is. Of a run
+            (`save_checkpoint`) the weights of one module, as `"model"`; by default all that is in it.
         device: Where the tensors shall be; the CPU by default.
         dtype: For floating tensors; as stored by default.
 
@@ -196,7 +199,8 @@ def load_state(
 
     Args:
         model: Filled in place.
-        path_or_state: A file of any format, a `state_dict`, or what `read_state` gives.
+        path_or_state: A file of any format, a `state_dict`, or what `read_state` gives. Of a run (`save_checkpoint`,
+            or the trainer's `best.safetensors`) the model's weights are taken.
         strict: Every key of the model is in the file, and the other way round. False loads what fits by name.
         rename: From the file's keys to the model's: `{"backbone.": "", "head": "fc"}` (None leaves out), rules
             `{r"re:blocks\.(\d+)\.(.*)": r"layer\1.\2"}`, or a function.
@@ -236,14 +240,16 @@ def load_state(
     options = Options(strict, rename, only, on_mismatch)
     if isinstance(path_or_state, State):
         names = {key: key for key in path_or_state}
-        loaded = load(model, DerivedSource(path_or_state.source, names=names), options, verify)
-        return replace(loaded, taken=path_or_state.source.taken)
+        source = run_part(DerivedSource(path_or_state.source, names=names))
+        loaded = load(model, source, options, verify)
+        return replace(loaded, taken=source.taken or path_or_state.source.taken)
     if isinstance(path_or_state, Mapping):
         try:
             return load(model, MemorySource(path_or_state), options, verify)
         except SaveError as error:
             raise LoadError(f"the state can't be loaded: {error}") from error
-    with open_source(path_or_state) as source:
+    with open_source(path_or_state) as opened:
+        source = run_part(opened)
         return replace(load(model, source, options, verify), taken=source.taken)
 
 

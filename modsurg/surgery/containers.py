@@ -6,10 +6,12 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from modsurg.errors import ContainerError
+from modsurg.surgery.journal import Journal
 from modsurg.surgery.reading import numbers, picks
 from modsurg.surgery.steps import Step, last
-from modsurg.tree.walk import walk
+from modsurg.tree.walk import Tree, walk
 
+_COUNTS = ("num_layers", "num_hidden_layers", "n_layer")  # as torch and transformers call it
 Entry = tuple[str | None, nn.Module | None]
 
 
@@ -128,6 +130,37 @@ def without(step: Step, paths: Iterable[str]) -> list[str]:
             moved.append(step.tree.paths[key][0])
         _put(step, parent, after)
     return moved
+
+
+def outdated(tree: Tree, journal: Journal) -> list[str]:
+    """Notes about the numbers of layers by which a model may go, and which its containers no longer hold.
+
+    Args:
+        tree: The model before the edit.
+        journal: What the edit touched.
+    """
+    notes: list[str] = []
+    touched = [(path, module) for path, module in tree.modules.items() if id(module._modules) in journal.dicts]
+    for path, module in touched:
+        old, new = len(journal.dicts[id(module._modules)][1]), len(module._modules)
+        if path and old != new and is_container(module):
+            for place, owner in _owners(tree, path, module).items():
+                name = next((name for name in _COUNTS if getattr(owner, name, None) == old), None)
+                if name:
+                    notes.append(f"the model may go by its {name}, which still says {old}: {place}.{name} = {new}")
+    return notes
+
+
+def _owners(tree: Tree, path: str, container: nn.Module) -> dict[str, object]:
+    """What may know how many children there are, by how to get at it: the parent, or a configuration."""
+    above, parent = path.rpartition(".")[0], tree.parent(path)
+    place = f'model.get_submodule("{above}")' if above else "model"
+    owners: dict[str, object] = {place: parent}
+    if isinstance(container, nn.ModuleList):
+        owners["model.config"] = getattr(tree.root, "config", None)
+        if getattr(parent, "config", None) is not owners["model.config"]:
+            owners[f"{place}.config"] = getattr(parent, "config", None)
+    return owners
 
 
 def _put(step: Step, container: nn.Module, entries: list[tuple[str, nn.Module | None]]) -> None:

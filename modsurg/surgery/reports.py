@@ -1,22 +1,24 @@
 """What an edit did: readable, undoable, and able to carry an old checkpoint over."""
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import nn
 
-from modsurg.errors import UndoError
+from modsurg.errors import UndoError, counted
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.recipes import Recipe
 from modsurg.surgery.remapping import Remapping
 from modsurg.surgery.steps import Change
 
 Value = TypeVar("Value")
+Committed = tuple[Journal, Remapping, Callable[[], Recipe]]
 _SHOWN = 40
+_WIDE = 120
 
 
-@dataclass(eq=False)
 class Report:
     """The result of a verb or of a transaction.
 
@@ -36,12 +38,24 @@ class Report:
         ReLU()
     """
 
-    changes: tuple[Change, ...]
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
-    _journal: Journal | None = field(default=None, repr=False)
-    _remapping: Remapping | None = field(default=None, repr=False)
-    _recipe: Callable[[], Recipe] | None = field(default=None, repr=False)
+    def __init__(
+        self,
+        changes: tuple[Change, ...],
+        warnings: tuple[str, ...],
+        notes: tuple[str, ...],
+        committed: Committed | None = None,
+    ) -> None:
+        self.changes = changes
+        self.warnings = warnings
+        self.notes = notes
+        self._journal: Journal | None
+        self._remapping: Remapping | None
+        self._recipe: Callable[[], Recipe] | None
+        self._journal, self._remapping, self._recipe = committed or (None, None, None)
+
+    def __repr__(self) -> str:
+        warned = f", {counted(len(self.warnings), 'warning', 'warnings')}" if self.warnings else ""
+        return f"<Report of {counted(len(self.changes), 'change', 'changes')}{warned}: print it to read them>"
 
     def undo(self) -> None:
         """Bring back the model, its optimizers and schedulers as they were before, bit for bit.
@@ -109,7 +123,8 @@ def line(change: Change) -> str:
         return f"+ {at}  {shown(change.new)}"
     if change.new is None:
         return f"- {at}  {shown(change.old)}"
-    return f"~ {at}  {shown(change.old)} -> {shown(change.new)}"
+    text = f"~ {at}  {shown(change.old)} -> {shown(change.new)}"
+    return text if len(text) <= _WIDE else f"~ {at}  {_brief(change.old)} -> {_brief(change.new)}"
 
 
 def shown(module: nn.Module | None) -> str:
@@ -117,3 +132,12 @@ def shown(module: nn.Module | None) -> str:
     arguments = module.extra_repr() if module is not None else ""
     name = type(module).__name__
     return f"{name}({arguments})" if arguments and "\n" not in arguments else name
+
+
+def _brief(module: nn.Module) -> str:
+    """As `shown`, without the arguments that have their defaults."""
+    parameters = inspect.signature(type(module).__init__).parameters.values()
+    defaults = {f"{each.name}={each.default}" for each in parameters}
+    name, _, arguments = shown(module).removesuffix(")").partition("(")
+    kept = [argument for argument in re.split(r", (?=\w+=)", arguments) if argument and argument not in defaults]
+    return f"{name}({', '.join(kept)})" if kept else name

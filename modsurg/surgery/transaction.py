@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modsurg.errors import EditError, counted, warn
+from modsurg.surgery.containers import outdated
 from modsurg.surgery.following import Following
 from modsurg.surgery.freezing import Frozen, freeze_modules, unfreeze_modules
 from modsurg.surgery.guards import refuse_offloaded, refuse_wrapped
@@ -213,7 +214,7 @@ class Edit:
     def _commit(self) -> Report:
         before = self._before or walk(self._root)
         said = self._warnings()
-        notes = [*self._notes(), *self._following.follow(self._steps, self._journal)]
+        notes = [*self._notes(), *outdated(before, self._journal), *self._following.follow(self._steps, self._journal)]
         if self._example is not None:
             fresh = [module for step in self._steps for module in step.fresh]
             said = (*said, *preflight(self._root, self._example, fresh))
@@ -222,14 +223,7 @@ class Edit:
         if sum(len(step.fresh) for step in self._steps) <= _DESCRIBED_AT_ONCE:
             self._recorder.settle()
         remapping = Remapping(before, self._journal, self._following.positions())
-        return Report(
-            self._changes(),
-            said,
-            tuple(notes),
-            self._journal,
-            remapping,
-            self._recorder.recipe,
-        )
+        return Report(self._changes(), said, tuple(notes), (self._journal, remapping, self._recorder.recipe))
 
     def _changes(self) -> tuple[Change, ...]:
         return tuple(change for step in self._steps for change in step.changes)

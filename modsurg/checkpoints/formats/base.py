@@ -9,6 +9,7 @@ from typing import Self
 import torch
 
 from modsurg.checkpoints.formats.transfer import Region, memory, read_into
+from modsurg.errors import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,9 @@ class Source(Mapping[str, Entry]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {counted(len(self), 'tensor', 'tensors')}, {self.path or 'in memory'}>"
 
     @property
     def keys_in_order(self) -> Sequence[str]:
