@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from modsurg.errors import ModsurgError, counted
@@ -70,14 +71,17 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=function)
         return added
 
+    part = "of a file of torch.save with several things in it, the one under this name, such as optimizer"
     added = command("summary", _summary, "print a checkpoint as a tree, without its code")
     added.add_argument("file", metavar="FILE", help="a checkpoint of any format")
     added.add_argument("--depth", type=int, metavar="N", help="levels to show")
     added.add_argument("--where", metavar="PATTERN", help="only these: a path, a glob such as 'layer4.**', or re:...")
+    added.add_argument("--part", metavar="NAME", help=part)
 
     added = command("diff", _diff, "compare two checkpoints: structure, shapes, dtypes and every value")
     added.add_argument("old", metavar="A", help="a checkpoint of any format")
     added.add_argument("new", metavar="B", help="another, of the same format or not")
+    added.add_argument("--part", metavar="NAME", help=part)
 
     added = command("convert", _convert, "write a checkpoint in another format, tensor by tensor")
     added.add_argument("source", metavar="SOURCE", help="a checkpoint of any format")
@@ -112,17 +116,19 @@ def _summary(options: argparse.Namespace) -> int:
     from modsurg.views.summary import summary
     from modsurg.views.units import at_terminal, in_colour
 
-    found = summary(options.file, depth=options.depth, where=options.where)
+    found = summary(options.file, depth=options.depth, where=options.where, part=options.part)
     _print(options, found.to_dict, lambda: found.render(color=in_colour(), bars=at_terminal()))
     return SAME
 
 
 def _diff(options: argparse.Namespace) -> int:
+    from modsurg.checkpoints.opening import open_source
     from modsurg.views.comparison import diff
     from modsurg.views.units import in_colour, size
 
-    with _Bar("comparing") as progress:
-        found = diff(options.old, options.new, progress=progress)
+    with _Bar("comparing") as progress, ExitStack() as files:
+        old, new = (files.enter_context(open_source(path, options.part)) for path in (options.old, options.new))
+        found = diff(old, new, progress=progress)
     same = "" if found else f"same: {counted(found.tensors, 'tensor', 'tensors')}, {size(found.nbytes)}"
     _print(options, found.to_dict, lambda: "\n".join(filter(None, [same, found.render(color=in_colour())])))
     return DIFFERENT if found else SAME

@@ -35,9 +35,34 @@ def test_a_part_of_a_checkpoint_is_named(tmp_path):
     state = nn.Linear(2, 3).state_dict()
     torch.save({"epoch": 3, "model": {"state_dict": state, "name": "a"}, "optimizer": {}}, tmp_path / "last.pth")
     torch.save(state, tmp_path / "state.pth")
-    last = str(summary(tmp_path / "last.pth"))
-    assert last.splitlines()[-1] == "shown is its 'model.state_dict'; left out: epoch, optimizer, model.name"
+    text = summary(tmp_path / "last.pth").render(100)
+    note = "shown is its 'model.state_dict'; beside it: epoch 3, model.name 'a'; left out: optimizer"
+    assert text.splitlines()[-1] == note
     assert "shown is" not in str(summary(tmp_path / "state.pth"))
+
+
+def trained(path, epoch):
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, path)
+    return path
+
+
+def test_an_optimizer_as_the_part(tmp_path):
+    text = summary(trained(tmp_path / "a.pth", 1), part="optimizer").render(200)
+    assert "step scalar, exp_avg 3x2, exp_avg_sq 3x2" in text
+    assert "shown is its 'optimizer'; beside it: param_groups.0.lr 0.001" in text
+
+
+def test_a_part_that_is_not_shown_is_not_there_to_choose_in(tmp_path):
+    path = trained(tmp_path / "a.pth", 1)
+    told = "nothing at 'optimizer' in .*a.pth, which holds ; shown is its 'model'; beside it: epoch 1; left out: optimizer. To look at"
+    with pytest.raises(NoMatchError, match=told):
+        summary(path, where="optimizer")
+    with pytest.raises(SummaryError, match="part='fc' is for a file; of a model take where='fc'"):
+        summary(nn.Linear(1, 1), part="fc")
 
 
 def test_the_directory_one_is_in(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
     if path.is_file() and path.suffix in (*_TORCH, *_TORCH_TOO):
         return TorchSource(path, part)
     if part is not None:
-        raise FormatError(f"{path} has one state and no parts: choose among its keys, read_state(path, where)")
+        raise FormatError(f"{path} has one state and no parts: choose among its keys by where")
     if (path / ".metadata").exists():
         return DistributedSource(path)
     if not path.is_file():

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modsurg.checkpoints.formats.header import BITS, read_header
 from modsurg.errors import FormatError
@@ -18,6 +18,9 @@ from modsurg.tree.outline import Slot, outline, read_tree, sound
 from modsurg.views.labels import detail
 from modsurg.views.rows import Content, Row, Totals, add_up, mark_frozen
 from modsurg.views.units import written
+
+if TYPE_CHECKING:
+    from modsurg.checkpoints.formats.base import Source
 
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _TIES = "modsurg.ties"
@@ -46,15 +49,15 @@ class Stored:
     nbytes: int
 
 
-def collect_file(path: str | os.PathLike[str]) -> Content:
-    """Read the headers of a checkpoint of any format.
+def collect_file(path: str | os.PathLike[str], part: str | None = None) -> Content:
+    """Read the headers of a checkpoint of any format, or of a part of it.
 
     Raises:
         FileNotFoundError: Nothing there.
         FormatError: The file is not what its name says.
     """
     path = Path(path)
-    stored, metadata, note = _contents(path)
+    stored, metadata, note = _contents(path, part)
     try:
         tree = read_tree(metadata)
     except FormatError as error:
@@ -69,29 +72,40 @@ def collect_file(path: str | os.PathLike[str]) -> Content:
     return _from_keys(path, stored, ties, note)
 
 
-def _contents(path: Path) -> tuple[dict[str, Stored], Mapping[str, str], str]:
+def _contents(path: Path, part: str | None) -> tuple[dict[str, Stored], Mapping[str, str], str]:
     """Tensors, metadata, and which part of the file they are, if they are a part."""
     index = path if path.name.endswith(".index.json") else path.parent / f"{path.name}.index.json"
-    if index.exists() and index.name.endswith(".safetensors.index.json") and (index == path or not path.exists()):
+    if (
+        part is None
+        and index.exists()
+        and index.name.endswith(".safetensors.index.json")
+        and (index == path or not path.exists())
+    ):
         return *_shards(index), ""
-    if path.suffix == ".safetensors" and path.is_file():
+    if part is None and path.suffix == ".safetensors" and path.is_file():
         header = read_header(path)
         return {name: _stored(record) for name, record in header.records.items()}, header.metadata, ""
     from modsurg.checkpoints.opening import open_source  # needs torch, which the formats above do without
 
-    with open_source(path) as source:
+    with open_source(path, part) as source:
         entries = {
             key: Stored(str(source[key].dtype)[6:], source[key].shape, source[key].nbytes)
             for key in source
             if key not in source.notes.ties
         }
         ties = json.dumps([[0, key, to] for key, to in source.notes.ties.items()])
-        return entries, {**source.notes.metadata, _TIES: ties}, _part(source.taken, source.left)
+        return entries, {**source.notes.metadata, _TIES: ties}, _part(source)
 
 
-def _part(taken: str, left: Sequence[str]) -> str:
-    beside = f"; left out: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else ""
-    return f"shown is its {taken!r}{beside}" if taken else ""
+def _part(source: "Source") -> str:
+    """Which part of the file is shown, and what lies beside it."""
+    if not source.taken:
+        return ""
+    plain = [f"{key} {repr(value) if isinstance(value, str) else value}" for key, value in source.plain.items()]
+    left = [key for key in source.left if key not in source.plain]
+    lists = [("beside it", plain), ("left out", left)]
+    beside = [f"; {name}: {', '.join(each[:5])}{', ...' if len(each) > 5 else ''}" for name, each in lists if each]
+    return f"shown is its {source.taken!r}{''.join(beside)}"
 
 
 def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
