@@ -58,7 +58,9 @@ def test_an_optimizer_as_the_part(tmp_path):
 
 def test_a_part_that_is_not_shown_is_not_there_to_choose_in(tmp_path):
     path = trained(tmp_path / "a.pth", 1)
-    told = "nothing at 'optimizer' in .*a.pth, which holds ; shown is its 'model'; beside it: epoch 1; left out: optimizer. To look at"
+    told = (
+        "nothing at 'optimizer' in .*a.pth; shown is its 'model'; beside it: epoch 1; left out: optimizer. To look at"
+    )
     with pytest.raises(NoMatchError, match=told):
         summary(path, where="optimizer")
     with pytest.raises(SummaryError, match="part='fc' is for a file; of a model take where='fc'"):

@@ -6,7 +6,7 @@ Safetensors files, whole or in shards, are read without torch.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -75,12 +75,10 @@ def collect_file(path: str | os.PathLike[str], part: str | None = None) -> Conte
 def _contents(path: Path, part: str | None) -> tuple[dict[str, Stored], Mapping[str, str], str]:
     """Tensors, metadata, and which part of the file they are, if they are a part."""
     index = path if path.name.endswith(".index.json") else path.parent / f"{path.name}.index.json"
-    if (
-        part is None
-        and index.exists()
-        and index.name.endswith(".safetensors.index.json")
-        and (index == path or not path.exists())
-    ):
+    is_index = (
+        index.name.endswith(".safetensors.index.json") and index.exists() and (index == path or not path.exists())
+    )
+    if part is None and is_index:
         return *_shards(index), ""
     if part is None and path.suffix == ".safetensors" and path.is_file():
         header = read_header(path)

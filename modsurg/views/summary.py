@@ -166,13 +166,10 @@ def _of_file(
 def _missing(content: Content, where: str, path: str) -> str:
     """What to say where nothing fits `where`: what there is, and how to see what lies beside it."""
     names = [child.path for child in content.root.children]
-    there = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-    beside = (
-        f"; {content.note}. To look at what was left out, give its name as the part"
-        if "left out" in content.note
-        else ""
-    )
-    return f"nothing at {where!r} in {path}, which holds {there}{beside}"
+    there = f", which holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else ""
+    beside = f"; {content.note}" if content.note else ""
+    advice = ". To look at what was left out, give its name as the part" if "left out" in beside else ""
+    return f"nothing at {where!r} in {path}{there}{beside}{advice}"
 
 
 def _hint(example: object) -> str:
