@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import convert, diff, save_model, save_state, summary
+from modsurg import convert, diff, save_checkpoint, save_model, save_state, summary
 from modsurg.checkpoints.formats.derived import DerivedSource
+from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
 from modsurg.errors import FormatError, NoMatchError, SummaryError
 from modsurg.tree.outline import KEY
@@ -65,6 +66,31 @@ def test_a_part_that_is_not_shown_is_not_there_to_choose_in(tmp_path):
         summary(path, where="optimizer")
     with pytest.raises(SummaryError, match="part='fc' is for a file; of a model take where='fc'"):
         summary(nn.Linear(1, 1), part="fc")
+
+
+def test_the_params_of_a_run_are_those_of_its_models(tmp_path):
+    models = {"generator": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "critic": nn.Linear(3, 1)}
+    optimizer = torch.optim.Adam([weight for model in models.values() for weight in model.parameters()])
+    models["critic"](models["generator"](torch.rand(4, 2))).sum().backward()
+    optimizer.step()
+    save_checkpoint(
+        tmp_path / "run.safetensors", step=1200, **models, optimizer=optimizer, notes={"w": [torch.ones(2)]}
+    )
+    found = summary(tmp_path / "run.safetensors")
+    assert found.to_dict()["total"]["params"] == sum(p.numel() for model in models.values() for p in model.parameters())
+    lines = [" ".join(line.split()) for line in found.render(100).splitlines()]
+    assert "notes 1 tensor, 8 B . ." in lines
+    assert "optimizer Adam, 18 tensors, 176 B . ." in lines
+    assert any(line.startswith("random 2 tensors, 7.") for line in lines)
+    assert lines[-1] == "a run at step 1,200"
+    assert "generator.0" in {row["path"] for row in found.to_dict()["rows"]}
+
+
+def test_a_run_that_says_nothing_of_itself(tmp_path):
+    for text in ("{", "{}", "[]", '{"states": [], "classes": {}, "step": 1}', '{"states": {"a": 1}}', "[" * 100_000):
+        write_safetensors(tmp_path / "run.safetensors", MemorySource({"a": torch.ones(1)}, {"modsurg.run": text}))
+        with pytest.raises(FormatError, match="what it says of its run can't be read"):
+            summary(tmp_path / "run.safetensors")
 
 
 def test_the_directory_one_is_in(tmp_path, monkeypatch):

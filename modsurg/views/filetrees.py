@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modsurg.checkpoints.formats.header import BITS, read_header
-from modsurg.errors import FormatError
+from modsurg.errors import FormatError, counted
 from modsurg.tree.outline import Slot, outline, read_tree, sound
 from modsurg.views.labels import detail
 from modsurg.views.rows import Content, Row, Totals, add_up, mark_frozen
-from modsurg.views.units import written
+from modsurg.views.units import size, written
 
 if TYPE_CHECKING:
     from modsurg.checkpoints.formats.base import Source
 
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _TIES = "modsurg.ties"
+_RUN = "modsurg.run"
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -69,6 +70,8 @@ def collect_file(path: str | os.PathLike[str], part: str | None = None) -> Conte
         ties = {str(key): str(to) for _, key, to in json.loads(metadata.get(_TIES, "[]"))}
     except (ValueError, TypeError):
         raise FormatError(f"{path}: the ties that modsurg noted in the metadata are damaged") from None
+    if _RUN in metadata:
+        return _from_run(path, metadata[_RUN], stored, ties)
     return _from_keys(path, stored, ties, note)
 
 
@@ -155,6 +158,38 @@ def _from_keys(path: Path, stored: Mapping[str, Stored], ties: Mapping[str, str]
         rows[prefix].detail = ", ".join(f"{name} {written(tensor.shape)}" for name, tensor in shown)
         rows[prefix].notes += dict.fromkeys(each.dtype for name, each in shown if each.dtype != usual)
     return _finished(path, rows, totals, usual, note)
+
+
+def _from_run(path: Path, text: str, stored: Mapping[str, Stored], ties: Mapping[str, str]) -> Content:
+    """What `save_checkpoint` wrote: the models as trees, a line for whatever else has tensors."""
+    try:
+        run = json.loads(text)
+        models = {name for name, state in run["states"].items() if _is_model(state)}
+        kinds = {name: kind.rpartition(".")[2] for name, kind in run["classes"].items()}
+        note = f"a run at step {run['step']:,}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path}: what it says of its run can't be read ({error!r:.200})") from None
+    others: dict[str, list[Stored]] = {}
+    for key, tensor in stored.items():
+        name = key.partition(".")[0]
+        if name not in models:
+            others.setdefault(name, []).append(tensor)
+    content = _from_keys(path, {key: stored[key] for key in stored if key.partition(".")[0] in models}, ties, note)
+    for name, tensors in others.items():
+        held = [counted(len(tensors), "tensor", "tensors"), size(sum(tensor.nbytes for tensor in tensors))]
+        kind = kinds.get(name, "")
+        content.root.children.append(Row(name, detail=", ".join([kind] * (kind not in ("", "dict")) + held)))
+    content.totals.modules += len(others)
+    return content
+
+
+def _is_model(state: Any) -> bool:
+    """Whether a state is that of a module: nothing but tensors, and what it keeps besides."""
+    return bool(state) and all(
+        isinstance(item, dict) and "$tensor" in item
+        for key, item in state.items()
+        if key.rpartition(".")[2] != "_extra_state"
+    )
 
 
 def _place(rows: dict[str, Row], path: str) -> Row:
