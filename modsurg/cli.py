@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SAME, DIFFERENT, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
+_SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _EPILOG = "exit status: 0 same or well, 1 different or damaged, 2 error. Each command has its own --help."
 
 
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "target", metavar="TARGET", help="the suffix chooses: .safetensors, .pt, .pth, .bin; none is a directory of DCP"
     )
-    added.add_argument("--dtype", help="for floating tensors, such as bfloat16")
+    added.add_argument("--dtype", help="for floating tensors, such as bfloat16 or bf16")
     added.add_argument("--shard-size", metavar="SIZE", help="split into files of at most this size, such as 5GB")
     added.add_argument("--only", action="append", metavar="PATTERN", help="only these keys; may be given again")
     added.add_argument(
@@ -196,7 +197,7 @@ def _print(options: argparse.Namespace, data: Callable[[], Any], text: Callable[
 def _dtype(name: str | None) -> "torch.dtype | None":
     import torch
 
-    dtype = getattr(torch, name, None) if name else None
+    dtype = getattr(torch, _SHORT.get(name, name), None) if name else None
     if name and not isinstance(dtype, torch.dtype):
         raise ModsurgError(f"--dtype {name}: torch has no such dtype; take float32, float16, bfloat16 or float64")
     return dtype
