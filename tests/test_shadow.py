@@ -612,3 +612,40 @@ def test_an_error_of_the_models_own_is_a_failure(error):
 )
 def test_what_torch_has_no_forward_for_is_a_failure(model, reason):
     assert reason in str(run(model, (1, 3, 4)).failure)
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+
+    def forward(self, tokens):
+        return self.embed(tokens[tokens != 0])
+
+
+def test_a_real_copy_is_given_whole_numbers_too_for_a_shape():
+    trace = run(Masked(), (2, 6), fallback=True)
+    assert trace.failure is None
+    assert trace.outputs["embed"] == ((12, 4),)
+    reason = "the shape of what torch.nonzero gives depends on values"
+    assert trace.note == f"ran a real copy; Masked can't run on meta tensors: {reason}"
+
+
+class Wanting(Masked):
+    def forward(self, tokens, targets=None):
+        if self.training and targets is None:
+            raise ValueError("targets should not be none")
+        return super().forward(tokens)
+
+
+def test_what_train_mode_wants_is_said_first():
+    tokens = torch.ones(2, 6, dtype=torch.long)
+    note = run(Wanting(), tokens).note
+    assert note.startswith(
+        "not run: in train mode the model (Wanting) on 2x6: targets should not be none; in eval mode "
+    )
+    assert note.endswith("can't run on meta tensors: the shape of what torch.nonzero gives depends on values")
+    note = run(Wanting(), tokens, fallback=True).note
+    assert note.startswith(
+        "run in eval mode; in train mode the model (Wanting) on 2x6: targets should not be none; ran"
+    )
