@@ -89,13 +89,15 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
     model = unwrap(model)
     best: Trace | None = None
     for dtypes in dtypes_to_try(example):
+        before = None
         for training in (None, False) if model.training else (None,):
             way = _Way(dtypes=dtypes, training=training)
             trace = _attempt(model, example, way)
             if trace.failure and _is_limit(trace.failure):
                 trace = _without_meta(model, example, way, trace, fallback)
             if trace.failure is None:
-                return _with_note(trace, way, best)
+                return _with_note(trace, way, before)
+            before = trace
             if best is None or sum(trace.calls.values()) > sum(best.calls.values()):
                 best = trace
     assert best is not None

@@ -78,7 +78,9 @@ def summary(
     with uncollected():
         content, trace = collect(model_or_path, example)
         if trace is not None and trace.failure is not None:
-            raise SummaryError(_failed(content, trace.failure.path, f"{trace.failure}{_hint(example)}"))
+            raise SummaryError(
+                _failed(content, trace.failure.path, f"{trace.failure}{_hint(example, trace.failure.error)}")
+            )
         return Summary(content, View(depth, paths))
 
 
@@ -172,8 +174,16 @@ def _missing(content: Content, where: str, path: str) -> str:
     return f"nothing at {where!r} in {path}{there}{beside}{advice}"
 
 
-def _hint(example: object) -> str:
-    """What to say of sizes that stayed numbers: a list of them, or a shape inside an argument."""
+def _hint(example: object, error: Exception) -> str:
+    """What to say of a dict that is no keywords, and of sizes that stayed numbers, in a list or inside an argument."""
+    if isinstance(example, Mapping) and any(f"keyword argument {name!r}" in str(error) for name in example):
+        return "\nA dict is keyword arguments. If forward takes the dict itself, pass it in a tuple: ({...},)."
+    if (
+        isinstance(example, list)
+        and len(example) > 1
+        and all(isinstance(each, tuple) and _sizes(each) for each in example)
+    ):
+        return f"\nA list is one argument. For several, use a tuple: {tuple(example)}."
     arguments = (
         example.values() if isinstance(example, Mapping) else example if isinstance(example, tuple) else [example]
     )
