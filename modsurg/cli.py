@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SAME, DIFFERENT, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 _SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_PART = "of a file of torch.save with several things in it, the one under this name, such as optimizer"
+_TARGET = "the suffix chooses: .safetensors, .pt, .pth, .bin; none is a directory of DCP"
 _EPILOG = "exit status: 0 same or well, 1 different or damaged, 2 error. Each command has its own --help."
 
 
@@ -74,23 +76,20 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=function, parser=added)
         return added
 
-    part = "of a file of torch.save with several things in it, the one under this name, such as optimizer"
     added = command("summary", _summary, "print a checkpoint as a tree, without its code")
     added.add_argument("file", metavar="FILE", help="a checkpoint of any format")
     added.add_argument("--depth", type=int, metavar="N", help="levels to show")
     added.add_argument("--where", metavar="PATTERN", help="only these: a path, a glob such as 'layer4.**', or re:...")
-    added.add_argument("--part", metavar="NAME", help=part)
+    added.add_argument("--part", metavar="NAME", help=_PART)
 
     added = command("diff", _diff, "compare two checkpoints: structure, shapes, dtypes and every value")
     added.add_argument("old", metavar="A", help="a checkpoint of any format")
     added.add_argument("new", metavar="B", help="another, of the same format or not")
-    added.add_argument("--part", metavar="NAME", help=part)
+    added.add_argument("--part", metavar="NAME", help=_PART)
 
     added = command("convert", _convert, "write a checkpoint in another format, tensor by tensor")
     added.add_argument("source", metavar="SOURCE", help="a checkpoint of any format")
-    added.add_argument(
-        "target", metavar="TARGET", help="the suffix chooses: .safetensors, .pt, .pth, .bin; none is a directory of DCP"
-    )
+    added.add_argument("target", metavar="TARGET", help=_TARGET)
     added.add_argument("--dtype", help="for floating tensors, such as bfloat16 or bf16")
     added.add_argument("--shard-size", metavar="SIZE", help="split into files of at most this size, such as 5GB")
     added.add_argument("--only", action="append", metavar="PATTERN", help="only these keys; may be given again")
