@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from modsurg.errors import ModsurgError, counted
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SAME, DIFFERENT, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
+_SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_PART = "of a file of torch.save with several things in it, the one under this name, such as optimizer"
+_TARGET = "the suffix chooses: .safetensors, .pt, .pth, .bin; none is a directory of DCP"
 _EPILOG = "exit status: 0 same or well, 1 different or damaged, 2 error. Each command has its own --help."
 
 
@@ -32,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -67,24 +73,24 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         added.add_argument("--json", action="store_true", help="print JSON")
-        added.set_defaults(command=function)
+        added.set_defaults(command=function, parser=added)
         return added
 
     added = command("summary", _summary, "print a checkpoint as a tree, without its code")
     added.add_argument("file", metavar="FILE", help="a checkpoint of any format")
     added.add_argument("--depth", type=int, metavar="N", help="levels to show")
     added.add_argument("--where", metavar="PATTERN", help="only these: a path, a glob such as 'layer4.**', or re:...")
+    added.add_argument("--part", metavar="NAME", help=_PART)
 
     added = command("diff", _diff, "compare two checkpoints: structure, shapes, dtypes and every value")
     added.add_argument("old", metavar="A", help="a checkpoint of any format")
     added.add_argument("new", metavar="B", help="another, of the same format or not")
+    added.add_argument("--part", metavar="NAME", help=_PART)
 
     added = command("convert", _convert, "write a checkpoint in another format, tensor by tensor")
     added.add_argument("source", metavar="SOURCE", help="a checkpoint of any format")
-    added.add_argument(
-        "target", metavar="TARGET", help="the suffix chooses: .safetensors, .pt, .pth, .bin; none is a directory of DCP"
-    )
-    added.add_argument("--dtype", help="for floating tensors, such as bfloat16")
+    added.add_argument("target", metavar="TARGET", help=_TARGET)
+    added.add_argument("--dtype", help="for floating tensors, such as bfloat16 or bf16")
     added.add_argument("--shard-size", metavar="SIZE", help="split into files of at most this size, such as 5GB")
     added.add_argument("--only", action="append", metavar="PATTERN", help="only these keys; may be given again")
     added.add_argument(
@@ -112,17 +118,19 @@ def _summary(options: argparse.Namespace) -> int:
     from modsurg.views.summary import summary
     from modsurg.views.units import at_terminal, in_colour
 
-    found = summary(options.file, depth=options.depth, where=options.where)
+    found = summary(options.file, depth=options.depth, where=options.where, part=options.part)
     _print(options, found.to_dict, lambda: found.render(color=in_colour(), bars=at_terminal()))
     return SAME
 
 
 def _diff(options: argparse.Namespace) -> int:
+    from modsurg.checkpoints.opening import open_source
     from modsurg.views.comparison import diff
     from modsurg.views.units import in_colour, size
 
-    with _Bar("comparing") as progress:
-        found = diff(options.old, options.new, progress=progress)
+    with _Bar("comparing") as progress, ExitStack() as files:
+        old, new = (files.enter_context(open_source(path, options.part)) for path in (options.old, options.new))
+        found = diff(old, new, progress=progress)
     same = "" if found else f"same: {counted(found.tensors, 'tensor', 'tensors')}, {size(found.nbytes)}"
     _print(options, found.to_dict, lambda: "\n".join(filter(None, [same, found.render(color=in_colour())])))
     return DIFFERENT if found else SAME
@@ -190,7 +198,7 @@ def _print(options: argparse.Namespace, data: Callable[[], Any], text: Callable[
 def _dtype(name: str | None) -> "torch.dtype | None":
     import torch
 
-    dtype = getattr(torch, name, None) if name else None
+    dtype = getattr(torch, _SHORT.get(name, name), None) if name else None
     if name and not isinstance(dtype, torch.dtype):
         raise ModsurgError(f"--dtype {name}: torch has no such dtype; take float32, float16, bfloat16 or float64")
     return dtype

@@ -48,6 +48,37 @@ def test_summary_as_json_with_where(capsys, files):
     assert json.loads(out)["total"]["params"] == 58
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_short_names_of_dtypes(capsys, files, name, dtype):
+    assert run(capsys, "convert", files / "a.safetensors", files / "c.pt", "--dtype", name)[0] == 0
+    assert torch.load(files / "c.pt")["0.weight"].dtype == dtype
+
+
+def test_an_option_that_a_command_has_not_shows_the_usage_of_that_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", "a.pt", "b.safetensors", "--half"])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert "usage: modsurg convert" in err
+    assert "modsurg convert: error: unrecognized arguments: --half" in err
+
+
+def test_a_part_of_a_checkpoint(capsys, tmp_path):
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        state = {0: {"exp_avg": torch.full((3,), value)}}
+        data = {"model": {"w": torch.ones(2)}, "optimizer": {"state": state}, "epoch": int(value)}
+        torch.save(data, tmp_path / f"{name}.pth")
+    a, b = tmp_path / "a.pth", tmp_path / "b.pth"
+    assert "exp_avg 3" in run(capsys, "summary", a, "--part", "optimizer")[1]
+    status, out, _ = run(capsys, "diff", a, b, "--part", "optimizer")
+    assert (status, out.splitlines()[0]) == (1, "~ state.0.exp_avg  all 3 differ, by up to 1 (relative 0.5)")
+    status, out, _ = run(capsys, "diff", a, b)
+    assert (status, "! beside what was compared, epoch 1 -> 2" in out) == (0, True)
+    assert run(capsys, "diff", a, a)[1].count("!") == 1
+
+
 def test_summary_does_not_import_torch(files):
     code = (
         "import sys; from modsurg.cli import main; status = main(sys.argv[1:]); "

@@ -229,6 +229,25 @@ def test_blocks_that_shifted_by_one(net):
     )
 
 
+def test_two_blocks_gone_and_a_fresh_one_at_the_end(net):
+    old = net.blocks
+    new = nn.Sequential(*copy.deepcopy(list(old)[2:]), Net().blocks[0])
+    assert str(diff(old, new)).splitlines()[:-1] == [
+        "- 0           Sequential",
+        "- 1           Sequential",
+        "~ 2-4 -> 0-2  Sequential",
+        "+ 3           Sequential",
+    ]
+
+
+def test_a_block_that_went_to_another_list_with_a_fresh_one_in_its_place(net):
+    old = nn.ModuleDict({"a": net.blocks, "b": nn.Sequential(nn.Identity())})
+    new = copy.deepcopy(old)
+    new.b.append(new.a[1])
+    new.a[1] = Net().blocks[0]
+    assert kinds(diff(old, new)) == [("added", None, "a.1"), ("moved", "a.1", "b.1")]
+
+
 def test_dtype_and_requires_grad_are_said_once(net):
     new = copy.deepcopy(net)
     new.blocks.requires_grad_(False)

@@ -267,7 +267,26 @@ class TestParts:
         state = read_state(self.both(tmp_path), part="model.state")
         assert str(load_state(nn.Linear(2, 2), state)) == "loaded 2 of 2 keys from its 'model.state'"
 
+    def test_tensors_deeper_in_a_part(self, tmp_path):
+        moments = {"exp_avg": torch.ones(3)}
+        path = saved(tmp_path, {"model": {"w": torch.ones(2)}, "optimizer": {"state": {0: moments}, "lr": [0.1]}})
+        state = read_state(path, part="optimizer")
+        assert list(state) == ["state.0.exp_avg"]
+        assert dict(state.source.plain) == {"lr.0": 0.1}
+
+    def test_a_part_that_unfolds_without_an_end(self, tmp_path):
+        shared = [torch.ones(1)]
+        for _ in range(60):
+            shared = [shared, shared]
+        path = saved(tmp_path, {"model": {"w": torch.ones(2)}, "optimizer": {"state": shared}})
+        assert len(read_state(path, part="optimizer")) == 1
+        for _ in range(60):
+            shared = [shared]
+        path = saved(tmp_path, {"model": {"w": torch.ones(2)}, "optimizer": {"state": shared}})
+        with pytest.raises(FormatError, match=r"state\.0\.0 holds containers inside one another without an end"):
+            read_state(path, part="optimizer")
+
     def test_other_formats_have_no_parts(self, tmp_path):
         save_state(nn.Linear(2, 2), tmp_path / "x.safetensors")
-        with pytest.raises(FormatError, match="has one state and no parts: choose among its keys"):
+        with pytest.raises(FormatError, match="has one state and no parts: choose among its keys by where"):
             read_state(tmp_path / "x.safetensors", part="ema")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import convert, diff, save_model, save_state, summary
+from modsurg import convert, diff, save_checkpoint, save_model, save_state, summary
 from modsurg.checkpoints.formats.derived import DerivedSource
+from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
 from modsurg.errors import FormatError, NoMatchError, SummaryError
 from modsurg.tree.outline import KEY
@@ -35,9 +36,61 @@ def test_a_part_of_a_checkpoint_is_named(tmp_path):
     state = nn.Linear(2, 3).state_dict()
     torch.save({"epoch": 3, "model": {"state_dict": state, "name": "a"}, "optimizer": {}}, tmp_path / "last.pth")
     torch.save(state, tmp_path / "state.pth")
-    last = str(summary(tmp_path / "last.pth"))
-    assert last.splitlines()[-1] == "shown is its 'model.state_dict'; left out: epoch, optimizer, model.name"
+    text = summary(tmp_path / "last.pth").render(100)
+    note = "shown is its 'model.state_dict'; beside it: epoch 3, model.name 'a'; left out: optimizer"
+    assert text.splitlines()[-1] == note
     assert "shown is" not in str(summary(tmp_path / "state.pth"))
+
+
+def trained(path, epoch):
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, path)
+    return path
+
+
+def test_an_optimizer_as_the_part(tmp_path):
+    text = summary(trained(tmp_path / "a.pth", 1), part="optimizer").render(200)
+    assert "step scalar, exp_avg 3x2, exp_avg_sq 3x2" in text
+    assert "shown is its 'optimizer'; beside it: param_groups.0.lr 0.001" in text
+
+
+def test_a_part_that_is_not_shown_is_not_there_to_choose_in(tmp_path):
+    path = trained(tmp_path / "a.pth", 1)
+    told = (
+        "nothing at 'optimizer' in .*a.pth; shown is its 'model'; beside it: epoch 1; left out: optimizer. To look at"
+    )
+    with pytest.raises(NoMatchError, match=told):
+        summary(path, where="optimizer")
+    with pytest.raises(SummaryError, match="part='fc' is for a file; of a model take where='fc'"):
+        summary(nn.Linear(1, 1), part="fc")
+
+
+def test_the_params_of_a_run_are_those_of_its_models(tmp_path):
+    models = {"generator": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "critic": nn.Linear(3, 1)}
+    optimizer = torch.optim.Adam([weight for model in models.values() for weight in model.parameters()])
+    models["critic"](models["generator"](torch.rand(4, 2))).sum().backward()
+    optimizer.step()
+    save_checkpoint(
+        tmp_path / "run.safetensors", step=1200, **models, optimizer=optimizer, notes={"w": [torch.ones(2)]}
+    )
+    found = summary(tmp_path / "run.safetensors")
+    assert found.to_dict()["total"]["params"] == sum(p.numel() for model in models.values() for p in model.parameters())
+    lines = [" ".join(line.split()) for line in found.render(100).splitlines()]
+    assert "notes 1 tensor, 8 B . ." in lines
+    assert "optimizer Adam, 18 tensors, 176 B . ." in lines
+    assert any(line.startswith("random 2 tensors, 7.") for line in lines)
+    assert lines[-1] == "a run at step 1,200"
+    assert "generator.0" in {row["path"] for row in found.to_dict()["rows"]}
+
+
+def test_a_run_that_says_nothing_of_itself(tmp_path):
+    for text in ("{", "{}", "[]", '{"states": [], "classes": {}, "step": 1}', '{"states": {"a": 1}}', "[" * 100_000):
+        write_safetensors(tmp_path / "run.safetensors", MemorySource({"a": torch.ones(1)}, {"modsurg.run": text}))
+        with pytest.raises(FormatError, match="what it says of its run can't be read"):
+            summary(tmp_path / "run.safetensors")
 
 
 def test_the_directory_one_is_in(tmp_path, monkeypatch):

@@ -126,3 +126,41 @@ def test_a_deep_tree():
     for _ in range(2000):
         model, twin = nn.Sequential(model), nn.Sequential(twin)
     assert not diff(model, twin)
+
+
+@st.composite
+def edited(draw):
+    """Numbers of old blocks, and of new ones: some left out, some moved, fresh ones (from 100 on) put in."""
+    olds = list(range(draw(st.integers(1, 7))))
+    news = [number for number in olds if draw(st.booleans())]
+    if draw(st.booleans()):
+        news = draw(st.permutations(news))
+    for fresh in range(draw(st.integers(0, 3))):
+        news.insert(draw(st.integers(0, len(news))), 100 + fresh)
+    return olds, news
+
+
+@pytest.mark.parametrize("as_state", [False, True])
+@settings(max_examples=150, deadline=None)
+@given(edited())
+def test_blocks_left_out_put_in_and_moved_are_named_exactly(as_state, lists):
+    olds, news = lists
+    torch.manual_seed(0)
+    made = {number: nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)) for number in sorted({*olds, *news})}
+    old, new = (nn.Sequential(*(copy.deepcopy(made[number]) for number in side)) for side in (olds, news))
+    found = list(diff(old.state_dict(), new.state_dict()) if as_state else diff(old, new))
+    named = {(change.kind, change.old_path, change.path) for change in found if change.kind != "values"}
+    renewed = {(int(change.old_path[0]), int(change.path[0])) for change in found if change.kind == "values"}
+    gone = {number for number in olds if number not in news} - {i for i, _ in renewed}
+    come = {j for j, number in enumerate(news) if number >= 100} - {j for _, j in renewed}
+    pairs = {(i, news.index(i)) for i in olds if i in news} | renewed
+    assert named == {
+        *(("removed", str(i), str(i)) for i in gone),
+        *(("added", None, str(j)) for j in come),
+        *(("renamed", str(i), str(j)) for i, j in pairs if i != j),
+    }
+    assert all(i not in news and news[j] >= 100 for i, j in renewed)
+    if [i for i in news if i < 100] == sorted(i for i in news if i < 100):
+        kept = set(news)
+        before = {(i, j): (sum(k in kept for k in olds[:i]), sum(k < 100 for k in news[:j])) for i, j in renewed}
+        assert all(i == j or before[i, j][0] == before[i, j][1] for i, j in renewed)

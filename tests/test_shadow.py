@@ -612,3 +612,34 @@ def test_an_error_of_the_models_own_is_a_failure(error):
 )
 def test_what_torch_has_no_forward_for_is_a_failure(model, reason):
     assert reason in str(run(model, (1, 3, 4)).failure)
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+
+    def forward(self, tokens):
+        return self.embed(tokens[tokens != 0])
+
+
+def test_a_real_copy_is_given_whole_numbers_too_for_a_shape():
+    trace = run(Masked(), (2, 6), fallback=True)
+    assert trace.failure is None
+    assert trace.outputs["embed"] == ((12, 4),)
+    reason = "the shape of what torch.nonzero gives depends on values"
+    assert trace.note == f"ran a real copy; Masked can't run on meta tensors: {reason}"
+
+
+class Wanting(Masked):
+    def forward(self, tokens, targets=None):
+        if self.training and targets is None:
+            raise ValueError("targets should not be none")
+        return super().forward(tokens)
+
+
+def test_what_train_mode_wants_is_said_first():
+    wanted = "in train mode the model (Wanting) on 2x6: targets should not be none"
+    reason = "Wanting can't run on meta tensors: the shape of what torch.nonzero gives depends on values"
+    assert run(Wanting(), (2, 6)).note == f"not run: {wanted}; in eval mode {reason}"
+    assert run(Wanting(), (2, 6), fallback=True).note == f"run in eval mode; {wanted}; ran a real copy; {reason}"

@@ -166,3 +166,26 @@ def test_sizes_that_are_no_argument_of_their_own(example):
     with pytest.raises(SummaryError, match=r"only where it is an argument itself; anywhere, pass torch.ones\(1, 3\)\."):
         summary(Model(3, 2), example)
     assert "1x3 -> 1x2" in str(summary(Model(3, 2), [torch.ones(1, 3)]))
+
+
+class TakesADict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, batch):
+        return self.conv(batch["image"])
+
+
+def test_a_dict_that_forward_takes_itself_goes_into_a_tuple():
+    batch = {"image": torch.rand(2, 3, 8, 8)}
+    told = r"A dict is keyword arguments\. If forward takes the dict itself, pass it in a tuple: \(\{\.\.\.\},\)\."
+    with pytest.raises(SummaryError, match=told):
+        summary(TakesADict(), batch)
+    assert summary(TakesADict(), (batch,)).to_dict()["total"]["macs"] > 0
+
+
+def test_a_list_of_shapes_is_one_argument():
+    told = r"A list is one argument\. For several, use a tuple: \(\(1, 4\), \(1, 5\)\)\."
+    with pytest.raises(SummaryError, match=told):
+        summary(nn.Bilinear(4, 5, 2), [(1, 4), (1, 5)])

@@ -88,9 +88,7 @@ def _part(source: Source, part: str) -> Source:
     try:
         found = run_part(source, part)
         if found is source:
-            raise FormatError(
-                f"{source.path} has one state and no parts: choose among its keys, read_state(path, where)"
-            )
+            raise FormatError(f"{source.path} has one state and no parts: choose among its keys by where")
     except BaseException:
         source.close()
         raise

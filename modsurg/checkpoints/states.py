@@ -154,9 +154,10 @@ def read_state(
     Args:
         path: A file of any format that is known.
         where: Only these keys: a name, glob or `re:`, of keys or of what holds them (`"layer4"`), or several.
-        part: Of a file of torch.save that holds several states, the one under this name: `"state_dict_ema"`. By
-            default `.source.taken` says which was chosen, and `.source.left` what else there is. Of a run
-            (`save_checkpoint`) the weights of one module, as `"model"`; by default all that is in it.
+        part: Of a file of torch.save that holds several states, the one under this name: `"state_dict_ema"`, or
+            `"optimizer"`, whose keys are then like `state.0.exp_avg`. By default `.source.taken` says which was chosen,
+            and `.source.left` what else there is. Of a run (`save_checkpoint`) the weights of one module, as `"model"`;
+            by default all that is in it.
         device: Where the tensors shall be; the CPU by default.
         dtype: For floating tensors; as stored by default.
 

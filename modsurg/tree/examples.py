@@ -68,7 +68,7 @@ def _tensor(shape: tuple[int, ...], model: nn.Module, dtype: torch.dtype | None)
     if like.is_meta:
         return torch.empty(shape, dtype=dtype, device="meta")
     if not dtype.is_floating_point:
-        return torch.zeros(shape, dtype=dtype, device=like.device)
+        return torch.ones(shape, dtype=dtype, device=like.device)
     return torch.randn(shape, dtype=dtype, device=like.device)
 
 

@@ -89,14 +89,15 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
     model = unwrap(model)
     best: Trace | None = None
     for dtypes in dtypes_to_try(example):
+        before = None
         for training in (None, False) if model.training else (None,):
             way = _Way(dtypes=dtypes, training=training)
             trace = _attempt(model, example, way)
             if trace.failure and _is_limit(trace.failure):
                 trace = _without_meta(model, example, way, trace, fallback)
-                return _with_note(trace, way, best) if trace.failure is None else trace
             if trace.failure is None:
-                return _with_note(trace, way, best)
+                return _with_note(trace, way, before)
+            before = trace
             if best is None or sum(trace.calls.values()) > sum(best.calls.values()):
                 best = trace
     assert best is not None
@@ -216,6 +217,8 @@ def _is_limit(failure: Failure) -> bool:
 
 
 _GRADIENTS = "not require grad"
+_NOT_RUN = "not run"
+_UNKNOWN_SHAPE = re.compile(r"The register_meta function for (\S+)\(\) raises unimplemented")
 _READ_ONLY = "(?:array|destination) is read-only"
 _LIMITS = re.compile(
     r"\b[Mm]eta\b|same device|[Dd]ata.dependent|GuardOnData|fake impl|unsupported scalarType"
@@ -227,8 +230,11 @@ _LIMITS = re.compile(
 def _with_note(trace: Trace, way: _Way, before: Trace | None) -> Trace:
     if way.training is None or before is None or before.failure is None:
         return trace
-    note = f"run in eval mode; in train mode {before.failure}"
-    return replace(trace, note=f"{trace.note}; {note}" if trace.note else note)
+    if trace.note.startswith(_NOT_RUN):
+        note = f"{_NOT_RUN}: in train mode {before.failure}; in eval mode{trace.note.removeprefix(_NOT_RUN)[1:]}"
+    else:
+        note = "; ".join(filter(None, [f"run in eval mode; in train mode {before.failure}", trace.note]))
+    return replace(trace, note=note)
 
 
 def _without_meta(model: nn.Module, example: object, way: _Way, trace: Trace, fallback: bool) -> Trace:
@@ -237,12 +243,14 @@ def _without_meta(model: nn.Module, example: object, way: _Way, trace: Trace, fa
     if scripted:
         why = "TorchScript runs as a whole, and what it calls inside is not seen"
     else:
-        reason = textwrap.shorten(trace.failure.message, 100, placeholder=" ...")
+        unknown = _UNKNOWN_SHAPE.search(trace.failure.message)
+        depends = f"the shape of what {unknown[1]} gives depends on values" if unknown else ""
+        reason = depends or textwrap.shorten(trace.failure.message, 100, placeholder=" ...")
         why = f"{trace.failure.place} can't run on meta tensors: {reason}"
     if fallback and not any(each.is_meta for each in model.parameters()):
         grad = _GRADIENTS in str(trace.failure.error)  # forward itself takes a gradient
         real = _attempt(model, example, replace(way, meta=False, grad=grad))
         if real.failure and re.search(_READ_ONLY, str(real.failure.error)):
-            return replace(real, failure=None, uncalled=(), note=f"not run; {real.failure}")
+            return replace(real, failure=None, uncalled=(), note=f"{_NOT_RUN}; {real.failure}")
         return replace(real, note=f"ran a real copy; {why}", uncalled=() if scripted else real.uncalled)
-    return replace(trace, failure=None, uncalled=(), note=f"not run; {why}")
+    return replace(trace, failure=None, uncalled=(), note=f"{_NOT_RUN}; {why}")

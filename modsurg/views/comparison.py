@@ -60,21 +60,30 @@ def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
         opened = [_opened(thing, stack) for thing in (old, new)]
         with uncollected():
             comparison = _Comparison(*two_sides(*opened), progress)
-        return comparison.result(_left_out(opened))
+        return comparison.result(_notes(*opened))
 
 
 def _opened(thing: object, stack: ExitStack) -> object:
     return stack.enter_context(open_source(Path(thing))) if isinstance(thing, (str, os.PathLike)) else thing
 
 
-def _left_out(things: list[object]) -> list[str]:
-    """What of the files is no state, and was not looked at."""
-    return [
-        f"of {source.path} only {source.taken or 'the state'} was compared, not {', '.join(source.left[:5])}"
-        + (", ..." if len(source.left) > 5 else "")
-        for source in things
-        if isinstance(source, Source) and source.left
-    ]
+def _notes(old: object, new: object) -> list[str]:
+    """What lies in the files beside the states: numbers and texts that differ, and what was not looked at."""
+    sources = [thing for thing in (old, new) if isinstance(thing, Source)]
+    notes = []
+    if len(sources) == 2:
+        before, after = (source.plain for source in sources)
+        notes = [
+            f"beside what was compared, {key} {before[key]!r} -> {after[key]!r}"
+            for key in before
+            if key in after and repr(before[key]) != repr(after[key])
+        ]
+    both = set.intersection(*({*source.plain} for source in sources)) if len(sources) == 2 else set()
+    for source in sources:
+        if left := [name for name in source.left if name not in both]:
+            names = f"{', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"
+            notes.append(f"of {source.path} only {source.taken or 'the state'} was compared, not {names}")
+    return list(dict.fromkeys(notes))
 
 
 class _Comparison:

@@ -6,21 +6,25 @@ Safetensors files, whole or in shards, are read without torch.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modsurg.checkpoints.formats.header import BITS, read_header
-from modsurg.errors import FormatError
+from modsurg.errors import FormatError, counted
 from modsurg.tree.outline import Slot, outline, read_tree, sound
 from modsurg.views.labels import detail
 from modsurg.views.rows import Content, Row, Totals, add_up, mark_frozen
-from modsurg.views.units import written
+from modsurg.views.units import size, written
+
+if TYPE_CHECKING:
+    from modsurg.checkpoints.formats.base import Source
 
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _TIES = "modsurg.ties"
+_RUN = "modsurg.run"
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -46,15 +50,15 @@ class Stored:
     nbytes: int
 
 
-def collect_file(path: str | os.PathLike[str]) -> Content:
-    """Read the headers of a checkpoint of any format.
+def collect_file(path: str | os.PathLike[str], part: str | None = None) -> Content:
+    """Read the headers of a checkpoint of any format, or of a part of it.
 
     Raises:
         FileNotFoundError: Nothing there.
         FormatError: The file is not what its name says.
     """
     path = Path(path)
-    stored, metadata, note = _contents(path)
+    stored, metadata, note = _contents(path, part)
     try:
         tree = read_tree(metadata)
     except FormatError as error:
@@ -66,32 +70,43 @@ def collect_file(path: str | os.PathLike[str]) -> Content:
         ties = {str(key): str(to) for _, key, to in json.loads(metadata.get(_TIES, "[]"))}
     except (ValueError, TypeError):
         raise FormatError(f"{path}: the ties that modsurg noted in the metadata are damaged") from None
+    if _RUN in metadata:
+        return _from_run(path, metadata[_RUN], stored, ties)
     return _from_keys(path, stored, ties, note)
 
 
-def _contents(path: Path) -> tuple[dict[str, Stored], Mapping[str, str], str]:
+def _contents(path: Path, part: str | None) -> tuple[dict[str, Stored], Mapping[str, str], str]:
     """Tensors, metadata, and which part of the file they are, if they are a part."""
     index = path if path.name.endswith(".index.json") else path.parent / f"{path.name}.index.json"
-    if index.exists() and index.name.endswith(".safetensors.index.json") and (index == path or not path.exists()):
+    is_index = (
+        index.name.endswith(".safetensors.index.json") and index.exists() and (index == path or not path.exists())
+    )
+    if part is None and is_index:
         return *_shards(index), ""
-    if path.suffix == ".safetensors" and path.is_file():
+    if part is None and path.suffix == ".safetensors" and path.is_file():
         header = read_header(path)
         return {name: _stored(record) for name, record in header.records.items()}, header.metadata, ""
     from modsurg.checkpoints.opening import open_source  # needs torch, which the formats above do without
 
-    with open_source(path) as source:
+    with open_source(path, part) as source:
         entries = {
             key: Stored(str(source[key].dtype)[6:], source[key].shape, source[key].nbytes)
             for key in source
             if key not in source.notes.ties
         }
         ties = json.dumps([[0, key, to] for key, to in source.notes.ties.items()])
-        return entries, {**source.notes.metadata, _TIES: ties}, _part(source.taken, source.left)
+        return entries, {**source.notes.metadata, _TIES: ties}, _part(source)
 
 
-def _part(taken: str, left: Sequence[str]) -> str:
-    beside = f"; left out: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else ""
-    return f"shown is its {taken!r}{beside}" if taken else ""
+def _part(source: "Source") -> str:
+    """Which part of the file is shown, and what lies beside it."""
+    if not source.taken:
+        return ""
+    plain = [f"{key} {repr(value) if isinstance(value, str) else value}" for key, value in source.plain.items()]
+    left = [key for key in source.left if key not in source.plain]
+    lists = [("beside it", plain), ("left out", left)]
+    beside = [f"; {name}: {', '.join(each[:5])}{', ...' if len(each) > 5 else ''}" for name, each in lists if each]
+    return f"shown is its {source.taken!r}{''.join(beside)}"
 
 
 def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
@@ -143,6 +158,38 @@ def _from_keys(path: Path, stored: Mapping[str, Stored], ties: Mapping[str, str]
         rows[prefix].detail = ", ".join(f"{name} {written(tensor.shape)}" for name, tensor in shown)
         rows[prefix].notes += dict.fromkeys(each.dtype for name, each in shown if each.dtype != usual)
     return _finished(path, rows, totals, usual, note)
+
+
+def _from_run(path: Path, text: str, stored: Mapping[str, Stored], ties: Mapping[str, str]) -> Content:
+    """What `save_checkpoint` wrote: the models as trees, a line for whatever else has tensors."""
+    try:
+        run = json.loads(text)
+        models = {name for name, state in run["states"].items() if _is_model(state)}
+        kinds = {name: kind.rpartition(".")[2] for name, kind in run["classes"].items()}
+        note = f"a run at step {run['step']:,}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path}: what it says of its run can't be read ({error!r:.200})") from None
+    others: dict[str, list[Stored]] = {}
+    for key, tensor in stored.items():
+        name = key.partition(".")[0]
+        if name not in models:
+            others.setdefault(name, []).append(tensor)
+    content = _from_keys(path, {key: stored[key] for key in stored if key.partition(".")[0] in models}, ties, note)
+    for name, tensors in others.items():
+        held = [counted(len(tensors), "tensor", "tensors"), size(sum(tensor.nbytes for tensor in tensors))]
+        kind = kinds.get(name, "")
+        content.root.children.append(Row(name, detail=", ".join([kind] * (kind not in ("", "dict")) + held)))
+    content.totals.modules += len(others)
+    return content
+
+
+def _is_model(state: Any) -> bool:
+    """Whether a state is that of a module: nothing but tensors, and what it keeps besides."""
+    return bool(state) and all(
+        isinstance(item, dict) and "$tensor" in item
+        for key, item in state.items()
+        if key.rpartition(".")[2] != "_extra_state"
+    )
 
 
 def _place(rows: dict[str, Row], path: str) -> Row:

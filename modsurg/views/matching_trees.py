@@ -20,11 +20,14 @@ class Matching:
     """Partners between the nodes of two trees; a node without one was removed or added.
 
     Attributes:
+        old: Root of the one tree.
+        new: Root of the other.
         new_of: Partner of an old node.
         old_of: Partner of a new node.
     """
 
     def __init__(self, old: Node, new: Node) -> None:
+        self.old, self.new = old, new
         self.forms = Forms((old, new))
         self._old_forms = {self.forms.form(node) for node in old.below()}
         self._new_forms = {self.forms.form(node) for node in new.below()}
@@ -145,7 +148,8 @@ class Matching:
         for olds, news in map(self._open, groups):
             for old, new in _unique_pairs(olds, news, self.forms.form, in_order=True):
                 self.link(old, new)
-        self._move(left, lambda node: (node.name, self.forms.form(node)), lambda old: bool(old.children))
+        named = [group for group in left if not _are_numbers(group)]
+        self._move(named, lambda node: (node.name, self.forms.form(node)), lambda old: bool(old.children))
         closer = []
         for olds, news in map(self._open, groups):
             for old, new in _placed(olds, news):
@@ -187,6 +191,10 @@ def _is_numbered(node: Node) -> bool:
     return bool(node.children) and all(map(str.isdecimal, node.children))
 
 
+def _are_numbers(group: Group) -> bool:
+    return all(node.name.isdecimal() for side in group for node in side)
+
+
 def _by_number(node: Node) -> list[Node]:
     return sorted(node.children.values(), key=lambda child: int(child.name))
 
@@ -224,7 +232,7 @@ def _unique_pairs(
 
 def _placed(olds: list[Node], news: list[Node]) -> list[Pair]:
     """What stands where something else stood: under the same name, or in the same gap of a numbered container."""
-    if all(node.name.isdecimal() for node in (*olds, *news)):
+    if _are_numbers((olds, news)):
         pairs = list(zip(olds, news, strict=False))
     else:
         names = {node.name: node for node in news}

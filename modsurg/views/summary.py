@@ -25,6 +25,7 @@ def summary(
     *,
     depth: int | None = None,
     where: "Where | None" = None,
+    part: str | None = None,
 ) -> "Summary":
     """Look at a model, or at a checkpoint file: layers, shapes, parameters and multiply-adds as a tree.
 
@@ -39,6 +40,7 @@ def summary(
             is one line.
         where: Only what this selects, opened, with its parents: a path, glob, class or anything else that `select`
             takes; of a file a path, glob or regular expression.
+        part: Of a file of torch.save that holds several things, the one under this name: `"optimizer"`.
 
     Returns:
         The summary. `print` it, or use its `to_dict`, `to_markdown` and `to_svg`; a notebook shows it as a table that
@@ -62,8 +64,10 @@ def summary(
         params 58 (0 frozen, 0 shared), 232 B; buffers 0; 48 MACs; outputs 72 B
     """
     _check_depth(depth)
+    if part is not None and not isinstance(model_or_path, (str, os.PathLike)):
+        raise SummaryError(f"part={part!r} is for a file; of a model take where={part!r}")
     if isinstance(model_or_path, (str, os.PathLike)):
-        return _of_file(model_or_path, example, depth, where)
+        return _of_file(model_or_path, example, part, depth, where)
     from modsurg.views.collection import collect, opened  # needs torch, which a file does without
 
     paths = None
@@ -74,7 +78,9 @@ def summary(
     with uncollected():
         content, trace = collect(model_or_path, example)
         if trace is not None and trace.failure is not None:
-            raise SummaryError(_failed(content, trace.failure.path, f"{trace.failure}{_hint(example)}"))
+            raise SummaryError(
+                _failed(content, trace.failure.path, f"{trace.failure}{_hint(example, trace.failure.error)}")
+            )
         return Summary(content, View(depth, paths))
 
 
@@ -140,12 +146,14 @@ def _check_depth(depth: int | None) -> None:
         raise SummaryError(f"depth={depth!r}: it is a number of levels, from 1")
 
 
-def _of_file(path: "str | os.PathLike[str]", example: object, depth: int | None, where: object) -> Summary:
+def _of_file(
+    path: "str | os.PathLike[str]", example: object, part: str | None, depth: int | None, where: object
+) -> Summary:
     from modsurg.views.filetrees import collect_file  # only files need it
 
     if example is not None:
         raise SummaryError(f"{os.fspath(path)} has no code to run: summary(load_model(path), example)")
-    content = collect_file(path)
+    content = collect_file(path, part)
     paths = None
     if where is not None:
         if not isinstance(where, str):
@@ -153,12 +161,29 @@ def _of_file(path: "str | os.PathLike[str]", example: object, depth: int | None,
         matches: Callable[[str], bool] = matcher(where)
         paths = frozenset(row.path for row in content.rows() if matches(row.path))
         if not paths:
-            raise NoMatchError(f"nothing at {where!r} in {os.fspath(path)}: summary(path) shows what is there")
+            raise NoMatchError(_missing(content, where, os.fspath(path)))
     return Summary(content, View(depth, paths))
 
 
-def _hint(example: object) -> str:
-    """What to say of sizes that stayed numbers: a list of them, or a shape inside an argument."""
+def _missing(content: Content, where: str, path: str) -> str:
+    """What to say where nothing fits `where`: what there is, and how to see what lies beside it."""
+    names = [child.path for child in content.root.children]
+    there = f", which holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else ""
+    beside = f"; {content.note}" if content.note else ""
+    advice = ". To look at what was left out, give its name as the part" if "left out" in beside else ""
+    return f"nothing at {where!r} in {path}{there}{beside}{advice}"
+
+
+def _hint(example: object, error: Exception) -> str:
+    """What to say of a dict that is no keywords, and of sizes that stayed numbers, in a list or inside an argument."""
+    if isinstance(example, Mapping) and any(f"keyword argument {name!r}" in str(error) for name in example):
+        return "\nA dict is keyword arguments. If forward takes the dict itself, pass it in a tuple: ({...},)."
+    if (
+        isinstance(example, list)
+        and len(example) > 1
+        and all(isinstance(each, tuple) and _sizes(each) for each in example)
+    ):
+        return f"\nA list is one argument. For several, use a tuple: {tuple(example)}."
     arguments = (
         example.values() if isinstance(example, Mapping) else example if isinstance(example, tuple) else [example]
     )

@@ -1,4 +1,4 @@
-"""Equal blocks that changed places: found once it is known which values differ."""
+"""Blocks that look alike and changed places: found once it is known which values differ."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from modsurg.views.nodes import Node
 
 
 def repair(matching: Matching, changed: list[Node]) -> bool:
-    """Find new partners for blocks that look alike, are partners by name, and hold what another of them held.
+    """Find new partners for blocks whose partner, by name or place, holds other values, if elsewhere are theirs.
 
     Args:
         matching: Changed in place.
@@ -16,18 +16,23 @@ def repair(matching: Matching, changed: list[Node]) -> bool:
     Returns:
         Whether any partner changed.
     """
-    candidates = _foreign(matching, changed)
+    foreign = _foreign(matching, changed)
+    olds = foreign + [node for node in matching.old.below() if node not in matching.new_of]
+    news = [matching.new_of[node] for node in foreign]
+    news += [node for node in matching.new.below() if node not in matching.old_of]
     content = matching.forms.content
     places: dict[int, list[Node]] = {}
-    for old in candidates:
-        places.setdefault(content(matching.new_of[old]), []).append(matching.new_of[old])
-    rivals = Counter(map(content, candidates))
+    for new in news:
+        places.setdefault(content(new), []).append(new)
+    rivals = Counter(map(content, olds))
     moves: dict[Node, Node] = {}
-    for old in sorted(candidates, key=lambda node: node.path.count(".")):
+    taken: set[Node] = set()
+    for old in sorted(olds, key=lambda node: node.path.count(".")):
         found = places.get(content(old), [])
         is_sure = len(found) == 1 and rivals[content(old)] == 1 and matching.forms.is_telling(old)
-        if is_sure and not any(above in moves for above in old.upward()):
+        if is_sure and taken.isdisjoint((*old.upward(), *found[0].upward())):
             moves[old] = found[0]
+            taken |= {old, found[0]}
     for old, new in moves.items():
         matching.unlink(old)
         if new in matching.old_of:

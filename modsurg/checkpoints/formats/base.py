@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import torch
@@ -59,10 +59,12 @@ class Source(Mapping[str, Entry]):
         notes: What there is besides tensors. Names in `notes.ties` are keys of the mapping like any other.
         taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
         left: What lay beside it in that checkpoint.
+        plain: What of that is a number, a text or None, by name.
     """
 
     taken: str = ""
     left: Sequence[str] = ()
+    plain: Mapping[str, object] = MappingProxyType({})
 
     def __init__(self, path: Path | None, entries: Mapping[str, Entry], notes: Notes) -> None:
         self.path = path

@@ -1,6 +1,6 @@
 """Where the state_dict is in what somebody gave to torch.save: at the top, inside a checkpoint, or in TorchScript."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -66,6 +66,7 @@ class Found:
     Attributes:
         taken: Where in the file it was, `""` for the top.
         left: What lay beside it and was left.
+        plain: What of that is a number, a text or None.
         tensors: By key, in the order of the file.
         extra: Values of `get_extra_state`, by key, tensors in them still `Stored`.
         order: All the keys.
@@ -75,6 +76,7 @@ class Found:
 
     taken: str
     left: list[str]
+    plain: dict[str, object] = field(default_factory=dict)
     tensors: dict[str, Stored] = field(default_factory=dict)
     extra: dict[str, object] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
@@ -91,7 +93,8 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", 
     Args:
         pickle: What was saved.
         code: Gives the source text of a file of a TorchScript archive.
-        part: Where the state is, in the words of `Found.left`, instead of looking for it.
+        part: Where the state is, in the words of `Found.left`, instead of looking for it. Tensors may lie deeper there,
+            as in the state of an optimizer.
 
     Raises:
         TrustError: The file wants something called that is no data, or an object of some class stands for a weight.
@@ -109,13 +112,19 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", 
             f"it holds {_kind(value)}, not a state_dict: use torch.load(path, weights_only=True), or save a state_dict"
         )
     left: list[str] = []
+    plain: dict[str, object] = {}
     while len(path) < _NESTED and (name := _inner(value)) is not None:
-        left += [".".join((*path, shown(key))) for key in value if key != name]
+        beside = {".".join((*path, shown(key))): item for key, item in value.items() if key != name}
+        left += beside
+        plain |= {key: item for key, item in beside.items() if _is_plain(item)}
         path.append(name)
         value = value[name]
         if is_module(value):
-            return _collect(module_state(value), Found(".".join(path), left, tree=module_tree(value)))
-    return _collect(_joined(value), Found(".".join(path), left))
+            return _collect(module_state(value), Found(".".join(path), left, plain, tree=module_tree(value)))
+    state = _joined(value)
+    if part is not None and not any(isinstance(item, Stored) for item in state.values()):
+        state = dict(_flat(value))
+    return _collect(state, Found(".".join(path), left, plain))
 
 
 def rebuild(value: object, key: str, read: Callable[[Any], object]) -> Any:
@@ -216,6 +225,26 @@ def _joined(value: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any]:
     return {f"{name}.{key}": item for name, state in states.items() for key, item in state.items()}
 
 
+def _flat(value: object) -> Iterator[tuple[str, object]]:
+    """What lies in nested dictionaries and lists, by dotted keys; what is there more than once, at its first place."""
+    met: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], object]] = [((), value)]
+    while waiting:
+        path, value = waiting.pop()
+        if len(path) > _DEEPEST:
+            raise FormatError(f"{'.'.join(path[:3])} holds containers inside one another without an end")
+        if not isinstance(value, dict | list | tuple):
+            yield ".".join(path), value
+        elif id(value) not in met:
+            met.add(id(value))
+            items = list(value.items() if isinstance(value, dict) else enumerate(value))
+            waiting += [((*path, shown(key)), item) for key, item in reversed(items)]
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _collect(value: Mapping[Any, Any], found: Found) -> Found:
     for key, item in value.items():
         if isinstance(item, Stored) and isinstance(key, str):
@@ -230,6 +259,8 @@ def _collect(value: Mapping[Any, Any], found: Found) -> Found:
             continue
         else:
             found.left.append(shown(key))
+            if _is_plain(item):
+                found.plain[shown(key)] = item
             continue
         found.order.append(key)
     if not found.order and value:

@@ -92,7 +92,7 @@ class TorchSource(Source):
         except (FormatError, TrustError) as error:
             self.close()
             raise type(error)(f"{path}: {error}") from None
-        self.taken, self.left = found.taken, found.left
+        self.taken, self.left, self.plain = found.taken, found.left, found.plain
         entries = {key: Entry(key, item.dtype, item.shape, item.nbytes) for key, item in found.tensors.items()}
         super().__init__(path, entries, notes)
 
