@@ -56,6 +56,8 @@ class Epoch:
                     text = f"{self}: the batch {describe(batch)} holds no sample: leave it out of the loader."
                     raise BatchError(text)
                 yield batch
+                if self.run.due and self.window.held == 0 and not trainer.stopping:
+                    self.run.keep()
                 if trainer.stopping and self.window.held == 0:
                     break
             else:

@@ -4,7 +4,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -39,6 +40,7 @@ class Run:
         *,
         patience: int | None,
         thaw: Mapping[int, Where],
+        on_epoch: Callable[["Trainer"], object] | None = None,
     ) -> None:
         checks.check_loader(train_loader, "train_loader")
         if val_loader is not None:
@@ -52,10 +54,12 @@ class Run:
         self.schedulers = trainer.schedulers
         self.patience = patience
         self.thaw = thaw
+        self.on_epoch = on_epoch
         self.target, self.lower = _target(trainer, val_loader is not None)
         self.window = Window(trainer.optimizer, trainer.accumulate, trainer.clip_norm, trainer.scaler)
         self.epoch: Epoch | None = None
         self.pending: dict[str, Any] | None = None
+        self.due = self._improved = False
         self._logged = (0, 0.0)
 
     def epochs(self, resume: Any) -> Iterator[Epoch]:
@@ -69,7 +73,8 @@ class Run:
             if trainer.log_dir is not None and processes.rank() == 0:
                 trainer.board = Board(trainer.log_dir)
             while position.epoch < position.start + self.total and not self._over():
-                self._thaw()
+                if self.pending is None:
+                    self._thaw()
                 meter = Meter(trainer.named_metrics)
                 if self.pending is not None:
                     meter.sums, meter.seen = self.pending["sums"], self.pending["seen"]
@@ -77,8 +82,7 @@ class Run:
                 trainer.screen.begin(trainer.epoch + 1, position.start + self.total, position.batch, len(self.feed))
                 self._logged = (meter.samples, 0.0)
                 self.epoch = Epoch(self, meter)
-                yield self.epoch
-                self.epoch.close()
+                yield from self._lent(self.epoch)
 
     def open(self, epoch: Epoch) -> Iterator[Any]:
         """The batches of an epoch, from where an interrupted run left it."""
@@ -103,8 +107,8 @@ class Run:
             trainer.agree()
         if trainer.board is not None and step % _SCALARS_EVERY == 0:
             self._scalars(trainer.board, epoch.meter)
-        if trainer.save_every and step % trainer.save_every == 0 and not trainer.stopping:
-            self._save()
+        if trainer.save_every and step % trainer.save_every == 0:
+            self.due = True
 
     def close(self, epoch: Epoch) -> None:
         """The batches of an epoch are through, or the run was stopped within it."""
@@ -113,7 +117,7 @@ class Run:
         trainer.watch.look()
         trainer.agree()
         if epoch.interrupted:
-            self._save()
+            self.keep()
             return
         self.pending = None
         row = epoch.row
@@ -131,12 +135,26 @@ class Run:
         if scheduler is not None:
             scheduler.step(*[row[self.target]] if isinstance(scheduler, ReduceLROnPlateau) else [])
         trainer.history.rows.append(row)
-        improved = trainer.position.advance(row[self.target] if self.lower else -row[self.target])
+        self._improved = trainer.position.advance(row[self.target] if self.lower else -row[self.target])
         trainer.screen.end(row)
         if trainer.board is not None:
             trainer.board.epoch(row)
             evaluation.draw(trainer, trainer.board, self.feed.loader if self.val_loader is None else self.val_loader)
-        self._save(improved)
+        self.due = True
+
+    def keep(self) -> None:
+        """Write the files, when all that follows a step or an epoch is done: a run that goes on does not repeat it."""
+        self.due = False
+        if self.trainer.checkpoint_dir is not None:
+            self.trainer.watch.check_weights(self.trainer.step)
+            keeping.rotate(self.trainer, self.left(), self._improved)
+        self._improved = False
+
+    def keep_best(self) -> None:
+        """Write `best` before an edit, if the epoch that has just ended was the best: the edited model is not measured."""
+        if self._improved and self.trainer.checkpoint_dir is not None and not self.trainer.sharded:
+            keeping.save(self.trainer, Path(self.trainer.checkpoint_dir, keeping.BEST), self.left())
+            self._improved = False
 
     def left(self) -> dict[str, Any] | None:
         """What is left of the epoch under way: random states at its beginning, the loader's position, sums so far.
@@ -157,6 +175,20 @@ class Run:
         self.trainer.position.batch = epoch.batch
         place = {"states": self.feed.states, "loader": None if epoch.dropped else self.feed.position()}
         return place | {"sums": epoch.meter.sums, "seen": epoch.meter.seen}
+
+    def _lent(self, epoch: Epoch) -> Iterator[Epoch]:
+        """Give an epoch to the loop, and see to what follows it."""
+        try:
+            yield epoch
+        except GeneratorExit:  # the loop was left; its last epoch is kept if the batches were through
+            if epoch.row and self.due:
+                self.keep()
+            raise
+        epoch.close()
+        if self.on_epoch is not None and epoch.row:
+            self.on_epoch(self.trainer)
+        if self.due:
+            self.keep()
 
     def _begin(self, resume: Any) -> None:
         trainer = self.trainer
@@ -198,11 +230,6 @@ class Run:
         rates = {f"lr/{i}": group["lr"] for i, group in enumerate(self.trainer.optimizer.param_groups)}
         recent = (meter.sums["loss"] - total) / max(meter.samples - samples, 1)
         board.scalars({"loss": recent, **rates}, self.trainer.step)
-
-    def _save(self, improved: bool = False) -> None:
-        if self.trainer.checkpoint_dir is not None:
-            self.trainer.watch.check_weights(self.trainer.step)
-            keeping.rotate(self.trainer, self.left(), improved)
 
     def _end(self) -> None:
         trainer = self.trainer

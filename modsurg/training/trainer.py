@@ -170,7 +170,8 @@ class Trainer:
             patience: Stop after so many epochs in which `best` did not get better.
             thaw: Epoch -> what is unfrozen when so many epochs are finished: `{2: "layer4.**", 4: "**"}`.
             on_step: Called with the trainer after each of the optimizer's steps.
-            on_epoch: Called with the trainer after each epoch; `trainer.history[-1]` is its row.
+            on_epoch: Called with the trainer after each epoch, before `last` is written; `trainer.history[-1]` is the
+                epoch's row.
 
         Returns:
             The history of the whole run, earlier calls included.
@@ -180,12 +181,11 @@ class Trainer:
             NonFiniteError: The loss became NaN or infinite; the weights are those of the last good step.
             TrainingError: What else can't work, before the first step where it can be seen.
         """
-        for epoch in self.epochs(train_loader, val_loader, epochs, resume=resume, patience=patience, thaw=thaw):
+        run = Run(self, train_loader, val_loader, epochs, patience=patience, thaw=thaw or {}, on_epoch=on_epoch)
+        for epoch in run.epochs(resume):
             for batch in epoch:
                 if epoch.step(*epoch.forward(batch)) and on_step is not None:
                     on_step(self)
-            if on_epoch is not None and epoch.row:
-                on_epoch(self)
         return self.history
 
     def epochs(
@@ -260,6 +260,8 @@ class Trainer:
         """
         from modsurg.surgery.verbs import edit
 
+        if self.running is not None:
+            self.running.keep_best()
         before = edits.averages(self)
         with edit(self.model, optimizer=self.optimizer, scheduler=list(self.schedulers.values()), example=example) as e:
             yield e
