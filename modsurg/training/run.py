@@ -151,7 +151,7 @@ class Run:
         self._improved = False
 
     def keep_best(self) -> None:
-        """Write `best` before an edit, if the epoch that has just ended was the best: the edited model is not measured."""
+        """Write `best` before an edit, if the epoch that has just ended was the best; what is edited is not measured."""
         if self._improved and self.trainer.checkpoint_dir is not None and not self.trainer.sharded:
             keeping.save(self.trainer, Path(self.trainer.checkpoint_dir, keeping.BEST), self.left())
             self._improved = False
