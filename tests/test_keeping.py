@@ -264,6 +264,53 @@ def test_where_best_is_higher(tmp_path):
     assert best == max(history["val_accuracy"])
 
 
+def test_epochs_of_a_run_that_goes_on_are_those_of_all_its_fits(tmp_path, capsys):
+    first, loader = build(tmp_path)
+    first.fit(loader)
+    first.fit(loader, on_step=lambda t: t.stop() if t.step == 6 else None)
+    again, loader = build(tmp_path)
+    assert len(again.fit(loader, epochs=3, resume=True)) == 3
+    over, loader = build(tmp_path)
+    over.screen.on = True
+    assert len(over.fit(loader, epochs=2, resume=True)) == 3
+    file = tmp_path / "last.safetensors"
+    told = f"nothing to do: {file} has 3 finished epochs, step 12, and epochs=2 counts them all\n"
+    assert capsys.readouterr().out == told
+
+
+def test_what_is_skipped_takes_no_time_of_the_epoch(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    class Slow:
+        def __iter__(self):
+            for _ in range(4):
+                clock[0] += 1
+                yield torch.ones(2, 6), torch.tensor([0, 1])
+
+    first, _ = build(tmp_path)
+    first.fit(Slow(), on_step=lambda t: t.stop())
+    again, _ = build(tmp_path)
+    row = again.fit(Slow(), resume=True)[-1]
+    assert (row["seconds"], row["samples_per_second"]) == (2, 2)
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "trainer.stop()"])
+def test_a_stop_says_how_to_go_on(tmp_path, capsys, how):
+    trainer, loader = build(tmp_path)
+    trainer.screen.on = True
+    trainer.fit(loader, on_step=lambda t: signal.raise_signal(signal.SIGINT) if how == "Ctrl-C" else t.stop())
+    told = f"stopped at step 1 ({how}); {tmp_path / 'last.safetensors'} goes on with fit(..., resume=True)\n"
+    assert capsys.readouterr().out == told
+    trainer, loader = build(None)
+    trainer.screen.on = True
+    trainer.fit(loader, on_step=lambda t: t.stop())
+    assert (
+        capsys.readouterr().out
+        == "stopped at step 1 (trainer.stop()); it is in no file, as there is no checkpoint_dir\n"
+    )
+
+
 def test_resume_begins_anew_where_there_is_nothing_and_refuses_a_name_that_is_not_there(tmp_path):
     trainer, loader = build(tmp_path)
     assert len(run(trainer, loader, resume=True)) == 3
@@ -359,7 +406,7 @@ class TestEdits:
         self.edited(whole)
         whole.fit(loader, epochs=1, on_step=lambda t: t.stop() if t.step == 6 else None)
         again, loader = build(tmp_path)
-        again.fit(loader, epochs=1, resume=True)
+        again.fit(loader, epochs=2, resume=True)
         assert [type(module) for module in again.model] == [type(module) for module in whole.model]
         assert (again.step, len(again.history)) == (8, 2)
 

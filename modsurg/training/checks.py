@@ -162,8 +162,7 @@ def check_run(run: "Run") -> None:
         raise TrainingError(f'thaw is {_kind(run.thaw)}: epoch -> what, thaw={{2: "layer4.**"}}.')
     batches = length(run.feed.loader)
     if batches is not None and trainer.position.batch == 0:
-        epochs = trainer.position.start + run.total - trainer.epoch
-        _check_length(run.schedulers.get("step"), epochs * -(-batches // trainer.accumulate))
+        _check_length(run.schedulers.get("step"), (run.end - trainer.epoch) * -(-batches // trainer.accumulate))
     thawed = {
         id(p) for where in run.thaw.values() for m in select(trainer.model, where).modules for p in m.parameters()
     }

@@ -47,8 +47,11 @@ class Epoch:
         if self.closed:
             raise TrainingError(f"epoch {self.number} is over: go through its batches once.")
         start = time.perf_counter()
+        batches = self.run.open(self)
+        if self.batch:
+            start = time.perf_counter()  # what was seen before an interruption had to be skipped first
         try:
-            for taken in self.run.open(self):
+            for taken in batches:
                 batch = move(taken, device)
                 self.batch += 1
                 self._samples = count(batch)

@@ -106,6 +106,14 @@ def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> N
             old.unlink()
 
 
+def way_on(trainer: "Trainer") -> str:
+    """How a run that was stopped goes on, for the line that says so."""
+    if trainer.checkpoint_dir is None:
+        return "; it is in no file, as there is no checkpoint_dir"
+    file = Path(trainer.checkpoint_dir, "last" if trainer.sharded else LAST)
+    return f"; {file} goes on with fit(..., resume=True)"
+
+
 def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | None:
     """The file to go on from; None to begin anew. Makes the directory for the files to come.
 

@@ -50,7 +50,7 @@ class Run:
         self.trainer = trainer
         self.val_loader = val_loader
         self.feed = Feed(processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader)
-        self.total = epochs
+        self.asked = self.end = epochs
         self.schedulers = trainer.schedulers
         self.patience = patience
         self.thaw = thaw
@@ -72,14 +72,13 @@ class Run:
             stack.enter_context(_signals(trainer))
             if trainer.log_dir is not None and processes.rank() == 0:
                 trainer.board = Board(trainer.log_dir)
-            while position.epoch < position.start + self.total and not self._over():
+            while position.epoch < self.end and not self._over():
                 if self.pending is None:
                     self._thaw()
                 meter = Meter(trainer.named_metrics)
                 if self.pending is not None:
                     meter.sums, meter.seen = self.pending["sums"], self.pending["seen"]
                 trainer.watch.look()
-                trainer.screen.begin(trainer.epoch + 1, position.start + self.total, position.batch, len(self.feed))
                 self._logged = (meter.samples, 0.0)
                 self.epoch = Epoch(self, meter)
                 yield from self._lent(self.epoch)
@@ -87,9 +86,11 @@ class Run:
     def open(self, epoch: Epoch) -> Iterator[Any]:
         """The batches of an epoch, from where an interrupted run left it."""
         if self.pending is None:
-            return self.feed.begin(epoch.number - 1)
-        batches = self.feed.again(epoch.number - 1, epoch.batch, self.pending["states"], self.pending["loader"])
-        self.pending = None
+            batches = self.feed.begin(epoch.number - 1)
+        else:
+            batches = self.feed.again(epoch.number - 1, epoch.batch, self.pending["states"], self.pending["loader"])
+            self.pending = None
+        self.trainer.screen.begin(epoch.number, self.end, epoch.batch, len(self.feed))
         return batches
 
     def move(self, epoch: Epoch) -> None:
@@ -151,7 +152,7 @@ class Run:
         self._improved = False
 
     def keep_best(self) -> None:
-        """Write `best` before an edit, if the epoch that has just ended was the best; what is edited is not measured."""
+        """Write `best` before an edit, if the epoch that has just ended was it: an edited model is not measured."""
         if self._improved and self.trainer.checkpoint_dir is not None and not self.trainer.sharded:
             keeping.save(self.trainer, Path(self.trainer.checkpoint_dir, keeping.BEST), self.left())
             self._improved = False
@@ -196,11 +197,17 @@ class Run:
         file = keeping.find(trainer, resume)
         if file is None:
             trainer.position.restart()
+            self.end = self.asked + (trainer.epoch if resume is False else 0)
             if trainer.seed is not None and trainer.step == 0:
                 seed(trainer.seed + processes.rank())
         else:
             self.pending = keeping.resume(trainer, file)
-            trainer.screen.line(f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}")
+            if trainer.epoch < self.end:
+                text = f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}"
+            else:
+                done = counted(trainer.epoch, "finished epoch", "finished epochs")
+                text = f"nothing to do: {file} has {done}, step {trainer.step}, and epochs={self.end} counts them all"
+            trainer.screen.line(text)
         trainer.position.aim(self.target)
         trainer.running = self
         checks.check_run(self)
@@ -214,6 +221,9 @@ class Run:
         if not stopped and self.patience is not None and stale >= self.patience:
             stopped = f"{self.target} did not get better for {stale} epochs"
         trainer.history.stopped = stopped
+        if stopped:
+            told = f"stopped at step {trainer.step} ({'Ctrl-C' if stopped == 'SIGINT' else stopped})"
+            trainer.screen.line(f"{told}{keeping.way_on(trainer) if trainer.stopping else ''}")
         return bool(stopped)
 
     def _thaw(self) -> None:

@@ -63,6 +63,9 @@ class Trainer:
         keep_memory: Let the CPU's allocator keep freed memory during a run.
         progress: Show a progress bar, or lines where there is no terminal.
         trust: Packages or classes from which a resumed run may build the modules of an edit.
+        history: The rows of all epochs so far, and why the run ended early (`history.stopped`).
+        reports: The reports of all edits so far, those included that a resumed run made again: a script that edits
+            between two calls of `fit` asks `if not trainer.reports`.
 
     Example:
         >>> torch.manual_seed(0)
@@ -159,12 +162,14 @@ class Trainer:
     ) -> History:
         """Train for `epochs` epochs more.
 
-        Ctrl-C and SIGTERM finish the step, write `last`, and end the run; `history.stopped` says so.
+        Ctrl-C and SIGTERM finish the step, write `last`, and end the run; `history.stopped` says so, and a script asks
+        it before it goes on: `if not history.stopped: ...`.
 
         Args:
             train_loader: A DataLoader, a list of batches, or anything else that can be iterated again.
             val_loader: Measured after every epoch, in evaluation mode.
-            epochs: How many; with `resume`, how many in all, those before the interruption included.
+            epochs: How many; with `resume`, how many in all: those before the interruption and those of every earlier
+                call included.
             resume: Go on from `last` in `checkpoint_dir` where there is one, or from the file given here. The end is
                 bit for bit that of the run without the interruption.
             patience: Stop after so many epochs in which `best` did not get better.
