@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch import nn
 
 from modsurg import Trainer, freeze, load_state
 from modsurg.checkpoints.runs import read_run
-from modsurg.errors import LoadError, ModsurgWarning, TrainingError
+from modsurg.errors import LoadError, ModsurgWarning, TrainingError, TrustError
 from modsurg.training import keeping
 from modsurg.training.sharding import free_name, point
 
@@ -368,6 +369,11 @@ def test_a_loader_with_a_state_of_its_own_is_asked(tmp_path):
     assert (go(False, 4), go(True, None)) == ([1, 2, 3, 4], [5, 6])
 
 
+class Gate(nn.Module):
+    def forward(self, x):
+        return x * x.sigmoid()
+
+
 class TestEdits:
     def edited(self, trainer):
         with trainer.edit() as e:
@@ -483,6 +489,18 @@ class TestEdits:
             break
         own = read_run(tmp_path / "last.safetensors").states["trainer"]
         assert (own["position"]["epoch"], len(own["recipes"])) == (1, 1)
+
+    def test_a_class_that_is_not_trusted_is_named_with_the_file_and_the_option(self, tmp_path):
+        trainer, loader = build(tmp_path)
+        with trainer.edit() as e:
+            e.insert_after("0", Gate())
+        trainer.fit(loader)
+        again, loader = build(tmp_path)
+        file = re.escape(str(tmp_path / "last.safetensors"))
+        with pytest.raises(TrustError, match=rf"(?s){file} has an edit to make again: .*Trainer\(..., trust=\(.*\)\)"):
+            again.fit(loader, resume=True)
+        again, loader = build(tmp_path, trust=(Gate,))
+        assert len(again.fit(loader, epochs=2, resume=True)) == 2
 
     def test_an_edit_that_cannot_be_recorded_says_so(self, tmp_path):
         class Odd(nn.Module):

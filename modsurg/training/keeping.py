@@ -154,7 +154,7 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
     own = run.states["trainer"]
     made = len(trainer.reports)
     try:
-        edits.again(trainer, own["recipes"])
+        edits.again(trainer, own["recipes"], file)
         if file.is_dir():
             sharding.load(file, trainer.model, trainer.optimizer, alone=trainer.world == 1)
             restore(run, {name: value for name, value in stateful(trainer).items() if name in run.states})
