@@ -102,7 +102,7 @@ class Epoch:
             full = self.window.backward(loss, self._samples)
         except EXPECTED as error:
             raise explain(error, trainer, self, None) from error
-        self.meter.add(loss, self._samples, output, target)
+        self.meter.add(loss, self._samples, output, target, self)
         if full:
             self.run.move(self)
             self.moved = self.batch

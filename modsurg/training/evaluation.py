@@ -30,9 +30,9 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
         for number, taken in enumerate(share_of(loader) if dealt else loader, 1):
             batch = move(taken, trainer.place)
             where = f"evaluation, batch {number}"
-            loss, *outcome = measured(trainer, runner, batch, where, look=number == 1)
+            loss, output, target = measured(trainer, runner, batch, where, look=number == 1)
             check_scalar(loss, where)
-            meter.add(loss, count(batch), *outcome)
+            meter.add(loss, count(batch), output, target, where)
             meter.keep()
     if meter.samples == 0 and not dealt:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
