@@ -312,6 +312,20 @@ def test_a_stop_says_how_to_go_on(tmp_path, capsys, how):
     )
 
 
+def test_a_second_ctrl_c_has_a_short_traceback(tmp_path):
+    class Twice(nn.Module):
+        def forward(self, x):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    trainer, loader = build(tmp_path)
+    trainer.model[2] = Twice()
+    with pytest.raises(KeyboardInterrupt, match="the second Ctrl-C") as caught:
+        trainer.fit(loader)
+    assert [entry.name for entry in caught.traceback][1:] == ["fit"]
+    assert caught.value.__suppress_context__
+
+
 def test_resume_begins_anew_where_there_is_nothing_and_refuses_a_name_that_is_not_there(tmp_path):
     trainer, loader = build(tmp_path)
     assert len(run(trainer, loader, resume=True)) == 3

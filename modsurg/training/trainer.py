@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class Trainer:
     """Trains a model: `Trainer(model, optimizer, loss).fit(loader, epochs=3)`.
 
-    A batch is `(inputs, target)`; longer tuples, mappings and dataclasses are described at `batches.forward`.
+    A batch is `(inputs, target)`; of a longer tuple the last is the target, and the model gets the others. Of a mapping
+    or a dataclass the model gets the fields that its `forward` names, and loss and metrics get `(output, batch)`.
 
     Attributes:
         model: Trained in place.
@@ -187,10 +188,15 @@ class Trainer:
             TrainingError: What else can't work, before the first step where it can be seen.
         """
         run = Run(self, train_loader, val_loader, epochs, patience=patience, thaw=thaw or {}, on_epoch=on_epoch)
-        for epoch in run.epochs(resume):
-            for batch in epoch:
-                if epoch.step(*epoch.forward(batch)) and on_step is not None:
-                    on_step(self)
+        try:
+            for epoch in run.epochs(resume):
+                for batch in epoch:
+                    if epoch.step(*epoch.forward(batch)) and on_step is not None:
+                        on_step(self)
+        except KeyboardInterrupt:
+            if self.stopping != "SIGINT":
+                raise
+            raise KeyboardInterrupt("the second Ctrl-C") from None  # whose traceback is that of fit alone
         return self.history
 
     def epochs(
