@@ -178,7 +178,9 @@ def run(options: argparse.Namespace, data: Data) -> int:
     trainer = make_trainer(options, train)
     print(summary(trainer.model, EXAMPLE), end="\n\n")
     history = trainer.fit(train, test, options.epochs, resume=options.resume)
-    if not history.stopped and not trainer.reports:
+    if trainer.reports:
+        history = trainer.fit(train, test, 2 * options.epochs, resume=options.resume)
+    elif not history.stopped:
         keep_and_check(trainer, "trained", test, options)
         edit(trainer, options.batch_norm)
         print(summary(trainer.model, EXAMPLE), end="\n\n")

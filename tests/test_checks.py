@@ -96,6 +96,18 @@ def test_only_the_steps_of_a_bare_one_cycle_schedule_are_counted():
         make(model=model, optimizer=optimizer, scheduler=scheduler).fit(BATCHES * 10)
 
 
+def test_a_one_cycle_schedule_that_counts_batches_for_steps():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = make(model=model, optimizer=optimizer, accumulate=3)
+    trainer.scheduler = OneCycleLR(optimizer, 0.1, total_steps=2 * 10)
+    told = r"20 steps, .* each batch, and accumulate=3 makes 8 of them, .*: total_steps=8, which is epochs \* ceil"
+    with pytest.warns(ModsurgWarning, match=told):
+        trainer.fit(BATCHES * 10, epochs=2)
+    trainer.scheduler = OneCycleLR(optimizer, 0.1, total_steps=8)
+    trainer.fit(BATCHES * 10, epochs=2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

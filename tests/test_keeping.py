@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import torch
 from kept_run import build, run
 from torch import nn
 
-from modsurg import Trainer, load_state
+from modsurg import Trainer, freeze, load_state
 from modsurg.checkpoints.runs import read_run
-from modsurg.errors import LoadError, ModsurgWarning, TrainingError
+from modsurg.errors import LoadError, ModsurgWarning, TrainingError, TrustError
+from modsurg.training import keeping
 from modsurg.training.sharding import free_name, point
 
 
@@ -171,14 +173,12 @@ def test_last_best_and_the_latest_are_kept(tmp_path):
     assert read_run(tmp_path / "last.safetensors").step == 12
 
 
-def test_a_best_that_a_kill_left_out_is_made_up_for_when_the_run_goes_on(tmp_path):
+def test_a_kill_between_best_and_last_leaves_no_best_that_is_older(tmp_path, monkeypatch):
     trainer, loader = build(tmp_path)
-    trainer.fit(loader, epochs=1)
-    best = tmp_path / "best.safetensors"
-    best.unlink()
-    again, loader = build(tmp_path)
-    again.fit(loader, epochs=1, resume=True)
-    assert read_run(best).step == trainer.step
+    monkeypatch.setattr(keeping, "_link", lambda *files: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        trainer.fit(loader, epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
 
 def test_what_is_not_the_best_is_not_made_so_when_a_run_begins_where_it_ended(tmp_path):
@@ -265,6 +265,67 @@ def test_where_best_is_higher(tmp_path):
     assert best == max(history["val_accuracy"])
 
 
+def test_epochs_of_a_run_that_goes_on_are_those_of_all_its_fits(tmp_path, capsys):
+    first, loader = build(tmp_path)
+    first.fit(loader)
+    first.fit(loader, on_step=lambda t: t.stop() if t.step == 6 else None)
+    again, loader = build(tmp_path)
+    assert len(again.fit(loader, epochs=3, resume=True)) == 3
+    over, loader = build(tmp_path)
+    over.screen.on = True
+    assert len(over.fit(loader, epochs=2, resume=True)) == 3
+    file = tmp_path / "last.safetensors"
+    told = f"nothing to do: {file} has 3 finished epochs, step 12, and epochs=2 counts them all\n"
+    assert capsys.readouterr().out == told
+
+
+def test_what_is_skipped_takes_no_time_of_the_epoch(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    class Slow:
+        def __iter__(self):
+            for _ in range(4):
+                clock[0] += 1
+                yield torch.ones(2, 6), torch.tensor([0, 1])
+
+    first, _ = build(tmp_path)
+    first.fit(Slow(), on_step=lambda t: t.stop())
+    again, _ = build(tmp_path)
+    row = again.fit(Slow(), resume=True)[-1]
+    assert (row["seconds"], row["samples_per_second"]) == (2, 2)
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "trainer.stop()"])
+def test_a_stop_says_how_to_go_on(tmp_path, capsys, how):
+    trainer, loader = build(tmp_path)
+    trainer.screen.on = True
+    trainer.fit(loader, on_step=lambda t: signal.raise_signal(signal.SIGINT) if how == "Ctrl-C" else t.stop())
+    told = f"stopped at step 1 ({how}); {tmp_path / 'last.safetensors'} goes on with fit(..., resume=True)\n"
+    assert capsys.readouterr().out == told
+    trainer, loader = build(None)
+    trainer.screen.on = True
+    trainer.fit(loader, on_step=lambda t: t.stop())
+    assert (
+        capsys.readouterr().out
+        == "stopped at step 1 (trainer.stop()); it is in no file, as there is no checkpoint_dir\n"
+    )
+
+
+def test_a_second_ctrl_c_has_a_short_traceback(tmp_path):
+    class Twice(nn.Module):
+        def forward(self, x):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    trainer, loader = build(tmp_path)
+    trainer.model[2] = Twice()
+    with pytest.raises(KeyboardInterrupt, match="the second Ctrl-C") as caught:
+        trainer.fit(loader)
+    assert [entry.name for entry in caught.traceback][1:] == ["fit"]
+    assert caught.value.__suppress_context__
+
+
 def test_resume_begins_anew_where_there_is_nothing_and_refuses_a_name_that_is_not_there(tmp_path):
     trainer, loader = build(tmp_path)
     assert len(run(trainer, loader, resume=True)) == 3
@@ -322,6 +383,11 @@ def test_a_loader_with_a_state_of_its_own_is_asked(tmp_path):
     assert (go(False, 4), go(True, None)) == ([1, 2, 3, 4], [5, 6])
 
 
+class Gate(nn.Module):
+    def forward(self, x):
+        return x * x.sigmoid()
+
+
 class TestEdits:
     def edited(self, trainer):
         with trainer.edit() as e:
@@ -360,7 +426,7 @@ class TestEdits:
         self.edited(whole)
         whole.fit(loader, epochs=1, on_step=lambda t: t.stop() if t.step == 6 else None)
         again, loader = build(tmp_path)
-        again.fit(loader, epochs=1, resume=True)
+        again.fit(loader, epochs=2, resume=True)
         assert [type(module) for module in again.model] == [type(module) for module in whole.model]
         assert (again.step, len(again.history)) == (8, 2)
 
@@ -375,6 +441,80 @@ class TestEdits:
         moments = again.optimizer.state[again.model[0].weight]
         assert int(moments["step"]) == 5
         assert int(again.optimizer.state[again.model[1].weight]["step"]) == 1
+
+    @pytest.mark.parametrize("save_every", [None, 1])
+    @pytest.mark.parametrize("kill", [4, 5, 7, 8, 9, "epoch 1", "epoch 2"])
+    def test_in_on_step_and_on_epoch_outlive_a_kill_at_any_moment(self, tmp_path, kill, save_every):
+        def start(directory, kill=None, **options):
+            def die(moment):
+                if moment == kill:
+                    raise KeyboardInterrupt
+
+            def on_step(trainer):
+                if trainer.step in (4, 7):
+                    self.grown(trainer)
+                die(trainer.step)
+
+            def on_epoch(trainer):
+                if trainer.epoch == 1:
+                    self.grown(trainer)
+                else:
+                    freeze(trainer.model, "0")
+                die(f"epoch {trainer.epoch}")
+
+            trainer, loader = build(directory, seed=options.pop("seed", 0), save_every=save_every)
+            trainer.fit(loader, epochs=3, on_step=on_step, on_epoch=on_epoch, **options)
+            return trainer
+
+        whole = start(None)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, kill)
+        again = start(tmp_path, resume=True, seed=7 if (tmp_path / "last.safetensors").exists() else 0)
+        assert timeless(again.history) == timeless(whole.history)
+        assert equal(again, whole)
+        assert len(again.model) == 8
+        assert not again.model[0].weight.requires_grad
+
+    def grown(self, trainer):
+        with trainer.edit() as e:
+            e.insert_before("0", nn.Linear(6, 6))
+
+    def test_best_is_what_was_measured_and_not_what_on_epoch_made_of_it(self, tmp_path):
+        trainer, loader = build(tmp_path)
+        seen = []
+
+        def on_epoch(trainer):
+            seen.append(trainer.model[0].weight.clone())
+            self.edited(trainer)
+
+        trainer.fit(loader, on_epoch=on_epoch)
+        again, _ = build(tmp_path)
+        again.fit(loader, resume=True)
+        best, last = (read_run(tmp_path / f"{name}.safetensors").states for name in ("best", "last"))
+        assert torch.equal(best["model"]["0.weight"], seen[0])
+        assert (len(best["trainer"]["recipes"]), len(last["trainer"]["recipes"])) == (0, 1)
+
+    def test_in_the_body_of_a_loop_that_is_left(self, tmp_path):
+        trainer, loader = build(tmp_path)
+        for epoch in trainer.epochs(loader, epochs=3):
+            for x, y in epoch:
+                epoch.step(trainer.loss(trainer.model(x), y))
+            self.edited(trainer)
+            break
+        own = read_run(tmp_path / "last.safetensors").states["trainer"]
+        assert (own["position"]["epoch"], len(own["recipes"])) == (1, 1)
+
+    def test_a_class_that_is_not_trusted_is_named_with_the_file_and_the_option(self, tmp_path):
+        trainer, loader = build(tmp_path)
+        with trainer.edit() as e:
+            e.insert_after("0", Gate())
+        trainer.fit(loader)
+        again, loader = build(tmp_path)
+        file = re.escape(str(tmp_path / "last.safetensors"))
+        with pytest.raises(TrustError, match=rf"(?s){file} has an edit to make again: .*Trainer\(..., trust=\(.*\)\)"):
+            again.fit(loader, resume=True)
+        again, loader = build(tmp_path, trust=(Gate,))
+        assert len(again.fit(loader, epochs=2, resume=True)) == 2
 
     def test_an_edit_that_cannot_be_recorded_says_so(self, tmp_path):
         class Odd(nn.Module):
@@ -408,3 +548,11 @@ def test_what_was_thawed_is_thawed_after_resuming(tmp_path):
     second, loader = start()
     second.fit(loader, epochs=3, thaw={1: "0"}, resume=True, on_step=lambda t: t.stop() if t.step == 7 else None)
     assert second.model[0].weight.requires_grad
+
+
+def test_what_was_frozen_after_it_was_thawed_is_frozen_after_resuming(tmp_path):
+    first, loader = build(tmp_path)
+    first.fit(loader, thaw={0: "0"}, on_step=lambda t: (freeze(t.model, "0"), t.stop()))
+    second, loader = build(tmp_path)
+    second.fit(loader, thaw={0: "0"}, resume=True, on_step=lambda t: t.stop())
+    assert not second.model[0].weight.requires_grad

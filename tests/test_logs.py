@@ -17,7 +17,9 @@ from modsurg.training.logs import Screen, _clock
 def make(**options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(144, 3))
-    return Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), **options)
+    return Trainer(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), options.pop("loss", nn.CrossEntropyLoss()), **options
+    )
 
 
 def loader():
@@ -107,6 +109,25 @@ class TestBoard:
         assert "_hparams_/session_start_info" in board.summary_metadata
         assert not torch.equal(trainer.model[1].running_mean, before)
 
+    def test_of_named_parts_and_of_a_run_that_is_stopped(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        pytest.importorskip("matplotlib")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        batches = [{"input": x, "label": y, "weight": torch.ones(4)} for x, y in loader()]
+
+        def loss(output, batch):
+            return nn.functional.cross_entropy(output, batch["label"])
+
+        for stop, steps in ((3, []), (None, [4])):
+            trainer = make(log_dir=tmp_path / str(stop), progress=False, loss=loss)
+            trainer.fit(batches, epochs=2, on_step=lambda t, stop=stop: t.stop() if t.step == stop else None)
+            board = EventAccumulator(str(tmp_path / str(stop))).Reload()
+            assert board.Tags()["images"] == ["predictions"]
+            assert board.Tags()["graph"]
+            final = board.Scalars("final/loss") if "final/loss" in board.Tags()["scalars"] else []
+            assert [event.step for event in final] == steps
+
     def test_the_run_is_the_same_with_it(self, tmp_path):
         pytest.importorskip("tensorboard")
         seen, unseen = make(log_dir=tmp_path, progress=False), make(progress=False)
@@ -161,6 +182,18 @@ class TestHistory:
         assert history.names == ["epoch", "loss", "val_loss", "lr"]
         with pytest.raises(KeyError, match="'acc'; there are epoch, loss"):
             history["acc"]
+
+    def test_is_printed_as_a_table(self):
+        rows = [{"epoch": 1, "loss": 1 / 3}, {"epoch": 2, "loss": 0.25, "samples_per_second": 12345.6}]
+        expected = [
+            "epoch    loss  samples_per_second",
+            "    1  0.3333",
+            "    2    0.25               12346",
+            "stopped: SIGINT",
+        ]
+        assert [line.rstrip() for line in str(History(rows, "SIGINT")).splitlines()] == expected
+        assert str(History([{"loss": float("nan")}])).split() == ["loss", "nan"]
+        assert str(History()) == "no epoch is finished"
 
     def test_plot(self, tmp_path):
         pytest.importorskip("matplotlib")

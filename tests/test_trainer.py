@@ -379,7 +379,11 @@ class TestRefusals:
 
         for name, message in (
             ("x", r"whole batch: loss=lambda output, batch"),
-            ("image", "takes x, and .* has image, y"),
+            (
+                "image",
+                r"batch 1 \(step 1\): forward of Model takes x, and the batch has image, y: call them alike; .*"
+                r'collate_fn=lambda samples: .*collate\(\[\(s\["image"\], s\["y"\]\) for s in samples\]\)\)\.$',
+            ),
         ):
             with pytest.raises(BatchError, match=message):
                 make(Model(6, 3)).fit([{name: torch.ones(2, 6), "y": torch.tensor([0, 1])}])
@@ -387,6 +391,32 @@ class TestRefusals:
     def test_a_metric_of_the_wrong_shape(self):
         with pytest.raises(TrainingError, match=r"metric wrong gave shape \(3,\)"):
             make(metrics={"wrong": lambda output, target: output[0]}).fit([data().tensors])
+
+    def test_a_metric_that_takes_a_dict_for_its_target(self):
+        class Model(nn.Linear):
+            def forward(self, x):
+                return super().forward(x)
+
+        x, y = data().tensors
+        batches = [{"x": x, "label": y}]
+        metrics = {
+            "equal": (lambda output, target: output.argmax(1) == target, "gave False, one word for the whole batch"),
+            "cut": (lambda output, target: target[:, None], r"can't take output float32\[50, 3\] and target dict\(x="),
+            "shape": (lambda output, target: target.shape, "can't take output .* AttributeError"),
+        }
+        for name, (metric, message) in metrics.items():
+            trainer = make(
+                Model(6, 3), loss=lambda o, b: nn.functional.cross_entropy(o, b["label"]), metrics={name: metric}
+            )
+            whole = (
+                r'\. A metric gets the whole batch: metrics=\{"accuracy": lambda output, batch: output.argmax\(1\) =='
+            )
+            with pytest.raises(BatchError, match=rf"epoch 1, batch 1 \(step 1\): metric {name} {message}.*{whole}"):
+                trainer.fit(batches)
+            with pytest.raises(BatchError, match=f"evaluation, batch 1: metric {name} {message}"):
+                trainer.evaluate(batches)
+        with pytest.raises(BatchError, match=r"gave True, one word .* Compare tensors, or return float"):
+            make(metrics={"yes": lambda output, target: True}).fit([data().tensors])
 
     def test_a_metric_that_is_no_number(self):
         with pytest.raises(TrainingError, match="metric wrong gave a NoneType: give one number"):

@@ -162,8 +162,7 @@ def check_run(run: "Run") -> None:
         raise TrainingError(f'thaw is {_kind(run.thaw)}: epoch -> what, thaw={{2: "layer4.**"}}.')
     batches = length(run.feed.loader)
     if batches is not None and trainer.position.batch == 0:
-        epochs = trainer.position.start + run.total - trainer.epoch
-        _check_length(run.schedulers.get("step"), epochs * -(-batches // trainer.accumulate))
+        _check_length(run.schedulers.get("step"), run.end - trainer.epoch, batches, trainer.accumulate)
     thawed = {
         id(p) for where in run.thaw.values() for m in select(trainer.model, where).modules for p in m.parameters()
     }
@@ -184,10 +183,21 @@ def check_run(run: "Run") -> None:
         warn(f"{some} not the model's: modsurg.sync(optimizer, model).")
 
 
-def _check_length(scheduler: Any, steps: int) -> None:
-    """Refuse a OneCycleLR that is too short; inside another scheduler it is not clear which steps will be its own."""
-    if isinstance(scheduler, OneCycleLR) and scheduler.last_epoch + steps > scheduler.total_steps:
-        kind, done = type(scheduler).__name__, scheduler.last_epoch
+def _check_length(scheduler: Any, epochs: int, batches: int, accumulate: int) -> None:
+    """Refuse a OneCycleLR that is too short; inside another scheduler it is not clear which steps will be its own.
+
+    One that is longer may be meant for several fits; one that counts batches for steps is not.
+    """
+    if not isinstance(scheduler, OneCycleLR):
+        return
+    kind, done, steps = type(scheduler).__name__, scheduler.last_epoch, epochs * -(-batches // accumulate)
+    if done == 0 and epochs * batches == scheduler.total_steps > steps:
+        warn(
+            f"{kind} has {scheduler.total_steps} steps, one for each batch, and accumulate={accumulate} makes {steps} "
+            f"of them, so that the rate would not come down: total_steps={steps}, which is "
+            "epochs * ceil(len(loader) / accumulate)"
+        )
+    if done + steps > scheduler.total_steps:
         raise TrainingError(
             f"{kind} has {scheduler.total_steps} steps, {done} of them done, and {steps} are to come: "
             f"{kind}(..., total_steps={done + steps})."

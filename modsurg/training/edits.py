@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modsurg.checkpoints.runs import Run
 from modsurg.checkpoints.stepping import carried, parameter_names
-from modsurg.errors import RecipeError, TrainingError, warn
+from modsurg.errors import RecipeError, TrainingError, TrustError, warn
 from modsurg.training.devices import place
 
 if TYPE_CHECKING:
@@ -49,10 +50,11 @@ def take_back(trainer: "Trainer", made: int) -> None:
         trainer.prepare()
 
 
-def again(trainer: "Trainer", recipes: list[str | None]) -> None:
+def again(trainer: "Trainer", recipes: list[str | None], file: Path) -> None:
     """Make the edits that a file knows and the trainer has not made yet.
 
     Raises:
+        TrustError: A new module is of a class that is not in `trainer.trust`.
         TrainingError: One of them could not be recorded.
     """
     from modsurg.surgery.recipes import Recipe
@@ -64,7 +66,12 @@ def again(trainer: "Trainer", recipes: list[str | None]) -> None:
     for recipe in filter(None, missing):
         before, schedulers = averages(trainer), list(trainer.schedulers.values())
         options = {"trust": trainer.trust, "optimizer": trainer.optimizer, "scheduler": schedulers}
-        follow(trainer, replay(trainer.model, Recipe.from_json(recipe), **options), before)
+        try:
+            report = replay(trainer.model, Recipe.from_json(recipe), **options)
+        except TrustError as error:
+            text = str(error).replace("replay(model, recipe, ", "Trainer(..., ")
+            raise TrustError(f"{file} has an edit to make again: {text}") from None
+        follow(trainer, report, before)
 
 
 def carry(trainer: "Trainer", run: Run) -> None:

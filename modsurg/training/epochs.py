@@ -47,8 +47,11 @@ class Epoch:
         if self.closed:
             raise TrainingError(f"epoch {self.number} is over: go through its batches once.")
         start = time.perf_counter()
+        batches = self.run.open(self)
+        if self.batch:
+            start = time.perf_counter()  # what was seen before an interruption had to be skipped first
         try:
-            for taken in self.run.open(self):
+            for taken in batches:
                 batch = move(taken, device)
                 self.batch += 1
                 self._samples = count(batch)
@@ -56,6 +59,8 @@ class Epoch:
                     text = f"{self}: the batch {describe(batch)} holds no sample: leave it out of the loader."
                     raise BatchError(text)
                 yield batch
+                if self.run.due and self.window.held == 0 and not trainer.stopping:
+                    self.run.keep()
                 if trainer.stopping and self.window.held == 0:
                     break
             else:
@@ -97,7 +102,7 @@ class Epoch:
             full = self.window.backward(loss, self._samples)
         except EXPECTED as error:
             raise explain(error, trainer, self, None) from error
-        self.meter.add(loss, self._samples, output, target)
+        self.meter.add(loss, self._samples, output, target, self)
         if full:
             self.run.move(self)
             self.moved = self.batch

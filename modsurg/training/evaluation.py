@@ -9,7 +9,7 @@ from torch import nn
 
 from modsurg.checkpoints.randomness import random_states, set_random_states
 from modsurg.errors import BatchError
-from modsurg.training.batches import count, forward, move, part
+from modsurg.training.batches import count, fields, forward, move, part
 from modsurg.training.checks import check_loader
 from modsurg.training.logs import Board
 from modsurg.training.loop import Meter
@@ -30,9 +30,9 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
         for number, taken in enumerate(share_of(loader) if dealt else loader, 1):
             batch = move(taken, trainer.place)
             where = f"evaluation, batch {number}"
-            loss, *outcome = measured(trainer, runner, batch, where, look=number == 1)
+            loss, output, target = measured(trainer, runner, batch, where, look=number == 1)
             check_scalar(loss, where)
-            meter.add(loss, count(batch), *outcome)
+            meter.add(loss, count(batch), output, target, where)
             meter.keep()
     if meter.samples == 0 and not dealt:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
@@ -79,15 +79,26 @@ def draw(trainer: "Trainer", board: Board, loader: Iterable[Any]) -> None:
     states = random_states()
     batch = next(iter(loader), None)
     set_random_states(states)
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], torch.Tensor):
+    pair = _pair(trainer, batch)
+    if pair is None:
         return
-    batch = move(part(batch, 16), trainer.place)
+    batch = move(part(pair, 16), trainer.place)
     if trainer.epoch == 1:
         board.graph(trainer.model, batch[0][:1])
     with evaluating(trainer.model), trainer.autocast:
         output = trainer.model(batch[0])
     names = getattr(getattr(loader, "dataset", None), "classes", ())
     board.pictures(batch[0], output, batch[1], names, trainer.step)
+
+
+def _pair(trainer: "Trainer", batch: Any) -> tuple[torch.Tensor, Any] | None:
+    """The one tensor that the model gets and its target; of named parts, the one that can be class numbers."""
+    if isinstance(batch, tuple | list):
+        return (batch[0], batch[1]) if len(batch) == 2 and isinstance(batch[0], torch.Tensor) else None
+    named = {name: value for name, value in (fields(batch) or {}).items() if isinstance(value, torch.Tensor)}
+    inputs = [value for name, value in named.items() if trainer.accepted == frozenset({name})]
+    targets = [value for value in named.values() if value.ndim == 1 and not value.is_floating_point()]
+    return (inputs[0], targets[0]) if len(inputs) == len(targets) == 1 else None
 
 
 def _runner(trainer: "Trainer", model: nn.Module) -> Callable[..., Any]:

@@ -23,6 +23,10 @@ class History(Sequence[Mapping[str, float]]):
         >>> history = History([{"epoch": 1, "loss": 0.7}, {"epoch": 2, "loss": 0.5}])
         >>> history["loss"], history[-1]["loss"], len(history)
         ([0.7, 0.5], 0.5, 2)
+        >>> print(history)
+        epoch  loss
+            1   0.7
+            2   0.5
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -47,6 +51,13 @@ class History(Sequence[Mapping[str, float]]):
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         return iter(self.rows)
+
+    def __str__(self) -> str:
+        names = self.names
+        table = [names, *([_short(row[name]) if name in row else "" for name in names] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(map(str.rjust, line, widths)) for line in table] if self.rows else ["no epoch is finished"]
+        return "\n".join(lines + ([f"stopped: {self.stopped}"] if self.stopped else []))
 
     @property
     def names(self) -> list[str]:
@@ -83,3 +94,7 @@ class History(Sequence[Mapping[str, float]]):
         if path is not None:
             figure.savefig(path)
         return figure
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"

@@ -45,11 +45,6 @@ class Position:
     best: int = 0
     stale: int = 0
 
-    @property
-    def is_best(self) -> bool:
-        """Whether an epoch has just ended, and was the best so far."""
-        return self.best > 0 and self.batch == 0 and self.best == self.epoch
-
     def restart(self) -> None:
         """A new `fit` begins where the last one ended."""
         self.start, self.batch, self.stale = self.epoch, 0, 0
@@ -88,7 +83,7 @@ def save(trainer: "Trainer", path: str | os.PathLike[str], left: dict[str, Any] 
 
 
 def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> None:
-    """Write `last`, let `best` be the same file if it is, and keep the latest ones under their steps."""
+    """Write `best` if it is, let `last` be the same file, else write that; keep the latest ones under their steps."""
     assert trainer.checkpoint_dir is not None
     directory = Path(trainer.checkpoint_dir)
     if trainer.sharded:
@@ -98,17 +93,25 @@ def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> N
         if processes.rank() == 0:
             sharding.point(directory, name, ["last", "best"] if improved else ["last"], trainer.keep)
         return
-    last = directory / LAST
-    save(trainer, last, left)
+    last, best = directory / LAST, directory / BEST
+    save(trainer, best if improved else last, left)
     if processes.rank():
         return
     if improved:
-        _link(last, directory / BEST)
+        _link(best, last)  # after it, so that no kill leaves a `best` that is older than `last` says
     if trainer.keep:
         _link(last, directory / f"step-{trainer.step:08d}.safetensors")
         numbered = directory.glob("step-????????.safetensors")
         for old in sorted(numbered, key=lambda file: (file.stat().st_mtime_ns, file.name))[: -trainer.keep]:
             old.unlink()
+
+
+def way_on(trainer: "Trainer") -> str:
+    """How a run that was stopped goes on, for the line that says so."""
+    if trainer.checkpoint_dir is None:
+        return "; it is in no file, as there is no checkpoint_dir"
+    file = Path(trainer.checkpoint_dir, "last" if trainer.sharded else LAST)
+    return f"; {file} goes on with fit(..., resume=True)"
 
 
 def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | None:
@@ -151,7 +154,7 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
     own = run.states["trainer"]
     made = len(trainer.reports)
     try:
-        edits.again(trainer, own["recipes"])
+        edits.again(trainer, own["recipes"], file)
         if file.is_dir():
             sharding.load(file, trainer.model, trainer.optimizer, alone=trainer.world == 1)
             restore(run, {name: value for name, value in stateful(trainer).items() if name in run.states})
@@ -163,9 +166,6 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
         raise
     trainer.position.__dict__.update(own["position"])
     trainer.history.rows[:] = own["history"]
-    own_last = trainer.checkpoint_dir is not None and file == Path(trainer.checkpoint_dir, LAST)
-    if own_last and trainer.position.is_best and processes.rank() == 0:
-        _link(file, file.with_name(BEST))  # the run may have been killed before it came to that
     frozen, holding = set(own["frozen"]), set(own["held"])
     for name, parameter in trainer.model.named_parameters():
         parameter.requires_grad = name not in frozen
@@ -197,6 +197,7 @@ def stateful(trainer: "Trainer") -> dict[str, Any]:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file another name, in one step; a copy where the filesystem has no links."""
+    target = Path(os.path.realpath(target))
     temporary = target.with_name(f".{target.name}.linking")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()

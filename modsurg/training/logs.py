@@ -133,15 +133,15 @@ class Board:
                 self.writer.add_histogram(f"gradients/{name}", parameter.grad.float(), step)
 
     def close(self, trainer: "Trainer") -> None:
-        """Write what the run was made with beside what came out, and what is buffered."""
-        if len(trainer.history):
+        """Write what the run was made with beside what came out, if it came to its end, and what is buffered."""
+        if len(trainer.history) and not trainer.stopping:
             group, options = trainer.optimizer.param_groups[0], ("precision", "accumulate", "clip_norm", "seed")
             values = {name: getattr(trainer, name) for name in options}
             values |= {"lr": group.get("initial_lr", group["lr"]), "weight_decay": group.get("weight_decay", 0)}
             values |= {"optimizer": type(trainer.optimizer).__name__, "scheduler": "+".join(_names(trainer.schedulers))}
             plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items()}
             results = {f"final/{name}": v for name, v in trainer.history[-1].items() if name not in NO_RESULT}
-            self.writer.add_hparams(plain, results, run_name=".")
+            self.writer.add_hparams(plain, results, run_name=".", global_step=trainer.step)
         self.writer.close()
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from modsurg.errors import NonFiniteError, TrainingError
-from modsurg.training.processes import summed
+from modsurg.errors import BatchError, NonFiniteError
+from modsurg.training.batches import describe, fields
+from modsurg.training.processes import lost, summed
+from modsurg.training.trouble import EXPECTED, out_of_memory
 
 Metric = Callable[[Any, Any], Any]
 
@@ -102,14 +104,19 @@ class Meter:
         """How many gave a loss."""
         return self.seen["loss"]
 
-    def add(self, loss: torch.Tensor, samples: int, output: Any = None, target: Any = None) -> None:
-        """Add a batch: its mean loss, and each metric of `(output, target)` unless there is no output."""
+    def add(self, loss: torch.Tensor, samples: int, output: Any, target: Any, where: object) -> None:
+        """Add a batch: its mean loss, and each metric of `(output, target)` unless there is no output.
+
+        Raises:
+            BatchError: A metric can't take the batch `where`, or gives no number.
+        """
         self._waiting.append(("loss", loss.detach(), samples))
         if self.metrics and output is not None:
             output = output.detach() if isinstance(output, torch.Tensor) else output
             with torch.no_grad():
                 for name, metric in self.metrics.items():
-                    self._waiting.append((name, _mean(name, metric(output, target), samples), samples))
+                    value = _measured(f"{where}: metric {name}", metric, output, target)
+                    self._waiting.append((name, _mean(f"{where}: metric {name}", value, samples), samples))
 
     def keep(self) -> None:
         """Count the batches that were added."""
@@ -207,15 +214,37 @@ class Watch:
         return f"{what}; {kept}. Try a smaller lr, clip_norm=1.0, or look at that batch for NaN."
 
 
+def _measured(name: str, metric: Metric, output: Any, target: Any) -> Any:
+    try:
+        value = metric(output, target)
+    except (*EXPECTED, AttributeError, KeyError) as error:
+        if lost(error) or out_of_memory(error):
+            raise
+        kinds = f"output {describe(output)} and target {describe(target)}"
+        raise BatchError(f"{name} can't take {kinds}: {error!r:.200}.{_whole(target)}") from error
+    if isinstance(value, bool):
+        fix = _whole(target) or " Compare tensors, or return float(...)."
+        raise BatchError(f"{name} gave {value}, one word for the whole batch.{fix}")
+    return value
+
+
+def _whole(target: Any) -> str:
+    """What to say of a target that is a batch with named parts."""
+    if fields(target) is None:
+        return ""
+    fix = 'metrics={"accuracy": lambda output, batch: output.argmax(1) == batch["label"]}'
+    return f" A metric gets the whole batch: {fix}."
+
+
 def _mean(name: str, value: Any, samples: int) -> torch.Tensor:
     try:
         numbers = torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(value).__name__
-        raise TrainingError(f"metric {name} gave a {kind}: give one number, or one for each sample.") from error
+        raise BatchError(f"{name} gave a {kind}: give one number, or one for each sample.") from error
     if numbers.ndim == 0:
         return numbers
     if numbers.shape[0] != samples:
         shape = tuple(numbers.shape)
-        raise TrainingError(f"metric {name} gave shape {shape}: give one number, or one for each sample.")
+        raise BatchError(f"{name} gave shape {shape}: give one number, or one for each sample.")
     return numbers.double().mean() if numbers.device.type != "mps" else numbers.float().mean()

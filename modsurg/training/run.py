@@ -4,7 +4,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -39,6 +40,7 @@ class Run:
         *,
         patience: int | None,
         thaw: Mapping[int, Where],
+        on_epoch: Callable[["Trainer"], object] | None = None,
     ) -> None:
         checks.check_loader(train_loader, "train_loader")
         if val_loader is not None:
@@ -48,14 +50,16 @@ class Run:
         self.trainer = trainer
         self.val_loader = val_loader
         self.feed = Feed(processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader)
-        self.total = epochs
+        self.asked = self.end = epochs
         self.schedulers = trainer.schedulers
         self.patience = patience
         self.thaw = thaw
+        self.on_epoch = on_epoch
         self.target, self.lower = _target(trainer, val_loader is not None)
         self.window = Window(trainer.optimizer, trainer.accumulate, trainer.clip_norm, trainer.scaler)
         self.epoch: Epoch | None = None
         self.pending: dict[str, Any] | None = None
+        self.due = self._improved = False
         self._logged = (0, 0.0)
 
     def epochs(self, resume: Any) -> Iterator[Epoch]:
@@ -68,24 +72,25 @@ class Run:
             stack.enter_context(_signals(trainer))
             if trainer.log_dir is not None and processes.rank() == 0:
                 trainer.board = Board(trainer.log_dir)
-            while position.epoch < position.start + self.total and not self._over():
-                self._thaw()
+            while position.epoch < self.end and not self._over():
+                if self.pending is None:
+                    self._thaw()
                 meter = Meter(trainer.named_metrics)
                 if self.pending is not None:
                     meter.sums, meter.seen = self.pending["sums"], self.pending["seen"]
                 trainer.watch.look()
-                trainer.screen.begin(trainer.epoch + 1, position.start + self.total, position.batch, len(self.feed))
                 self._logged = (meter.samples, 0.0)
                 self.epoch = Epoch(self, meter)
-                yield self.epoch
-                self.epoch.close()
+                yield from self._lent(self.epoch)
 
     def open(self, epoch: Epoch) -> Iterator[Any]:
         """The batches of an epoch, from where an interrupted run left it."""
         if self.pending is None:
-            return self.feed.begin(epoch.number - 1)
-        batches = self.feed.again(epoch.number - 1, epoch.batch, self.pending["states"], self.pending["loader"])
-        self.pending = None
+            batches = self.feed.begin(epoch.number - 1)
+        else:
+            batches = self.feed.again(epoch.number - 1, epoch.batch, self.pending["states"], self.pending["loader"])
+            self.pending = None
+        self.trainer.screen.begin(epoch.number, self.end, epoch.batch, len(self.feed))
         return batches
 
     def move(self, epoch: Epoch) -> None:
@@ -103,8 +108,8 @@ class Run:
             trainer.agree()
         if trainer.board is not None and step % _SCALARS_EVERY == 0:
             self._scalars(trainer.board, epoch.meter)
-        if trainer.save_every and step % trainer.save_every == 0 and not trainer.stopping:
-            self._save()
+        if trainer.save_every and step % trainer.save_every == 0:
+            self.due = True
 
     def close(self, epoch: Epoch) -> None:
         """The batches of an epoch are through, or the run was stopped within it."""
@@ -113,7 +118,7 @@ class Run:
         trainer.watch.look()
         trainer.agree()
         if epoch.interrupted:
-            self._save()
+            self.keep()
             return
         self.pending = None
         row = epoch.row
@@ -131,12 +136,26 @@ class Run:
         if scheduler is not None:
             scheduler.step(*[row[self.target]] if isinstance(scheduler, ReduceLROnPlateau) else [])
         trainer.history.rows.append(row)
-        improved = trainer.position.advance(row[self.target] if self.lower else -row[self.target])
+        self._improved = trainer.position.advance(row[self.target] if self.lower else -row[self.target])
         trainer.screen.end(row)
         if trainer.board is not None:
             trainer.board.epoch(row)
             evaluation.draw(trainer, trainer.board, self.feed.loader if self.val_loader is None else self.val_loader)
-        self._save(improved)
+        self.due = True
+
+    def keep(self) -> None:
+        """Write the files, when all that follows a step or an epoch is done: a run that goes on does not repeat it."""
+        self.due = False
+        if self.trainer.checkpoint_dir is not None:
+            self.trainer.watch.check_weights(self.trainer.step)
+            keeping.rotate(self.trainer, self.left(), self._improved)
+        self._improved = False
+
+    def keep_best(self) -> None:
+        """Write `best` before an edit, if the epoch that has just ended was it: an edited model is not measured."""
+        if self._improved and self.trainer.checkpoint_dir is not None and not self.trainer.sharded:
+            keeping.save(self.trainer, Path(self.trainer.checkpoint_dir, keeping.BEST), self.left())
+            self._improved = False
 
     def left(self) -> dict[str, Any] | None:
         """What is left of the epoch under way: random states at its beginning, the loader's position, sums so far.
@@ -158,17 +177,37 @@ class Run:
         place = {"states": self.feed.states, "loader": None if epoch.dropped else self.feed.position()}
         return place | {"sums": epoch.meter.sums, "seen": epoch.meter.seen}
 
+    def _lent(self, epoch: Epoch) -> Iterator[Epoch]:
+        """Give an epoch to the loop, and see to what follows it."""
+        try:
+            yield epoch
+        except GeneratorExit:  # the loop was left; its last epoch is kept if the batches were through
+            if epoch.row and self.due:
+                self.keep()
+            raise
+        epoch.close()
+        if self.on_epoch is not None and epoch.row:
+            self.on_epoch(self.trainer)
+        if self.due:
+            self.keep()
+
     def _begin(self, resume: Any) -> None:
         trainer = self.trainer
         trainer.stopping = trainer.wanted = trainer.history.stopped = ""
         file = keeping.find(trainer, resume)
         if file is None:
             trainer.position.restart()
+            self.end = self.asked + (trainer.epoch if resume is False else 0)
             if trainer.seed is not None and trainer.step == 0:
                 seed(trainer.seed + processes.rank())
         else:
             self.pending = keeping.resume(trainer, file)
-            trainer.screen.line(f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}")
+            if trainer.epoch < self.end:
+                text = f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}"
+            else:
+                done = counted(trainer.epoch, "finished epoch", "finished epochs")
+                text = f"nothing to do: {file} has {done}, step {trainer.step}, and epochs={self.end} counts them all"
+            trainer.screen.line(text)
         trainer.position.aim(self.target)
         trainer.running = self
         checks.check_run(self)
@@ -182,6 +221,9 @@ class Run:
         if not stopped and self.patience is not None and stale >= self.patience:
             stopped = f"{self.target} did not get better for {stale} epochs"
         trainer.history.stopped = stopped
+        if stopped:
+            told = f"stopped at step {trainer.step} ({'Ctrl-C' if stopped == 'SIGINT' else stopped})"
+            trainer.screen.line(f"{told}{keeping.way_on(trainer) if trainer.stopping else ''}")
         return bool(stopped)
 
     def _thaw(self) -> None:
@@ -198,11 +240,6 @@ class Run:
         rates = {f"lr/{i}": group["lr"] for i, group in enumerate(self.trainer.optimizer.param_groups)}
         recent = (meter.sums["loss"] - total) / max(meter.samples - samples, 1)
         board.scalars({"loss": recent, **rates}, self.trainer.step)
-
-    def _save(self, improved: bool = False) -> None:
-        if self.trainer.checkpoint_dir is not None:
-            self.trainer.watch.check_weights(self.trainer.step)
-            keeping.rotate(self.trainer, self.left(), improved)
 
     def _end(self) -> None:
         trainer = self.trainer

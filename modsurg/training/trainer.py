@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class Trainer:
     """Trains a model: `Trainer(model, optimizer, loss).fit(loader, epochs=3)`.
 
-    A batch is `(inputs, target)`; longer tuples, mappings and dataclasses are described at `batches.forward`.
+    A batch is `(inputs, target)`; of a longer tuple the last is the target, and the model gets the others. Of a mapping
+    or a dataclass the model gets the fields that its `forward` names, and loss and metrics get `(output, batch)`.
 
     Attributes:
         model: Trained in place.
@@ -63,6 +64,9 @@ class Trainer:
         keep_memory: Let the CPU's allocator keep freed memory during a run.
         progress: Show a progress bar, or lines where there is no terminal.
         trust: Packages or classes from which a resumed run may build the modules of an edit.
+        history: The rows of all epochs so far, and why the run ended early (`history.stopped`).
+        reports: The reports of all edits so far, those included that a resumed run made again: a script that edits
+            between two calls of `fit` asks `if not trainer.reports`.
 
     Example:
         >>> torch.manual_seed(0)
@@ -159,18 +163,21 @@ class Trainer:
     ) -> History:
         """Train for `epochs` epochs more.
 
-        Ctrl-C and SIGTERM finish the step, write `last`, and end the run; `history.stopped` says so.
+        Ctrl-C and SIGTERM finish the step, write `last`, and end the run; `history.stopped` says so, and a script asks
+        it before it goes on: `if not history.stopped: ...`.
 
         Args:
             train_loader: A DataLoader, a list of batches, or anything else that can be iterated again.
             val_loader: Measured after every epoch, in evaluation mode.
-            epochs: How many; with `resume`, how many in all, those before the interruption included.
+            epochs: How many; with `resume`, how many in all: those before the interruption and those of every earlier
+                call included.
             resume: Go on from `last` in `checkpoint_dir` where there is one, or from the file given here. The end is
                 bit for bit that of the run without the interruption.
             patience: Stop after so many epochs in which `best` did not get better.
             thaw: Epoch -> what is unfrozen when so many epochs are finished: `{2: "layer4.**", 4: "**"}`.
             on_step: Called with the trainer after each of the optimizer's steps.
-            on_epoch: Called with the trainer after each epoch; `trainer.history[-1]` is its row.
+            on_epoch: Called with the trainer after each epoch, before `last` is written; `trainer.history[-1]` is the
+                epoch's row.
 
         Returns:
             The history of the whole run, earlier calls included.
@@ -180,12 +187,16 @@ class Trainer:
             NonFiniteError: The loss became NaN or infinite; the weights are those of the last good step.
             TrainingError: What else can't work, before the first step where it can be seen.
         """
-        for epoch in self.epochs(train_loader, val_loader, epochs, resume=resume, patience=patience, thaw=thaw):
-            for batch in epoch:
-                if epoch.step(*epoch.forward(batch)) and on_step is not None:
-                    on_step(self)
-            if on_epoch is not None and epoch.row:
-                on_epoch(self)
+        run = Run(self, train_loader, val_loader, epochs, patience=patience, thaw=thaw or {}, on_epoch=on_epoch)
+        try:
+            for epoch in run.epochs(resume):
+                for batch in epoch:
+                    if epoch.step(*epoch.forward(batch)) and on_step is not None:
+                        on_step(self)
+        except KeyboardInterrupt:
+            if self.stopping != "SIGINT":
+                raise
+            raise KeyboardInterrupt("the second Ctrl-C") from None  # whose traceback is that of fit alone
         return self.history
 
     def epochs(
@@ -260,6 +271,8 @@ class Trainer:
         """
         from modsurg.surgery.verbs import edit
 
+        if self.running is not None:
+            self.running.keep_best()
         before = edits.averages(self)
         with edit(self.model, optimizer=self.optimizer, scheduler=list(self.schedulers.values()), example=example) as e:
             yield e

@@ -1,5 +1,6 @@
 """From an exception inside a step to a message that names the batch and the fix."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,8 +69,13 @@ def explain(error: Exception, trainer: "Trainer", where: object, batch: Any) -> 
     if labels:
         return BatchError(f"{where}: {labels}")
     model = type(trainer.model).__name__
-    named = _named(trainer, batch) if isinstance(error, TypeError) else ""
-    return BatchError(f"{where}: {model} and the loss can't take {describe(batch)}: {error}{named}")
+    if isinstance(error, TypeError) and (named := fields(batch)) is not None:
+        if trainer.accepted and not trainer.accepted & set(named):
+            return BatchError(f"{where}: {_unlike(model, trainer.accepted, list(map(str, named)))}")
+        error = TypeError(
+            f'{error}. The loss gets the whole batch: loss=lambda output, batch: f(output, batch["name"]).'
+        )
+    return BatchError(f"{where}: {model} and the loss can't take {describe(batch)}: {error}")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -151,15 +157,14 @@ def check_labels(where: object, loss: Any, output: Any, target: Any) -> None:
         raise BatchError(f"{where}: {wrong}")
 
 
-def _named(trainer: "Trainer", batch: Any) -> str:
-    """What to say of a batch with named parts: who gets which of them."""
-    named = fields(batch)
-    if named is None:
-        return ""
-    if trainer.accepted and not trainer.accepted & set(named):
-        takes, has = ", ".join(sorted(trainer.accepted)), ", ".join(map(str, named))
-        return f". Its forward takes {takes}, and the batch has {has}: call them alike."
-    return '. The loss gets the whole batch: loss=lambda output, batch: f(output, batch["name"]).'
+def _unlike(model: str, takes: Iterable[str], has: list[str]) -> str:
+    """What to say of a batch none of whose named parts is an argument of forward."""
+    pair = f'[(s["{has[0]}"], s["{has[-1]}"]) for s in samples]'
+    return (
+        f"forward of {model} takes {', '.join(sorted(takes))}, and the batch has {', '.join(has)}: call them alike; "
+        f"or, where the model is not yours, make tuples: DataLoader(..., collate_fn=lambda samples: "
+        f"torch.utils.data.default_collate({pair}))."
+    )
 
 
 def _range(target: torch.Tensor, classes: int) -> str:
