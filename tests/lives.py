@@ -94,7 +94,7 @@ class Life:
         things = [self.change, self.take_back, self.fail, self.train, self.keep, self.keep_whole, self.resume]
         self.random.choice(things + [self.be_killed] * kills)()
 
-    def edit_once(self, e):
+    def edit_once(self, e, *, resizes=True):
         """One edit by chance."""
         random, body = self.random, self.model.body
         path = f"body.{random.choice(list(body._modules))}"
@@ -102,10 +102,11 @@ class Life:
         edits = [
             lambda: e.replace(path, part(random)),
             lambda: e.rename(f"end.{name}", "head" if name == "0" else "0"),
-            lambda: e.resize(f"end.{name}", out_features=random.randrange(1, 9)),
             lambda: e.freeze(path),
             lambda: e.unfreeze(path),
         ]
+        if resizes:
+            edits += [lambda: e.resize(f"end.{name}", out_features=random.randrange(1, 9))]
         if len(body) < MOST:
             edits += [lambda: e.insert_before(path, part(random)), lambda: e.insert_after(path, part(random))]
             edits += [lambda: e.wrap(path, Block)]
@@ -118,8 +119,8 @@ class Life:
         """A transaction of one to three edits; the parameters that were there keep their values and their place."""
         before = bits(self.model)
         with edit(self.model, optimizer=self.optimizer) as e:
-            for _ in range(self.random.randrange(1, 4)):
-                self.edit_once(e)
+            for turn in range(self.random.randrange(1, 4)):
+                self.edit_once(e, resizes=turn == 0)  # there and back, a size is the same with other weights
         after = self.model.state_dict()
         for key, value in e.report.remap(before).items():
             assert after[key].shape != value.shape or torch.equal(after[key], value), key
