@@ -3,6 +3,7 @@
 import functools
 import itertools
 import random
+import re
 import threading
 import weakref
 
@@ -623,12 +624,15 @@ class Masked(nn.Module):
         return self.embed(tokens[tokens != 0])
 
 
+REASON = r"can't run on meta tensors: (the shape of what torch\.nonzero gives depends on values|aten::nonzero: .*)"
+"""The second where torch (2.6) has no words of its own for it."""
+
+
 def test_a_real_copy_is_given_whole_numbers_too_for_a_shape():
     trace = run(Masked(), (2, 6), fallback=True)
     assert trace.failure is None
     assert trace.outputs["embed"] == ((12, 4),)
-    reason = "the shape of what torch.nonzero gives depends on values"
-    assert trace.note == f"ran a real copy; Masked can't run on meta tensors: {reason}"
+    assert re.fullmatch(f"ran a real copy; Masked {REASON}", trace.note)
 
 
 class Wanting(Masked):
@@ -640,6 +644,6 @@ class Wanting(Masked):
 
 def test_what_train_mode_wants_is_said_first():
     wanted = "in train mode the model (Wanting) on 2x6: targets should not be none"
-    reason = "Wanting can't run on meta tensors: the shape of what torch.nonzero gives depends on values"
-    assert run(Wanting(), (2, 6)).note == f"not run: {wanted}; in eval mode {reason}"
-    assert run(Wanting(), (2, 6), fallback=True).note == f"run in eval mode; {wanted}; ran a real copy; {reason}"
+    told, real = run(Wanting(), (2, 6)).note, run(Wanting(), (2, 6), fallback=True).note
+    assert re.fullmatch(f"not run: {re.escape(wanted)}; in eval mode Wanting {REASON}", told)
+    assert re.fullmatch(f"run in eval mode; {re.escape(wanted)}; ran a real copy; Wanting {REASON}", real)
