@@ -70,7 +70,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
         >>> bool(verify(file))
         True
         >>> with open(file, "r+b") as opened:
-        ...     _ = opened.seek(-1, 2), opened.write(b"?")
+        ...     _ = opened.seek(-1, 2), opened.write(b"~")
         >>> verify(file).damaged
         ('bias',)
     """
