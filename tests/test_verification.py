@@ -99,7 +99,7 @@ def test_what_lies_beside_the_state_is_checked_too(tmp_path):
     assert verify(tmp_path / "run")
     for path in (tmp_path / "run.pt", next((tmp_path / "run").glob("*.distcp"))):
         raw = path.read_bytes()
-        path.write_bytes(raw.replace(momentum, momentum[:-1] + b"?"))
+        path.write_bytes(raw.replace(momentum, momentum[:-1] + b"~"))
     for name in ("run.pt", "run"):
         assert verify(tmp_path / name).problem.endswith("is damaged: its checksum does not hold")
         assert load_state(net(), tmp_path / name, verify=True)
