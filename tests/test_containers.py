@@ -241,3 +241,18 @@ def test_a_configuration_is_told_once():
     (note,) = (note for note in remove(model, "h.0").notes if "go by" in note)
     assert note.endswith("its num_hidden_layers, which still says 2: model.config.num_hidden_layers = 1")
     assert not any("go by" in note for note in remove(model, "head.0").notes)
+
+
+class Raising:
+    @property
+    def num_layers(self):
+        raise RuntimeError("asked too early")
+
+
+@pytest.mark.parametrize("said", [torch.tensor([3, 3]), {"num_layers": 3}, Raising()])
+def test_a_configuration_that_says_no_number(said):
+    model = nn.Module()
+    model.blocks = nn.ModuleList(nn.ReLU() for _ in range(3))
+    model.num_layers, model.config = said, said
+    assert remove(model, "blocks.2").notes == ()
+    assert len(model.blocks) == 2

@@ -305,3 +305,22 @@ def test_a_lazy_module_is_replaced_by_another():
     assert model[0].out_features == 8
     report.undo()
     assert model[0].out_features == 4
+
+
+def test_one_of_several_inside_a_compiled_wrapper_is_left():
+    model = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Linear(2, 2)))
+    with pytest.warns(ModsurgWarning, match=r"1\._orig_mod.*left as it was"):
+        replace(model, nn.Linear, nn.Identity())
+    assert isinstance(model[0], nn.Identity)
+    assert isinstance(model[1]._orig_mod, nn.Linear)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda layer: torch.jit.trace(layer, torch.ones(1, 2))])
+def test_torchscript_as_a_new_module_and_as_one_that_goes(make):
+    model = nn.Sequential(nn.Linear(2, 2))
+    replace(model, "0", make(nn.ReLU()))
+    assert model(torch.ones(1, 2)).shape == (1, 2)
+    parent = nn.Module()
+    parent.layer = make(nn.ReLU())
+    remove(parent, "layer")
+    assert isinstance(parent.layer, nn.Identity)

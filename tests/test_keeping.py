@@ -46,6 +46,18 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, stop):
     assert second.optimizer.state_dict()["param_groups"] == whole.optimizer.state_dict()["param_groups"]
 
 
+def test_what_on_epoch_raises_costs_no_epoch(tmp_path):
+    trainer, loader = build(tmp_path)
+
+    def on_epoch(trainer):
+        raise ZeroDivisionError("in the user's own code")
+
+    with pytest.raises(ZeroDivisionError, match="own code"):
+        trainer.fit(loader, epochs=2, on_epoch=on_epoch)
+    assert read_run(tmp_path / "last.safetensors").states["trainer"]["position"]["epoch"] == 1
+    assert (tmp_path / "best.safetensors").exists()
+
+
 @pytest.mark.parametrize(("workers", "how"), [(0, "SIGKILL"), (2, "SIGTERM"), (0, "SIGINT")])
 def test_a_run_that_is_killed_or_told_to_end_goes_on_in_a_new_process(tmp_path, workers, how):
     script = Path(__file__).with_name("kept_run.py")

@@ -7,7 +7,7 @@ from torch import nn
 from modsurg import convert, load_model, load_state, read_state, save_checkpoint, save_model, save_state
 from modsurg.checkpoints.formats.derived import DerivedSource
 from modsurg.checkpoints.opening import open_source, write_source
-from modsurg.errors import FormatError
+from modsurg.errors import FormatError, LoadError
 
 
 class Counting(nn.Module):
@@ -122,3 +122,17 @@ def test_a_damaged_run(text, tmp_path):
     for attempt in (lambda path: load_state(nn.Linear(2, 1), path), lambda path: read_state(path, part="model")):
         with pytest.raises(FormatError, match="what it says of its run can't be read"):
             attempt(tmp_path / "bad.safetensors")
+
+
+def test_a_run_of_torchs_suffix_has_parts_too(tmp_path):
+    model = nn.Linear(2, 2)
+    path = save_checkpoint(tmp_path / "run.pt", model=model)
+    assert torch.equal(read_state(path, part="model")["weight"], model.weight)
+    with pytest.raises(FormatError, match="no part 'head' in it"):
+        read_state(path, part="head")
+
+
+def test_a_rule_with_the_name_of_the_run(run):
+    model, path = run
+    with pytest.raises(LoadError, match=r"'model\.' fits no key.*0\.weight.*, of its 'model'"):
+        load_state(model, path, rename={"model.": ""})

@@ -300,6 +300,12 @@ class Packed(nn.Linear):
         super().__setstate__(state[0])
 
 
+def test_a_large_bytearray(tmp_path):
+    model = nn.Sequential()
+    model.table = bytearray(range(256)) * 9000
+    assert load_model(save_model(model, tmp_path / "m.pt")).table == model.table
+
+
 def test_keys_that_are_no_plain_text(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2))
     zone = datetime.timezone(datetime.timedelta(hours=1))

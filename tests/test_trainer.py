@@ -418,6 +418,12 @@ class TestRefusals:
         with pytest.raises(BatchError, match=r"gave True, one word .* Compare tensors, or return float"):
             make(metrics={"yes": lambda output, target: True}).fit([data().tensors])
 
+    def test_a_word_is_a_value_for_one_sample(self):
+        x, y = data().tensors
+        one = make(metrics={"right": lambda output, target: output.argmax().item() == target.item()})
+        history = one.fit([(x[:1], y[:1]), (x[1:2], y[1:2])])
+        assert history[0]["right"] in (0, 0.5, 1)
+
     def test_a_metric_that_is_no_number(self):
         with pytest.raises(TrainingError, match="metric wrong gave a NoneType: give one number"):
             make(metrics={"wrong": lambda output, target: None}).fit([data().tensors])

@@ -236,7 +236,10 @@ def _suggestion(
 
 def _renamed(source: Source, options: Options) -> dict[str, str]:
     """New name -> the source's key."""
-    new_name = renamer(options.rename, source.keys_in_order)
+    try:
+        new_name = renamer(options.rename, source.keys_in_order)
+    except LoadError as error:
+        raise LoadError(f"{error}, of its {source.taken!r}" if source.taken else str(error)) from None
     renamed: dict[str, str] = {}
     for key in source.keys_in_order:
         name = new_name(key)

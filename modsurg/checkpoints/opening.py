@@ -1,5 +1,6 @@
 """Which format a path has. The one place where a suffix is looked at."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
     if path.is_file() and path.suffix in (*_TORCH, *_TORCH_TOO):
-        return TorchSource(path, part)
+        return TorchSource(path, part) if part is None else _torch_part(path, part)
     if part is not None:
         return _part(open_source(path), part)
     if (path / ".metadata").exists():
@@ -82,6 +83,15 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
         write_torch(path, source)
         return path
     raise SaveError(f"{path}: the name does not say which format to write. Known are {_KNOWN}")
+
+
+def _torch_part(path: Path, part: str) -> Source:
+    try:
+        return TorchSource(path, part)
+    except FormatError as error:
+        with contextlib.suppress(FormatError):
+            return _part(TorchSource(path), part)
+        raise error
 
 
 def _part(source: Source, part: str) -> Source:

@@ -31,7 +31,8 @@ class RunPart(DerivedSource):
         strings = {name: text for name, text in source.notes.metadata.items() if name != RUN}
         names = {key: value["$tensor"] for key, value in state.items() if set(value or ()) == {"$tensor"}}
         super().__init__(source, names=names, metadata=strings)
-        extra = {key: _read(source, value, f"{part}.{key}") for key, value in state.items() if key not in names}
+        tensors = _Tensors(source)
+        extra = {key: decode(value, tensors) for key, value in state.items() if key not in names}
         known = document.get("versions") or {}
         versions = {path[len(part) + 1 :]: n for path, n in known.items() if path.startswith(f"{part}.")}
         self.notes = replace(self.notes, extra=extra, versions=versions, order=list(state))
@@ -85,5 +86,11 @@ def _is_state(state: Any, source: Source) -> bool:
     )
 
 
-def _read(source: Source, value: Any, name: str) -> Any:
-    return decode(value, {key: source.read(key) for key in source if key.startswith(name)})
+class _Tensors(dict[str, Any]):
+    """The tensors of a source, each read when it is asked for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __missing__(self, key: str) -> Any:
+        return self._source.read(key)

@@ -253,6 +253,7 @@ def _problems(run: Run, name: str, value: object, names: Mapping[int, str]) -> l
 def _model_problems(name: str, saved: Mapping[str, Any], model: nn.Module) -> list[str]:
     lines = []
     mine, advised = model.state_dict(), False
+    layers = dict(model.named_modules(remove_duplicate=False))
     for key in [*saved, *(key for key in mine if key not in saved)]:
         there, here = saved.get(key), mine.get(key)
         if key not in saved or key not in mine:
@@ -262,7 +263,7 @@ def _model_problems(name: str, saved: Mapping[str, Any], model: nn.Module) -> li
         elif isinstance(there, torch.Tensor) and isinstance(here, torch.Tensor):
             if there.shape != here.shape:
                 sizes = list(zip(there.shape, here.shape, strict=False))
-                advice = _resizing(name, model, key, sizes) or (
+                advice = _resizing(name, layers, key, sizes) or (
                     "" if advised else ": build it as it was when it was saved"
                 )
                 advised = True
@@ -272,11 +273,10 @@ def _model_problems(name: str, saved: Mapping[str, Any], model: nn.Module) -> li
     return lines
 
 
-def _resizing(name: str, model: nn.Module, key: str, sizes: Sequence[tuple[int, int]]) -> str:
+def _resizing(name: str, layers: Mapping[str, nn.Module], key: str, sizes: Sequence[tuple[int, int]]) -> str:
     """The line that gives a layer the sizes (there, here) of the file; empty where no single one does."""
     path, _, attribute = key.rpartition(".")
-    layer = dict(model.named_modules(remove_duplicate=False)).get(path)
-    known = next((names for kind, names in _SIZES.items() if isinstance(layer, kind)), ())
+    known = next((names for kind, names in _SIZES.items() if isinstance(layers.get(path), kind)), ())
     if not path or attribute != "weight" or len(known) != len(sizes):
         return ""
     changed = [f"{size}={there}" for size, (there, here) in zip(known, sizes, strict=True) if there != here]

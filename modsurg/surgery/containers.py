@@ -145,7 +145,8 @@ def outdated(tree: Tree, journal: Journal) -> list[str]:
         old, new = len(journal.dicts[id(module._modules)][1]), len(module._modules)
         if path and old != new and is_container(module):
             for place, owner in _owners(tree, path, module).items():
-                name = next((name for name in _COUNTS if getattr(owner, name, None) == old), None)
+                said = {name: _read(owner, name) for name in _COUNTS}
+                name = next((name for name, value in said.items() if type(value) is int and value == old), None)
                 if name:
                     notes.append(f"the model may go by its {name}, which still says {old}: {place}.{name} = {new}")
     return notes
@@ -157,10 +158,17 @@ def _owners(tree: Tree, path: str, container: nn.Module) -> dict[str, object]:
     place = f'model.get_submodule("{above}")' if above else "model"
     owners: dict[str, object] = {place: parent}
     if isinstance(container, nn.ModuleList):
-        owners["model.config"] = getattr(tree.root, "config", None)
-        if getattr(parent, "config", None) is not owners["model.config"]:
-            owners[f"{place}.config"] = getattr(parent, "config", None)
+        owners["model.config"] = _read(tree.root, "config")
+        if _read(parent, "config") is not owners["model.config"]:
+            owners[f"{place}.config"] = _read(parent, "config")
     return owners
+
+
+def _read(owner: object, name: str) -> object:
+    try:
+        return getattr(owner, name, None)
+    except Exception:  # a property or a configuration of the user's own may raise anything
+        return None
 
 
 def _put(step: Step, container: nn.Module, entries: list[tuple[str, nn.Module | None]]) -> None:

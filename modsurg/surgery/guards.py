@@ -58,19 +58,15 @@ def above(path: str) -> Iterable[str]:
         yield path
 
 
-def refuse_compiled(tree: Tree, paths: Iterable[str]) -> None:
-    """Refuse the module right inside a torch.compile wrapper below the root, which goes on calling the one it knows.
-
-    Raises:
-        EditError: Names the wrapper and the line that replaces it.
-    """
-    for path in paths:
-        if last(path) == "_orig_mod" and unwrap(tree.parent(path)) is tree.modules[path]:
-            outer = path.rpartition(".")[0]
-            raise EditError(
-                f'"{path}" is what torch.compile compiled, and "{outer}" would go on calling it. Edit what is in it, '
-                f'or the whole, and compile that: replace(model, "{outer}", torch.compile(new)).'
-            )
+def compiled(tree: Tree, path: str) -> str | None:
+    """Why a module right inside a torch.compile wrapper can't be exchanged: the wrapper goes on calling it."""
+    if last(path) != "_orig_mod" or unwrap(tree.parent(path)) is not tree.modules[path]:
+        return None
+    outer = path.rpartition(".")[0]
+    return (
+        f'"{path}" is what torch.compile compiled, and "{outer}" would go on calling it; edit what is in it, '
+        f'or the whole, and compile that: replace(model, "{outer}", torch.compile(new))'
+    )
 
 
 def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
@@ -79,7 +75,7 @@ def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
     Raises:
         EditError: Names both.
     """
-    if "_modules" not in vars(new):
+    if not hasattr(new, "_modules"):
         kind = type(new).__name__
         raise EditError(f'the new {kind} at "{path}" is not set up: begin {kind}.__init__ with super().__init__().')
     if not new._modules:

@@ -9,8 +9,8 @@ from modsurg.surgery.aliases import rewire, tell_untied
 from modsurg.surgery.containers import in_order, neighbours, without
 from modsurg.surgery.guards import (
     above,
+    compiled,
     parametrizing,
-    refuse_compiled,
     refuse_cycle,
     refuse_offloaded,
     refuse_wrapped,
@@ -30,7 +30,7 @@ def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, t
     """The sites that have a place, and which of their paths are edited.
 
     Raises:
-        EditError: Only the root matches, or the module right inside a torch.compile wrapper.
+        EditError: Only the root matches.
         WrapperError: A place inside DDP, FSDP or TorchScript.
     """
     sites = [site for site in selection if "" not in site.matched]
@@ -39,7 +39,6 @@ def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, t
         raise EditError(f"the root {root} has no place in a tree; assign your variable instead: model = new.")
     chosen = [(site, site.matched if untie else site.paths) for site in sites]
     refuse_wrapped(step.tree, (path for _, paths in chosen for path in paths))
-    refuse_compiled(step.tree, (path for _, paths in chosen for path in paths))
     return chosen
 
 
@@ -102,7 +101,8 @@ def callable_ones(
     for each in made:
         site, paths, new = each
         wrong = (
-            parametrizing(step.tree, path, None if gone else new)
+            compiled(step.tree, path)
+            or parametrizing(step.tree, path, None if gone else new)
             or (None if gone and in_order(step.tree.parent(path)) else unreadable(step, path, site.module, new))
             for path in paths
         )
@@ -142,9 +142,9 @@ def _has_fast_path(tree: Tree) -> bool:
     return any(isinstance(module, nn.TransformerEncoderLayer) for module in tree.modules.values())
 
 
-def _refuse_parametrizing(tree: Tree, paths: Iterable[str]) -> None:
+def _refuse_fixed(tree: Tree, paths: Iterable[str]) -> None:
     for path in paths:
-        if why := parametrizing(tree, path, None):
+        if why := compiled(tree, path) or parametrizing(tree, path, None):
             raise EditError(f"{why}.")
 
 
@@ -201,7 +201,7 @@ def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, unt
     made = outermost(step, targets(step, selection, untie), make)
     for site, paths, new in made:
         step.made.append((paths, site.module, new))
-        _refuse_parametrizing(step.tree, paths)
+        _refuse_fixed(step.tree, paths)
         for path in paths:
             refuse_cycle(step.tree, path, new)
     placed = neighbours(step, [(path, new) for _, paths, new in made for path in paths], after)
@@ -253,7 +253,7 @@ def _tell_if_spoken_of(step: Step, path: str, how: str) -> None:
 def _refuse_identity(tree: Tree, path: str) -> None:
     module = tree.modules[path]
     kind, parent = type(module).__name__, type(tree.parent(path)).__name__
-    if type(module).forward is nn.Module.forward and "forward" not in vars(module):
+    if getattr(type(module), "forward", None) is nn.Module.forward and "forward" not in vars(module):
         raise EditError(
             f'"{path}" is a {kind}, which has no forward: {parent} does not call it, and no Identity can stand for it. '
             f'To delete it: remove(model, "{path}", delete=True).'
@@ -298,7 +298,7 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     above_path, _, old = paths[0].rpartition(".")
     parent = step.tree.modules[above_path]
     free_name(parent, above_path, name, keep=old)
-    _refuse_parametrizing(step.tree, paths)
+    _refuse_fixed(step.tree, paths)
     step.children(parent, [(name if n == old else n, child) for n, child in parent._modules.items()])
     _tell_if_spoken_of(step, paths[0], f'under "{name}"')
     at = tuple(f"{owner}.{old}" if owner else old for owner in step.tree.paths[id(parent)])

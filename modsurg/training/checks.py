@@ -45,7 +45,9 @@ def check_options(trainer: "Trainer") -> None:
     check_count("seed", trainer.seed, 0, "a whole number, seed=0.")
     if trainer.strategy not in get_args(processes.Strategy):
         raise TrainingError(f'strategy={trainer.strategy!r}: one of "ddp", "fsdp".')
-    if trainer.clip_norm is not None and not (isinstance(trainer.clip_norm, Real) and trainer.clip_norm > 0):
+    if trainer.clip_norm is not None and not (
+        isinstance(trainer.clip_norm, Real | torch.Tensor) and trainer.clip_norm > 0
+    ):
         raise TrainingError(f"clip_norm={trainer.clip_norm!r}: a norm is greater than 0, clip_norm=1.0.")
     if trainer.precision == "fp16" and any(p.dtype is torch.float16 for p in model.parameters()):
         raise TrainingError('precision="fp16" trains weights of float32, and the model has float16: model.float().')

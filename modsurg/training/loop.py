@@ -115,7 +115,7 @@ class Meter:
             output = output.detach() if isinstance(output, torch.Tensor) else output
             with torch.no_grad():
                 for name, metric in self.metrics.items():
-                    value = _measured(f"{where}: metric {name}", metric, output, target)
+                    value = _measured(f"{where}: metric {name}", metric, (output, target), samples)
                     self._waiting.append((name, _mean(f"{where}: metric {name}", value, samples), samples))
 
     def keep(self) -> None:
@@ -214,7 +214,8 @@ class Watch:
         return f"{what}; {kept}. Try a smaller lr, clip_norm=1.0, or look at that batch for NaN."
 
 
-def _measured(name: str, metric: Metric, output: Any, target: Any) -> Any:
+def _measured(name: str, metric: Metric, outcome: tuple[Any, Any], samples: int) -> Any:
+    output, target = outcome
     try:
         value = metric(output, target)
     except (*EXPECTED, AttributeError, KeyError) as error:
@@ -222,7 +223,7 @@ def _measured(name: str, metric: Metric, output: Any, target: Any) -> Any:
             raise
         kinds = f"output {describe(output)} and target {describe(target)}"
         raise BatchError(f"{name} can't take {kinds}: {error!r:.200}.{_whole(target)}") from error
-    if isinstance(value, bool):
+    if isinstance(value, bool) and samples > 1:
         fix = _whole(target) or " Compare tensors, or return float(...)."
         raise BatchError(f"{name} gave {value}, one word for the whole batch.{fix}")
     return value

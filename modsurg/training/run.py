@@ -186,10 +186,12 @@ class Run:
                 self.keep()
             raise
         epoch.close()
-        if self.on_epoch is not None and epoch.row:
-            self.on_epoch(self.trainer)
-        if self.due:
-            self.keep()
+        try:
+            if self.on_epoch is not None and epoch.row:
+                self.on_epoch(self.trainer)
+        finally:
+            if self.due:
+                self.keep()
 
     def _begin(self, resume: Any) -> None:
         trainer = self.trainer
