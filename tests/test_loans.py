@@ -81,6 +81,21 @@ def test_a_weight_of_the_model_is_that_weight():
         replay(smaller, report.recipe)
 
 
+def test_new_modules_of_one_verb_that_share_a_weight():
+    weight = nn.Parameter(torch.ones(3, 3))
+
+    def tied(old):
+        new = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+        new[0].weight = weight
+        return new
+
+    other = replayed(replace(net(), "re:1|2", tied))
+    assert other[1][0].weight is other[2][0].weight
+    other = replayed(replace(net(), "re:1|2", lambda old: tied(old)[0]))
+    assert other[1].weight is other[2].weight
+    assert other[1].bias is not other[2].bias
+
+
 def test_the_new_module_is_whole_again():
     old = nn.Linear(2, 2)
     new = nn.Sequential(nn.ReLU(), old, nn.Sequential(old))

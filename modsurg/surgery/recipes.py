@@ -139,8 +139,11 @@ class Recorder:
         sites = []
         for paths, old, new in made:
             sites.append({"paths": list(paths), "class": type(old).__name__, **self._new(new, modules, parameters)})
-            own = [(inner, module) for inner, module in entered(new, modules) if id(module) not in modules]
-            modules |= {id(module): f"+{paths[0]}:{inner}" for inner, module in own}  # a later site may get the same
+            own = [(f"+{paths[0]}:{inner}", m) for inner, m in entered(new, modules) if id(m) not in modules]
+            for place, module in own:  # a later site may get the same, or share a parameter with it
+                modules[id(module)] = place
+                named = ((name, p) for name, p in module._parameters.items() if p is not None)
+                parameters.update({id(p): f"{place}.{name}" for name, p in named if id(p) not in parameters})
         return sites
 
     def _new(self, module: nn.Module, modules: dict[int, str], parameters: dict[int, str]) -> dict[str, Any]:
