@@ -184,11 +184,7 @@ CALLED: Final[Mapping[str, Callable[[Made], bool]]] = {
     "re._compile": _of_atoms,
     "decimal.Decimal": _of_atoms,
     "fractions.Fraction": _fraction,
-    **{
-        f"{home}.{name}": _of_atoms
-        for home in ("pathlib", "pathlib._local")  # the second in Python 3.13
-        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-    },
+    **{f"pathlib.{name}": _of_atoms for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
     **{f"datetime.{name}": _of_values for name in ("date", "datetime", "time", "timedelta", "timezone")},
     "numpy.dtype": _dtype,
     **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("_core", "core")},

@@ -16,7 +16,8 @@ from modsurg.errors import FormatError, ModsurgError
 
 _STEPS: Final = 20_000_000
 _COPIED: Final = 1 << 20
-_OLD_NAMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 keeps to those of Python 2
+# Protocol 2 keeps to the names of Python 2; Python 3.13 alone has the classes of pathlib elsewhere.
+_HOMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg", "pathlib._local": "pathlib"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +179,12 @@ class _Machine:
         end = self.data.find(b"\n", middle + 1)
         if min(middle, end) < 0:
             raise FormatError("the pickle is cut off in a name")
-        module = self.data[at:middle].decode()
-        self.stack.append(Name(_OLD_NAMES.get(module, module), self.data[middle + 1 : end].decode()))
-        return end + 1
+        self.stack += (self.data[at:middle].decode(), self.data[middle + 1 : end].decode())
+        return self.stacked_name(end + 1)
 
     def stacked_name(self, at: int) -> int:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(Name(str(module), str(name)))
+        name, module = self.stack.pop(), str(self.stack.pop())
+        self.stack.append(Name(_HOMES.get(module, module), str(name)))
         return at
 
     def persistent(self, at: int) -> int:
