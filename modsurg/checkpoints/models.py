@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from modsurg.checkpoints.documents import RUN
 from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.safetensors import SafetensorsSource, write_safetensors
-from modsurg.checkpoints.parts import RUN
 from modsurg.checkpoints.pickled import PICKLED, load_pickled, save_pickled
 from modsurg.errors import FormatError, ModsurgError, SaveError, TrustError
 from modsurg.tree.blueprint import build, draw

@@ -3,18 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
+from modsurg.checkpoints.documents import RUN, UNREADABLE, is_state
 from modsurg.checkpoints.encoding import decode
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.contents import STATE_NAMES
 from modsurg.checkpoints.formats.derived import DerivedSource
-from modsurg.checkpoints.formats.memory import EXTRA_STATE
 from modsurg.errors import FormatError
-
-RUN: Final = "modsurg.run"
-"""The name in the metadata under which a run says what it holds."""
-UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 class RunPart(DerivedSource):
@@ -56,7 +52,7 @@ def run_part(source: Source, part: str | None = None) -> Source:
     try:
         document = json.loads(source.notes.metadata[RUN])
         states = document["states"]
-        found = [name for name, state in states.items() if _is_state(state, source)]
+        found = [name for name, state in states.items() if is_state(state, source)]
         usual = [name for name in STATE_NAMES if name in found]
         chosen = part if part is not None else next(iter(usual or found), None)
         if chosen in found and (usual or part is not None or len(found) == 1):
@@ -72,18 +68,6 @@ def run_part(source: Source, part: str | None = None) -> Source:
     if part in states:
         raise FormatError(f"{source.path}: its {part!r} is no state of a module: load_checkpoint(path, {part}={part})")
     raise FormatError(f"{source.path} is a run with {', '.join(states)}, and no {part!r}")
-
-
-def _is_state(state: Any, source: Source) -> bool:
-    """Whether there are tensors in it, all of which the source has, and nothing else but extra state."""
-    return (
-        isinstance(state, dict)
-        and any(key.rpartition(".")[2] != EXTRA_STATE for key in state)
-        and all(
-            (isinstance(value, dict) and value.get("$tensor") in source) or key.rpartition(".")[2] == EXTRA_STATE
-            for key, value in state.items()
-        )
-    )
 
 
 class _Tensors(dict[str, Any]):

@@ -17,10 +17,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from modsurg.checkpoints import stepping
+from modsurg.checkpoints.documents import RUN, UNREADABLE
 from modsurg.checkpoints.encoding import Tensors, decode, encode
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.opening import open_source, write_source
-from modsurg.checkpoints.parts import RUN, UNREADABLE
 from modsurg.checkpoints.randomness import check_random_states, random_states, set_random_states
 from modsurg.errors import FormatError, LoadError, SaveError
 from modsurg.tree.wrappers import unwrap, wrapper_kind

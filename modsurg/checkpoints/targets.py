@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from modsurg.checkpoints.formats.memory import EXTRA_STATE
+from modsurg.checkpoints.documents import EXTRA_STATE
 from modsurg.errors import LoadError
 from modsurg.tree.walk import walk
 

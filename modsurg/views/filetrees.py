@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modsurg.checkpoints.documents import RUN, UNREADABLE, is_state
 from modsurg.checkpoints.formats.header import BITS, read_header
 from modsurg.errors import FormatError, counted
 from modsurg.tree.outline import Slot, outline, read_tree, sound
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _TIES = "modsurg.ties"
-_RUN = "modsurg.run"
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -70,8 +70,8 @@ def collect_file(path: str | os.PathLike[str], part: str | None = None) -> Conte
         ties = {str(key): str(to) for _, key, to in json.loads(metadata.get(_TIES, "[]"))}
     except (ValueError, TypeError):
         raise FormatError(f"{path}: the ties that modsurg noted in the metadata are damaged") from None
-    if _RUN in metadata:
-        return _from_run(path, metadata[_RUN], stored, ties)
+    if RUN in metadata:
+        return _from_run(path, metadata[RUN], stored, ties)
     return _from_keys(path, stored, ties, note)
 
 
@@ -164,10 +164,11 @@ def _from_run(path: Path, text: str, stored: Mapping[str, Stored], ties: Mapping
     """What `save_checkpoint` wrote: the models as trees, a line for whatever else has tensors."""
     try:
         run = json.loads(text)
-        models = {name for name, state in run["states"].items() if _is_model(state)}
+        known = {*stored, *ties}
+        models = {name for name, state in run["states"].items() if is_state(state, known)}
         kinds = {name: kind.rpartition(".")[2] for name, kind in run["classes"].items()}
         note = f"a run at step {run['step']:,}"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise FormatError(f"{path}: what it says of its run can't be read ({error!r:.200})") from None
     others: dict[str, list[Stored]] = {}
     for key, tensor in stored.items():
@@ -181,15 +182,6 @@ def _from_run(path: Path, text: str, stored: Mapping[str, Stored], ties: Mapping
         content.root.children.append(Row(name, detail=", ".join([kind] * (kind not in ("", "dict")) + held)))
     content.totals.modules += len(others)
     return content
-
-
-def _is_model(state: Any) -> bool:
-    """Whether a state is that of a module: nothing but tensors, and what it keeps besides."""
-    return bool(state) and all(
-        isinstance(item, dict) and "$tensor" in item
-        for key, item in state.items()
-        if key.rpartition(".")[2] != "_extra_state"
-    )
 
 
 def _place(rows: dict[str, Row], path: str) -> Row:

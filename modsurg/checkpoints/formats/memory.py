@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from modsurg.checkpoints.documents import EXTRA_STATE
 from modsurg.checkpoints.formats.base import Entry, Notes, Source
 from modsurg.errors import SaveError, counted
-
-EXTRA_STATE = "_extra_state"
 
 
 class MemorySource(Source):
