@@ -31,6 +31,7 @@ ModsurgWarning (a UserWarning)
 
 import sys
 import warnings
+from collections.abc import Sequence
 
 
 def counted(number: int, one: str, many: str) -> str:
@@ -41,6 +42,16 @@ def counted(number: int, one: str, many: str) -> str:
         ('1 site matches', '2,000 sites match')
     """
     return f"{number:,} {one if number == 1 else many}"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names for a message, at most so many of them.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2), listed(["a"], 2)
+        ('a, b, ...', 'a')
+    """
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 class ModsurgError(ValueError):

@@ -11,7 +11,7 @@ from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.opening import open_source, write_source
 from modsurg.checkpoints.renaming import Only, Rename, chooser, renamer
-from modsurg.errors import LoadError, SaveError, counted
+from modsurg.errors import LoadError, SaveError, counted, listed
 
 Progress = Callable[[int, int], None]
 
@@ -38,7 +38,7 @@ class Conversion:
 
     def __str__(self) -> str:
         taken = f" (its {self.taken!r})" if self.taken else ""
-        left = f"; left out: {', '.join(self.left[:5])}{', ...' if len(self.left) > 5 else ''}" if self.left else ""
+        left = f"; left out: {listed(self.left, 5)}" if self.left else ""
         tensors = counted(self.tensors, "tensor", "tensors")
         return f"{self.source}{taken} -> {self.target}: {tensors}, {self.nbytes:,} bytes{left}"
 

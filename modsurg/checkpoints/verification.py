@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.opening import open_source
-from modsurg.errors import FormatError, IntegrityError, TrustError, counted
+from modsurg.errors import FormatError, IntegrityError, TrustError, counted, listed
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Verification:
         if self.unhashed:
             parts.append(counted(len(self.unhashed), "has", "have") + " no stored hash (places and sizes are right)")
         if self.damaged:
-            shown = ", ".join(self.damaged[:10]) + (", ..." if len(self.damaged) > 10 else "")
+            shown = listed(self.damaged, 10)
             parts.append(f"{counted(len(self.damaged), 'is', 'are')} damaged: {shown}")
         return f"{self.path}: {'; '.join(parts) or 'no tensors'}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.opening import open_source
+from modsurg.errors import listed
 from modsurg.tree.garbage import uncollected
 from modsurg.views.changes import Changes
 from modsurg.views.differences import Diff
@@ -81,8 +82,7 @@ def _notes(old: object, new: object) -> list[str]:
     both = set.intersection(*({*source.plain} for source in sources)) if len(sources) == 2 else set()
     for source in sources:
         if left := [name for name in source.left if name not in both]:
-            names = f"{', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"
-            notes.append(f"of {source.path} only {source.taken or 'the state'} was compared, not {names}")
+            notes.append(f"of {source.path} only {source.taken or 'the state'} was compared, not {listed(left, 5)}")
     return list(dict.fromkeys(notes))
 
 

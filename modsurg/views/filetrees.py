@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from modsurg.checkpoints.documents import RUN, UNREADABLE, is_state
 from modsurg.checkpoints.formats.header import BITS, read_header
-from modsurg.errors import FormatError, counted
+from modsurg.errors import FormatError, counted, listed
 from modsurg.tree.outline import Slot, outline, read_tree, sound
 from modsurg.views.labels import detail
 from modsurg.views.rows import Content, Row, Totals, add_up, mark_frozen
@@ -105,7 +105,7 @@ def _part(source: "Source") -> str:
     plain = [f"{key} {repr(value) if isinstance(value, str) else value}" for key, value in source.plain.items()]
     left = [key for key in source.left if key not in source.plain]
     lists = [("beside it", plain), ("left out", left)]
-    beside = [f"; {name}: {', '.join(each[:5])}{', ...' if len(each) > 5 else ''}" for name, each in lists if each]
+    beside = [f"; {name}: {listed(each, 5)}" for name, each in lists if each]
     return f"shown is its {source.taken!r}{''.join(beside)}"
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from modsurg.errors import NoMatchError, SummaryError
+from modsurg.errors import NoMatchError, SummaryError, listed
 from modsurg.tree.garbage import uncollected
 from modsurg.tree.patterns import matcher
 from modsurg.views.folding import Line, View
@@ -168,7 +168,7 @@ def _of_file(
 def _missing(content: Content, where: str, path: str) -> str:
     """What to say where nothing fits `where`: what there is, and how to see what lies beside it."""
     names = [child.path for child in content.root.children]
-    there = f", which holds {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else ""
+    there = f", which holds {listed(names, 8)}" if names else ""
     beside = f"; {content.note}" if content.note else ""
     advice = ". To look at what was left out, give its name as the part" if "left out" in beside else ""
     return f"nothing at {where!r} in {path}{there}{beside}{advice}"
