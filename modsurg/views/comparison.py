@@ -71,15 +71,16 @@ def _opened(thing: object, stack: ExitStack) -> object:
 def _notes(old: object, new: object) -> list[str]:
     """What lies in the files beside the states: numbers and texts that differ, and what was not looked at."""
     sources = [thing for thing in (old, new) if isinstance(thing, Source)]
-    notes = []
+    notes: list[str] = []
+    both: set[str] = set()
     if len(sources) == 2:
         before, after = (source.plain for source in sources)
+        both = before.keys() & after.keys()
         notes = [
             f"beside what was compared, {key} {before[key]!r} -> {after[key]!r}"
             for key in before
-            if key in after and repr(before[key]) != repr(after[key])
+            if key in both and repr(before[key]) != repr(after[key])
         ]
-    both = set.intersection(*({*source.plain} for source in sources)) if len(sources) == 2 else set()
     for source in sources:
         if left := [name for name in source.left if name not in both]:
             notes.append(f"of {source.path} only {source.taken or 'the state'} was compared, not {listed(left, 5)}")
