@@ -115,8 +115,11 @@ class Meter:
             output = output.detach() if isinstance(output, torch.Tensor) else output
             with torch.no_grad():
                 for name, metric in self.metrics.items():
-                    value = _measured(f"{where}: metric {name}", metric, (output, target), samples)
-                    self._waiting.append((name, _mean(f"{where}: metric {name}", value, samples), samples))
+                    try:
+                        value = _mean(_measured(metric, output, target, samples), samples)
+                    except BatchError as error:
+                        raise BatchError(f"{where}: metric {name} {error}") from error.__cause__
+                    self._waiting.append((name, value, samples))
 
     def keep(self) -> None:
         """Count the batches that were added."""
@@ -214,18 +217,17 @@ class Watch:
         return f"{what}; {kept}. Try a smaller lr, clip_norm=1.0, or look at that batch for NaN."
 
 
-def _measured(name: str, metric: Metric, outcome: tuple[Any, Any], samples: int) -> Any:
-    output, target = outcome
+def _measured(metric: Metric, output: Any, target: Any, samples: int) -> Any:
     try:
         value = metric(output, target)
     except (*EXPECTED, AttributeError, KeyError) as error:
         if lost(error) or out_of_memory(error):
             raise
         kinds = f"output {describe(output)} and target {describe(target)}"
-        raise BatchError(f"{name} can't take {kinds}: {error!r:.200}.{_whole(target)}") from error
+        raise BatchError(f"can't take {kinds}: {error!r:.200}.{_whole(target)}") from error
     if isinstance(value, bool) and samples > 1:
         fix = _whole(target) or " Compare tensors, or return float(...)."
-        raise BatchError(f"{name} gave {value}, one word for the whole batch.{fix}")
+        raise BatchError(f"gave {value}, one word for the whole batch.{fix}")
     return value
 
 
@@ -237,15 +239,15 @@ def _whole(target: Any) -> str:
     return f" A metric gets the whole batch: {fix}."
 
 
-def _mean(name: str, value: Any, samples: int) -> torch.Tensor:
+def _mean(value: Any, samples: int) -> torch.Tensor:
     try:
         numbers = torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float64).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(value).__name__
-        raise BatchError(f"{name} gave a {kind}: give one number, or one for each sample.") from error
+        raise BatchError(f"gave a {kind}: give one number, or one for each sample.") from error
     if numbers.ndim == 0:
         return numbers
     if numbers.shape[0] != samples:
         shape = tuple(numbers.shape)
-        raise BatchError(f"{name} gave shape {shape}: give one number, or one for each sample.")
+        raise BatchError(f"gave shape {shape}: give one number, or one for each sample.")
     return numbers.double().mean() if numbers.device.type != "mps" else numbers.float().mean()
