@@ -32,7 +32,6 @@ class Position:
         start: The epoch in which this `fit` began.
         target: What is best is said by this value.
         record: Its best so far, lower is better.
-        best: The epoch that gave it, 0 for none.
         stale: Epochs since then.
     """
 
@@ -42,7 +41,6 @@ class Position:
     start: int = 0
     target: str = ""
     record: float = float("inf")
-    best: int = 0
     stale: int = 0
 
     def restart(self) -> None:
@@ -52,7 +50,7 @@ class Position:
     def aim(self, target: str) -> None:
         """What is best is said by `target` from now on; a record of another value is none."""
         if target != self.target:
-            self.target, self.record, self.best, self.stale = target, float("inf"), 0, 0
+            self.target, self.record, self.stale = target, float("inf"), 0
 
     def advance(self, value: float) -> bool:
         """One more epoch with this value; says whether it is the best."""
@@ -60,7 +58,7 @@ class Position:
         improved = value < self.record
         self.stale += 1
         if improved:
-            self.record, self.best, self.stale = value, self.epoch, 0
+            self.record, self.stale = value, 0
         return improved
 
 
