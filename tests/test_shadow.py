@@ -405,6 +405,17 @@ def test_a_mask_may_be_asked_for_its_values():
     assert trace.outputs[""] == ((2, 3),)
 
 
+def test_a_mask_that_forward_makes_may_be_asked_for_its_values():
+    class Masked(nn.Module):
+        def forward(self, x):
+            mask = torch.ones(x.shape[:2], device=x.device)
+            return x if mask.sum() == mask.numel() else x[0]
+
+    trace = run(Masked(), (2, 3))
+    assert trace.note == ""
+    assert trace.outputs[""] == ((2, 3),)
+
+
 def test_outputs_of_every_kind():
     from dataclasses import dataclass
 

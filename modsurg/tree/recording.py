@@ -28,6 +28,7 @@ _FACTORY_NAMES = """
     hann_window kaiser_window fft_fftfreq fft_rfftfreq sparse_coo_tensor
 """
 _FACTORIES = frozenset(_FACTORY_NAMES.split())
+_READ = frozenset({"arange", "ones"})  # masks and positions: made to be looked at
 _FROM_DATA = frozenset({"as_tensor", "asarray", "tensor", "scalar_tensor"})
 _MOVES = frozenset({"cuda", "cpu", "xpu", "npu", "pin_memory"})
 _ON_DEVICE = frozenset({"pin_memory", "generator"})
@@ -271,6 +272,8 @@ class Functions(TorchFunctionMode):
 
 def _made(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     """A new tensor on meta; a small one that was asked for on no device keeps its values, for a forward that looks."""
+    if str(kwargs.get("device")) == "meta" and name in _READ:  # on the device of another tensor
+        kwargs = {key: value for key, value in kwargs.items() if key != "device"}
     given = (*args, *kwargs.values())
     virtual = any(isinstance(each, torch.Tensor) and each.is_meta for each in given)
     if kwargs.get("device") is None and not virtual and (name in _FROM_DATA or _volume(given) <= SMALL):
