@@ -288,7 +288,7 @@ def to_example(tensor: torch.Tensor) -> torch.Tensor:
     small = tensor.numel() <= SMALL and not tensor.is_meta and tensor.layout is torch.strided
     if small and not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized):
         return tensor.detach().to("cpu", copy=True)
-    return to_meta(tensor)
+    return to_meta(tensor).requires_grad_(tensor.requires_grad)
 
 
 def to_real(tensor: torch.Tensor) -> torch.Tensor:

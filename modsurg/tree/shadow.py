@@ -93,6 +93,9 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
         for training in (None, False) if model.training else (None,):
             way = _Way(dtypes=dtypes, training=training)
             trace = _attempt(model, example, way)
+            if trace.failure and _GRADIENTS in str(trace.failure.error):  # forward itself takes a gradient
+                way = replace(way, grad=True)
+                trace = _attempt(model, example, way)
             if trace.failure and _is_limit(trace.failure):
                 trace = _without_meta(model, example, way, trace, fallback)
             if trace.failure is None:
@@ -248,8 +251,7 @@ def _without_meta(model: nn.Module, example: object, way: _Way, trace: Trace, fa
         reason = depends or textwrap.shorten(trace.failure.message, 100, placeholder=" ...")
         why = f"{trace.failure.place} can't run on meta tensors: {reason}"
     if fallback and not any(each.is_meta for each in model.parameters()):
-        grad = _GRADIENTS in str(trace.failure.error)  # forward itself takes a gradient
-        real = _attempt(model, example, replace(way, meta=False, grad=grad))
+        real = _attempt(model, example, replace(way, meta=False))
         if real.failure and re.search(_READ_ONLY, str(real.failure.error)):
             return replace(real, failure=None, uncalled=(), note=f"{_NOT_RUN}; {real.failure}")
         return replace(real, note=f"ran a real copy; {why}", uncalled=() if scripted else real.uncalled)
