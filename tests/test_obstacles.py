@@ -52,3 +52,35 @@ def test_layers_with_tensors_of_their_own_are_refused():
         resize(quantised, out_features=3)
     with pytest.raises(ResizeError, match="fill='ones' is neither"):
         resize(nn.Linear(2, 2), out_features=3, fill="ones")
+
+
+def test_a_tensor_that_no_changing_size_is_in_stays():
+    class Scaled(nn.Embedding):
+        def __init__(self):
+            super().__init__(5, 4)
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def reset_parameters(self):
+            super().reset_parameters()
+            if hasattr(self, "scale"):
+                nn.init.ones_(self.scale)
+
+        def forward(self, numbers):
+            return super().forward(numbers) * self.scale
+
+    class Standardised(nn.Conv2d):
+        def __init__(self):
+            super().__init__(3, 4, 1)
+            self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+    table = Scaled()
+    before = table(torch.arange(5))
+    (report,), _ = resize(table, num_embeddings=7)
+    assert torch.equal(table(torch.arange(7))[:5], before)
+    assert "Scaled has scale of its own, and keeps it" in report.notes[0]
+    layer, picture = Standardised(), torch.randn(1, 1, 2, 2)
+    before = layer(picture.expand(1, 3, 2, 2))
+    resize(layer, in_channels=1)
+    torch.testing.assert_close(layer(picture), before)
+    with pytest.raises(ResizeError, match="has a gain of its own, of which nothing is known here"):
+        resize(layer, out_channels=6)

@@ -1,5 +1,7 @@
 """What stands in the way of changing a layer's tensors in place."""
 
+from math import prod
+
 import torch
 from torch import nn
 
@@ -34,21 +36,28 @@ def refuse_rewritten(path: str, module: nn.Module) -> None:
                 raise ResizeError(f'"{path}" has a {how} {stem}; make it plain first: {fix}.')
 
 
-def refuse_unknown(path: str, module: nn.Module, axes: dict[str, Axes]) -> None:
-    """Refuse a layer with tensors other than those that its family has.
+def refuse_unknown(path: str, module: nn.Module, axes: dict[str, Axes]) -> list[str]:
+    """Refuse a layer with a tensor that may have to change, and of which the layer's family says nothing.
+
+    Returns:
+        The further tensors that can stay as they are: none of their dimensions is a size that changes.
 
     Raises:
         ResizeError: A further tensor, one of another shape, a quantised one or one of a subclass.
     """
+    kind = type(module).__name__
+    changing = {prod(axis.old) for each in axes.values() for axis in each if axis.old != axis.new}
+    staying = []
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        kind = type(module).__name__
-        if name == "num_batches_tracked":
-            continue
         if name not in axes:
-            raise ResizeError(f'"{path}" ({kind}) has a {name} of its own, of which nothing is known here.')
+            if not changing.isdisjoint(tensor.shape):
+                raise ResizeError(f'"{path}" ({kind}) has a {name} of its own, of which nothing is known here.')
+            staying.append(name)
+            continue
         if old_shape(axes[name]) != tuple(tensor.shape):
             wanted = old_shape(axes[name])
             raise ResizeError(f'"{path}" ({kind}): its {name} is {tuple(tensor.shape)}, its sizes say {wanted}.')
         if not (tensor.is_floating_point() or tensor.is_complex()) or type(tensor.data) is not torch.Tensor:
             what = type(tensor.data).__name__ if type(tensor.data) is not torch.Tensor else tensor.dtype
             raise ResizeError(f'"{path}" ({kind}): its {name} is a {what}, not a plain floating-point tensor.')
+    return staying

@@ -190,9 +190,10 @@ def _plan(path: str, module: nn.Module, asked: Mapping[str, object]) -> _Plan:
     except ResizeError as error:
         raise ResizeError(f'"{path}" ({kind}): {error}') from None
     axes = layer.axes(module, old, new)
-    refuse_unknown(path, module, axes)
+    own = [name for name in refuse_unknown(path, module, axes) if name != "num_batches_tracked"]
     note = layer.note(module, old, new)
-    return _Plan(path, module, layer, old, new, axes, [note] if note else [])
+    notes = [f"{path}: {kind} has {', '.join(own)} of its own, and keeps it"] if own else []
+    return _Plan(path, module, layer, old, new, axes, [note, *notes] if note else notes)
 
 
 def _stale(tree: Tree, plan: _Plan) -> list[str]:
@@ -261,7 +262,8 @@ def _beginning(plan: _Plan, mine: dict[str, torch.Tensor], fill: Fill) -> dict[s
     grows = any(prod(axis.new) > prod(axis.old) for name in mine for axis in plan.axes[name] if not axis.reads)
     buffers = [name for name, tensor in mine.items() if not isinstance(tensor, nn.Parameter)]
     if grows and (fill == "init" or buffers):
-        every = {name: torch.zeros_like(buffer) for name, buffer in plan.module.named_buffers()}
+        own = (*plan.module.named_parameters(), *plan.module.named_buffers())
+        every = {name: torch.zeros_like(tensor) for name, tensor in own if name not in plan.axes}
         every |= {name: _zeros(plan, name, tensor) for name, tensor in _tensors(plan).items()} | begin
         with torch.no_grad():
             plan.layer.initialise(scratch(plan.module, every, plan.layer.attributes(plan.module, plan.new)))
