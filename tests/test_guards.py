@@ -134,9 +134,14 @@ def test_a_parametrization_that_fits_may_take_the_place_of_another():
 
 
 def test_what_attention_reads_is_told():
+    class Masked(nn.Linear):
+        def forward(self, x):
+            return super().forward(x * 0)
+
     attention = nn.MultiheadAttention(4, 2)
     with pytest.warns(ModsurgWarning, match='"out_proj" is never called: MultiheadAttention reads its bias, weight'):
-        replace(attention, "out_proj", lambda old: nn.Linear(4, 4))
+        replace(attention, "out_proj", lambda old: Masked(4, 4))
+    assert replace(attention, "out_proj", lambda old: Masked(4, 4)).warnings == ()  # no other forward than before
     with pytest.raises(EditError, match='"out_proj": MultiheadAttention reads bias, weight of it, which Held does not'):
         wrap(attention, "out_proj", Held)
 
@@ -292,7 +297,7 @@ def test_a_module_that_forgot_its_super_is_told_so():
 def test_the_root_has_no_place():
     for verb in (replace, wrap, insert_after):
         with pytest.raises(EditError, match="the root Linear has no place in a tree; assign your variable instead"):
-            verb(nn.Linear(2, 2), "", nn.ReLU())
+            verb(nn.Linear(2, 2), "", nn.ReLU)
     with edit(nn.Sequential(nn.Sequential(nn.ReLU()))) as e:
         e.remove(nn.Sequential)
     assert [change.paths for change in e.report.changes] == [("0",)]

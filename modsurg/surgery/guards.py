@@ -168,7 +168,11 @@ def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:
         parent = step.tree.parent(path)
         if not isinstance(parent, _CALLERS):
             attributes, called = _uses(step, parent, last(path))
-            if attributes and not called:
+            if (
+                attributes
+                and not called
+                and not _same_forward(step.tree.modules[path], parent.get_submodule(last(path)))
+            ):
                 step.warnings.append(
                     f'"{path}" is never called: {type(parent).__name__} reads its {", ".join(sorted(attributes))}, '
                     "so that the new module's own forward does not run."
@@ -180,6 +184,10 @@ def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:
                 f'"{turned_off[0]}": the fast path of this nn.{kind} (eval mode, no gradients) would read '
                 "the weights and not call the new module; it is turned off."
             )
+
+
+def _same_forward(old: nn.Module, new: nn.Module) -> bool:
+    return type(new).forward is type(old).forward and "forward" not in vars(new)
 
 
 def _turn_off_fast_path(step: Step, layer: nn.Module) -> bool:
