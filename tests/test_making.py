@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from modsurg import replace
+from modsurg import replace, wrap
 from modsurg.errors import EditError
 
 
@@ -57,6 +57,11 @@ def test_what_makes_no_module():
         replace(model, "1", lambda old: 5)
     with pytest.raises(EditError, match="makes no module; give a module"):
         replace(model, "1", 5)
+    for wrapper in (nn.Sequential(), nn.ReLU(), 5):
+        with pytest.raises(
+            EditError, match=r"a wrapper is a class, or .* not a \w+ that is there .*nn.Sequential\(old"
+        ):
+            wrap(model, "1", wrapper)
     assert isinstance(model[1], nn.ReLU)
 
 

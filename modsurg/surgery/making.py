@@ -39,7 +39,17 @@ def maker(new: New, sites: int) -> Maker:
 
 
 def caller(function: Callable[..., object]) -> Maker:
-    """Call `function(old)` or `function(old, path)`, as it wants, and check what it returns."""
+    """Call `function(old)` or `function(old, path)`, as it wants, and check what it returns.
+
+    Raises:
+        EditError: It is no function, as a module given as a wrapper, or takes other arguments.
+    """
+    if isinstance(function, nn.Module) or not callable(function):
+        kind = type(function).__name__
+        raise EditError(
+            f"a wrapper is a class, or a function of the old module, not a {kind} that is there already; "
+            "make it around the old one: lambda old: nn.Sequential(old, new)."
+        )
     wants_path = _wants_path(function)
 
     def make(old: nn.Module, path: str) -> nn.Module | None:
