@@ -66,6 +66,14 @@ def test_count_is_asserted(net):
         select(net, nn.Linear, count=1)
     with pytest.raises(CountError, match=r'count=2, but 1 site matches in Sequential: "0"'):
         select(net, "0", count=2)
+    with pytest.raises(CountError, match="count='2', but 2 sites match"):
+        select(net, nn.Linear, count="2")
+
+
+def test_a_name_that_is_there_is_no_pattern():
+    net = nn.ModuleDict({"x[0]": nn.ReLU(), "x0": nn.ReLU(), "a*": nn.ReLU(), "re:b": nn.ReLU(), "ab": nn.ReLU()})
+    for name in net:
+        assert select(net, name).paths == (name,)
 
 
 def test_a_compiled_model_is_looked_through(net):

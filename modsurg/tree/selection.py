@@ -157,7 +157,7 @@ def resolve(tree: Tree, where: Where, count: int | None = None) -> Selection:
         found = ", ".join(f'"{paths[0]}"' for paths in list(matched.values())[:5])
         more = ", ..." if len(matched) > 5 else ""
         number = counted(len(matched), "site matches", "sites match")
-        raise CountError(f"count={count}, but {number} in {type(tree.root).__name__}: {found}{more}.")
+        raise CountError(f"count={count!r}, but {number} in {type(tree.root).__name__}: {found}{more}.")
     order = {key: number for number, key in enumerate(tree.paths)} if len(matched) > 1 else {}
     sites = (
         Site(tree.modules[paths[0]], tuple(tree.paths[key]), tuple(paths), order.get(key, 0))
@@ -208,7 +208,7 @@ def _check_predicate(where: Callable[..., object]) -> None:
 
 
 def _match_name(tree: Tree, where: str) -> dict[int, list[str]]:
-    if not is_exact(where):
+    if not is_exact(where) and where not in tree.modules:
         test = matcher(where)
         return _collect((path, module) for path, module in tree.modules.items() if test(path))
     path = exact_path(tree, where)
