@@ -135,6 +135,11 @@ def test_texts_that_are_no_recipes(text, message):
         Recipe.from_json(text)
 
 
+def test_a_text_is_read_before_it_is_replayed():
+    with pytest.raises(RecipeError, match=r"is a str, not a Recipe; .* Recipe\.from_json\(text\)"):
+        replay(net(), Recipe().to_json())
+
+
 @pytest.mark.parametrize(
     ("edits", "message"),
     [

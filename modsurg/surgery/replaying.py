@@ -44,7 +44,7 @@ def replay(
         example: Run on meta before the edit is committed.
 
     Raises:
-        RecipeError: The model has not the paths or the classes that the recipe met.
+        RecipeError: It is no recipe, or the model has not the paths or the classes that it met.
         TrustError: A new module is of a class that is not trusted; the message lists them.
 
     Example:
@@ -56,6 +56,9 @@ def replay(
         >>> print(replay(other, Recipe.from_json(text)))
         ~ 1  ReLU -> GELU(approximate='none')
     """
+    if not isinstance(recipe, Recipe):
+        kind = type(recipe).__name__
+        raise RecipeError(f"the recipe is a {kind}, not a Recipe; a text is read first: Recipe.from_json(text).")
     edit = Edit(model, optimizer, scheduler, example)
     with edit:
         for record in recipe.edits:
