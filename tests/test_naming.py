@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 
 from modsurg import add, rename
@@ -70,7 +71,7 @@ def test_add_beside_a_sibling():
     add(model, "middle", nn.Identity(), after="first")
     add(model, "start", nn.Identity(), before="first")
     assert [name for name, _ in model.named_children()] == ["start", "first", "middle", "second"]
-    with pytest.raises(NoMatchError, match='no child "third" in "" .Net.; its children: start, first'):
+    with pytest.raises(NoMatchError, match='no child "third" in Net; its children: start, first'):
         add(model, "x", nn.Identity(), before="third")
     with pytest.raises(EditError, match="before= or after=, not both"):
         add(model, "x", nn.Identity(), before="first", after="first")
@@ -113,6 +114,13 @@ def test_rename_warns_where_the_code_speaks_of_the_name():
     model = Net()
     with pytest.warns(ModsurgWarning, match='"first": Net speaks of self.first in its own code'):
         rename(model, "first", "input")
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    with pytest.warns(ModsurgWarning, match=r'"0": Sequential speaks of self\.0 in its own code'):
+        rename(traced, "0", "input")
+
+
+def test_a_name_that_stays_changes_nothing():
+    assert str(rename(Net(), "first", "first")) == "nothing changed"
 
 
 @pytest.mark.parametrize("name", ["", "a.b", 3])

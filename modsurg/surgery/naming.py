@@ -91,19 +91,22 @@ def sibling(parent: nn.Module, path: str, before: str | None, after: str | None)
         return None
     if name not in parent._modules:
         children = ", ".join(parent._modules) or "none"
-        raise NoMatchError(f'no child "{name}" in "{path}" ({type(parent).__name__}); its children: {children}.')
+        owner = f'"{path}" ({type(parent).__name__})' if path else type(parent).__name__
+        raise NoMatchError(f'no child "{name}" in {owner}; its children: {children}.')
     if is_container(parent) and numbered(parent):
         raise EditError("a numbered container keeps its order by number: use insert_before or insert_after.")
     return name, after is not None
 
 
 def called_by_name(parent: nn.Module, name: str) -> bool:
-    """Whether the parent's own code speaks of the child by its name, as `self.name`."""
+    """Whether the parent's own code speaks of the child by its name, as `self.name` or `getattr(self, "name")`."""
     for kind in type(parent).__mro__:
         if kind.__module__.startswith("torch.nn.modules"):
             return reads(parent, name) != (set(), False)
         for method in vars(kind).values():
             code = getattr(method, "__code__", None)
-            if code is not None and method.__name__ != "__init__" and name in code.co_names:
+            if code is None or method.__name__ == "__init__":
+                continue
+            if name in code.co_names or ("getattr" in code.co_names and name in code.co_consts):
                 return True
     return False

@@ -298,6 +298,8 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     above_path, _, old = paths[0].rpartition(".")
     parent = step.tree.modules[above_path]
     free_name(parent, above_path, name, keep=old)
+    if name == old:
+        return
     _refuse_fixed(step.tree, paths)
     step.children(parent, [(name if n == old else n, child) for n, child in parent._modules.items()])
     _tell_if_spoken_of(step, paths[0], f'under "{name}"')
