@@ -20,6 +20,11 @@ from modsurg.errors import ResizeError
         (nn.GroupNorm(2, 4), {"num_channels": 5}, "num_channels=5 is no multiple of num_groups=2; .* num_groups=2"),
         (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), {"out_features": 4}, "which can't be resized"),
         (nn.LSTM(2, 3), {"hidden_size": 4}, "is a LSTM, which can't be resized"),
+        (
+            type("Linear", (nn.Module,), {})(),
+            {"out_features": 4},
+            r"is a test_obstacles\.Linear, which can't be resized",
+        ),
         (nn.Sequential(nn.Linear(2, 2)), {"out_features": 4}, "is a Sequential, which can't be resized"),
         (nn.LazyLinear(3), {"out_features": 4}, r"is lazy and has no sizes yet; .* model\(batch\)"),
         (

@@ -210,6 +210,23 @@ def test_what_has_such_a_name_and_is_no_number_says_nothing():
     assert resize(model, "head", out_features=4)[0][0].notes == (note,)
 
 
+def test_a_wrapper_that_passes_on_what_it_has_not_is_not_named():
+    class Wrapper(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+
+        def __getattr__(self, name):
+            return super().__getattr__(name) if name == "base" else getattr(self.base, name)
+
+    base = nn.ModuleDict({"head": nn.Linear(4, 2)})
+    base.num_classes = 2
+    report = resize(Wrapper(base), "base.head", out_features=4)[0][0]
+    assert report.notes == (
+        'the model may go by its num_classes, which still says 2: model.get_submodule("base").num_classes = 4',
+    )
+
+
 def test_ties_that_cannot_follow_are_refused():
     model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Conv1d(3, 3, 1)})
     model["b"].weight = model["a"].weight

@@ -175,8 +175,10 @@ def _plan(path: str, module: nn.Module, asked: Mapping[str, object]) -> _Plan:
     layer = layer_of(module)
     kind = type(module).__name__
     if layer is None:
+        like = any(kind == known.__name__ for each in _LAYERS for known in each.classes)  # quantised, of a library
+        full = f"{type(module).__module__}.{kind}" if like else kind
         raise ResizeError(
-            f'"{path}" is a {kind}, which can\'t be resized; Linear, Bilinear, convolutions, embeddings, norms, PReLU '
+            f'"{path}" is a {full}, which can\'t be resized; Linear, Bilinear, convolutions, embeddings, norms, PReLU '
             f'and MultiheadAttention can: replace(model, "{path}", ...) puts a new one there.'
         )
     refuse_rewritten(path, module)
@@ -206,12 +208,18 @@ def _stale(tree: Tree, plan: _Plan) -> list[str]:
         old, new = plan.old.get(size), plan.new.get(size)
         if old == new or (attribute == "num_labels" and not hasattr(tree.root, attribute)):
             continue
-        found = {f"{name}.{attribute}": getattr(owner, attribute, None) for name, owner in owners.items()}
+        found = {f"{name}.{attribute}": _own(owner, attribute) for name, owner in owners.items()}
         places = [place for place, number in found.items() if isinstance(number, Integral) and number == old]
         if places:
             line = " = ".join((*places, str(new)))
             notes.append(f"the model may go by its {attribute}, which still says {old}: {line}")
     return notes
+
+
+def _own(owner: object, name: str) -> object:
+    """An attribute, but for one of another module, to which a wrapper passes on what it does not have."""
+    passed_on = isinstance(owner, nn.Module) and name not in vars(owner) and not hasattr(type(owner), name)
+    return None if passed_on else getattr(owner, name, None)
 
 
 def _holders(tree: Tree) -> dict[int, list[tuple[nn.Module, str]]]:
