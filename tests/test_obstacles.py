@@ -59,6 +59,30 @@ def test_layers_with_tensors_of_their_own_are_refused():
         resize(nn.Linear(2, 2), out_features=3, fill="ones")
 
 
+def test_a_view_that_can_not_follow_is_refused():
+    model = nn.ModuleDict({"encoder": nn.Linear(6, 3), "decoder": nn.Linear(3, 6)})
+    model["decoder"].weight = nn.Parameter(model["encoder"].weight.t())
+    with pytest.raises(
+        ResizeError, match='"decoder.weight" lies in the memory of "encoder.weight" and can\'t follow it'
+    ):
+        resize(model, "encoder", out_features=4)
+    assert model["encoder"].weight.shape == (3, 6)
+    t = model.get_submodule("decoder").weight
+    t.data = t.data.clone()
+    resize(model, "encoder", out_features=4)
+    assert model["encoder"].weight.shape == (4, 6)
+
+
+def test_parameters_side_by_side_in_one_memory_are_resized():
+    model = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(2, 3)})
+    flat = torch.cat([parameter.data.flatten() for parameter in model.parameters()])
+    for parameter, part in zip(model.parameters(), flat.split([6, 3, 6, 3]), strict=True):
+        parameter.data = part.view_as(parameter)
+    other = model["b"].weight.clone()
+    resize(model, "a", out_features=5)
+    assert torch.equal(model["b"].weight, other)
+
+
 def test_a_tensor_that_no_changing_size_is_in_stays():
     class Scaled(nn.Embedding):
         def __init__(self):

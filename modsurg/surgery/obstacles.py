@@ -1,12 +1,15 @@
 """What stands in the way of changing a layer's tensors in place."""
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from modsurg.errors import ResizeError
 from modsurg.surgery.overlap import Axes, old_shape
+from modsurg.tree.walk import Tree
 
 
 def refuse_rewritten(path: str, module: nn.Module) -> None:
@@ -16,7 +19,7 @@ def refuse_rewritten(path: str, module: nn.Module) -> None:
         ResizeError: It is parametrized, weight-normed, pruned or lazy.
     """
     here, utils = f'model.get_submodule("{path}")', "torch.nn.utils"
-    if any(torch.nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
+    if any(is_lazy(t) for t in (*module.parameters(), *module.buffers())):
         raise ResizeError(f'"{path}" is lazy and has no sizes yet; run a batch through it first: model(batch).')
     for inner, owner in module.named_modules():
         spot = f'model.get_submodule("{path}.{inner}")' if inner else here
@@ -61,3 +64,44 @@ def refuse_unknown(path: str, module: nn.Module, axes: dict[str, Axes]) -> list[
             what = type(tensor.data).__name__ if type(tensor.data) is not torch.Tensor else tensor.dtype
             raise ResizeError(f'"{path}" ({kind}): its {name} is a {what}, not a plain floating-point tensor.')
     return staying
+
+
+def refuse_shared_memory(tree: Tree, changing: Mapping[str, torch.Tensor]) -> None:
+    """Refuse to give a tensor other memory that another one of the model lies in too, as a view of it does.
+
+    Args:
+        tree: The model.
+        changing: The tensors that are about to change, by name.
+
+    Raises:
+        ResizeError: Such a tensor; the message has the line that gives it memory of its own.
+    """
+    known: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for mine, other in changing.items():
+        if _has_memory(other):
+            known.setdefault(other.untyped_storage().data_ptr(), []).append((mine, other))
+    for path, module in tree.modules.items() if known else ():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None or not _has_memory(tensor):
+                continue
+            for mine, other in known.get(tensor.untyped_storage().data_ptr(), ()):
+                if tensor is not other and _overlap(tensor, other):
+                    raise ResizeError(
+                        f'"{path}.{name}" lies in the memory of "{mine}" and can\'t follow it; give it its own first: '
+                        f't = model.get_submodule("{path}").{name}; t.data = t.data.clone().'
+                    )
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    plain = not is_lazy(tensor) and type(tensor.data) is torch.Tensor and tensor.layout is torch.strided
+    return plain and not tensor.is_meta and tensor.numel() > 0
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    (first, last), (start, end) = _span(one), _span(other)
+    return first < end and start < last
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()

@@ -15,7 +15,7 @@ from modsurg.surgery.attention import Attention
 from modsurg.surgery.convolutions import Convolutions
 from modsurg.surgery.journal import Journal, set_data
 from modsurg.surgery.layers import TABLES, TRANSFORMERS_LINEAR, Layer, Sizes
-from modsurg.surgery.obstacles import refuse_rewritten, refuse_unknown
+from modsurg.surgery.obstacles import refuse_rewritten, refuse_shared_memory, refuse_unknown
 from modsurg.surgery.overlap import Axes, Reshaped, like, new_shape, resized, silence_new_inputs
 from modsurg.surgery.probing import difference, precise, scratch
 from modsurg.tree.walk import Tree
@@ -101,6 +101,9 @@ def resize_modules(
     if fill not in ("init", "zeros"):
         raise ResizeError(f'fill={fill!r} is neither "init" (the layer\'s own way to begin) nor "zeros".')
     plans = _plans(tree, sites, sizes)
+    refuse_shared_memory(
+        tree, {f"{p.path}.{n}": t for p in plans for n, t in _tensors(p).items() if _changes(p.axes[n])}
+    )
     values: dict[int, _Value] = {}
     results = []
     for plan in plans:
