@@ -133,6 +133,17 @@ def test_dtype_layout_gradient_and_requires_grad_are_kept():
     assert layer.bias.grad.tolist() == [1, 1, 1, 1, 0]
 
 
+def test_what_is_kept_on_a_parameter_follows_it():
+    layer = nn.Linear(3, 4)
+    kept = layer.bias.main_grad = torch.ones(4)
+    layer.bias.step = torch.tensor(3)
+    _, journal = resize(layer, out_features=5)
+    assert layer.bias.main_grad.tolist() == [1, 1, 1, 1, 0]
+    assert layer.bias.step == 3
+    journal.rollback()
+    assert layer.bias.main_grad is kept
+
+
 def test_backward_works_while_an_older_graph_is_alive():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     loss = model(torch.randn(2, 3)).sum()

@@ -325,6 +325,10 @@ def _result(plan: _Plan, mine: list[_Value], values: dict[int, _Value]) -> Resiz
 
 def _write(value: _Value, journal: Journal) -> None:
     tensor, grad = value.tensor, value.tensor.grad
+    for name, kept in list(vars(tensor).items()):  # an optimizer's Hessian, a trainer's own sum of gradients
+        if isinstance(kept, torch.Tensor) and kept.shape == tensor.shape:
+            journal.keep_attr(tensor, name)
+            setattr(tensor, name, resized(kept, value.axes))
     journal.keep_tensor(tensor)
     tensor.grad = None
     set_data(tensor, value.new)
