@@ -221,6 +221,21 @@ def test_what_has_such_a_name_and_is_no_number_says_nothing():
     assert resize(model, "head", out_features=4)[0][0].notes == (note,)
 
 
+def test_a_property_that_raises_is_not_asked_for_a_size():
+    class Task(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+
+        @property
+        def num_classes(self):
+            raise RuntimeError("no trainer is attached")
+
+        config = num_labels = num_classes
+
+    assert resize(Task(), "head", out_features=4)[0][0].notes == ()
+
+
 def test_a_wrapper_that_passes_on_what_it_has_not_is_not_named():
     class Wrapper(nn.Module):
         def __init__(self, base):

@@ -7,7 +7,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from modsurg.errors import ContainerError
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.reading import numbers, picks
+from modsurg.surgery.reading import attribute, numbers, picks
 from modsurg.surgery.steps import Step, last
 from modsurg.tree.walk import Tree, walk
 
@@ -145,7 +145,7 @@ def outdated(tree: Tree, journal: Journal) -> list[str]:
         old, new = len(journal.dicts[id(module._modules)][1]), len(module._modules)
         if path and old != new and is_container(module):
             for place, owner in _owners(tree, path, module).items():
-                said = {name: _read(owner, name) for name in _COUNTS}
+                said = {name: attribute(owner, name) for name in _COUNTS}
                 name = next((name for name, value in said.items() if type(value) is int and value == old), None)
                 if name:
                     notes.append(f"the model may go by its {name}, which still says {old}: {place}.{name} = {new}")
@@ -158,17 +158,10 @@ def _owners(tree: Tree, path: str, container: nn.Module) -> dict[str, object]:
     place = f'model.get_submodule("{above}")' if above else "model"
     owners: dict[str, object] = {place: parent}
     if isinstance(container, nn.ModuleList):
-        owners["model.config"] = _read(tree.root, "config")
-        if _read(parent, "config") is not owners["model.config"]:
-            owners[f"{place}.config"] = _read(parent, "config")
+        owners["model.config"] = attribute(tree.root, "config")
+        if attribute(parent, "config") is not owners["model.config"]:
+            owners[f"{place}.config"] = attribute(parent, "config")
     return owners
-
-
-def _read(owner: object, name: str) -> object:
-    try:
-        return getattr(owner, name, None)
-    except Exception:  # a property or a configuration of the user's own may raise anything
-        return None
 
 
 def _put(step: Step, container: nn.Module, entries: list[tuple[str, nn.Module | None]]) -> None:

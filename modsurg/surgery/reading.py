@@ -73,6 +73,14 @@ def numbers(parent: nn.Module, name: str | None) -> set[int]:
     return found
 
 
+def attribute(owner: object, name: str) -> object:
+    """An attribute; None where there is none, or where asking for it raises."""
+    try:
+        return getattr(owner, name, None)
+    except Exception:  # a property or a configuration of the user's own may raise anything
+        return None
+
+
 def _forward_functions(kind: type[nn.Module]) -> list[FunctionType]:
     """Forward, and every method of the class that is named in it or in one of those."""
     waiting, functions = ["forward"], {}

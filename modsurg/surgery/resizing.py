@@ -18,6 +18,7 @@ from modsurg.surgery.layers import TABLES, TRANSFORMERS_LINEAR, Layer, Sizes
 from modsurg.surgery.obstacles import refuse_rewritten, refuse_shared_memory, refuse_unknown
 from modsurg.surgery.overlap import Axes, Reshaped, like, new_shape, resized, silence_new_inputs
 from modsurg.surgery.probing import difference, precise, scratch
+from modsurg.surgery.reading import attribute
 from modsurg.tree.walk import Tree
 
 Fill = Literal["init", "zeros"]
@@ -204,25 +205,25 @@ def _plan(path: str, module: nn.Module, asked: Mapping[str, object]) -> _Plan:
 def _stale(tree: Tree, plan: _Plan) -> list[str]:
     """Numbers beside the layer by which a model computes its loss or checks its input, and which say the old size."""
     above = [plan.path[:at] for at, letter in enumerate(plan.path) if letter == "."]
-    owners = {"model.config": getattr(tree.root, "config", None), "model": tree.root}
+    owners = {"model.config": attribute(tree.root, "config"), "model": tree.root}
     owners |= {f'model.get_submodule("{path}")': tree.modules[path] for path in above}
     notes = []
-    for size, attribute in _SPOKEN_OF:
+    for size, spoken in _SPOKEN_OF:
         old, new = plan.old.get(size), plan.new.get(size)
-        if old == new or (attribute == "num_labels" and not hasattr(tree.root, attribute)):
+        if old == new or (spoken == "num_labels" and attribute(tree.root, spoken) is None):
             continue
-        found = {f"{name}.{attribute}": _own(owner, attribute) for name, owner in owners.items()}
+        found = {f"{name}.{spoken}": _own(owner, spoken) for name, owner in owners.items()}
         places = [place for place, number in found.items() if isinstance(number, Integral) and number == old]
         if places:
             line = " = ".join((*places, str(new)))
-            notes.append(f"the model may go by its {attribute}, which still says {old}: {line}")
+            notes.append(f"the model may go by its {spoken}, which still says {old}: {line}")
     return notes
 
 
 def _own(owner: object, name: str) -> object:
     """An attribute, but for one of another module, to which a wrapper passes on what it does not have."""
     passed_on = isinstance(owner, nn.Module) and name not in vars(owner) and not hasattr(type(owner), name)
-    return None if passed_on else getattr(owner, name, None)
+    return None if passed_on else attribute(owner, name)
 
 
 def _holders(tree: Tree) -> dict[int, list[tuple[nn.Module, str]]]:
