@@ -168,6 +168,14 @@ def test_a_parametrization_that_is_lost_is_told():
         replace(model, "0", nn.Linear(2, 2))
 
 
+def test_state_dict_hooks_that_are_lost_are_told():
+    model = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    model[0].register_state_dict_post_hook(lambda *arguments: None)
+    with pytest.warns(ModsurgWarning, match='"0": the new Linear does not have its state_dict hooks'):
+        replace(model, "0", nn.Linear(2, 2))
+    assert replace(model, "1", nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))).warnings == ()
+
+
 def test_a_forward_that_was_set_by_hand_is_told():
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].forward = lambda x: x

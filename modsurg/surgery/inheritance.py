@@ -218,7 +218,7 @@ def _report_left_behind(step: Step, old: nn.Module, new: nn.Module, path: str) -
     for hook in old._forward_pre_hooks.values():
         if belongs_to(hook, old) and not isinstance(hook, MethodType) and not _has_like(new, hook):
             left.append(f"{type(hook).__name__} (a hook of {type(hook).__module__})")
-    if any(old.__dict__.get(name) for name in _STATE_HOOKS) and type(new) is not type(old):
+    if any(old.__dict__.get(name) and not new.__dict__.get(name) for name in _STATE_HOOKS):
         left.append("its state_dict hooks")
     if left:
         step.warnings.append(f'"{path}": the new {type(new).__name__} does not have {", ".join(left)}.')
