@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import add, rename
+from modsurg import add, remove, rename
 from modsurg.errors import ContainerError, EditError, ModsurgWarning, NameTakenError, NoMatchError
 
 
@@ -117,6 +117,17 @@ def test_rename_warns_where_the_code_speaks_of_the_name():
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     with pytest.warns(ModsurgWarning, match=r'"0": Sequential speaks of self\.0 in its own code'):
         rename(traced, "0", "input")
+
+
+@pytest.mark.parametrize("kept", [{"first": "out"}, ["first", "second"], "first"])
+def test_rename_warns_where_the_parent_lists_the_name(kept):
+    model = nn.ModuleDict({"first": nn.ReLU(), "second": nn.ReLU()})
+    model.wanted = kept
+    with pytest.warns(ModsurgWarning, match='"first": ModuleDict has the name "first" in its wanted, .* under "input"'):
+        rename(model, "first", "input")
+    model.wanted = {"input"}
+    with pytest.warns(ModsurgWarning, match='"input": ModuleDict has the name "input" in its wanted, .* any more'):
+        remove(model, "input", delete=True)
 
 
 def test_a_name_that_stays_changes_nothing():

@@ -98,6 +98,15 @@ def sibling(parent: nn.Module, path: str, before: str | None, after: str | None)
     return name, after is not None
 
 
+def listed_in(parent: nn.Module, name: str) -> str | None:
+    """The attribute of the parent in which the child's name stands as a text: a key, an element or the whole."""
+    for attribute, value in vars(parent).items():
+        texts = value if isinstance(value, dict | list | tuple | set | frozenset) else (value,)
+        if not attribute.startswith("_") and any(type(text) is str and text == name for text in texts):
+            return attribute
+    return None
+
+
 def called_by_name(parent: nn.Module, name: str) -> bool:
     """Whether the parent's own code speaks of the child by its name, as `self.name` or `getattr(self, "name")`."""
     for kind in type(parent).__mro__:

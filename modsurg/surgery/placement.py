@@ -19,7 +19,7 @@ from modsurg.surgery.guards import (
 )
 from modsurg.surgery.inheritance import settle, take_place
 from modsurg.surgery.making import Maker, accepts
-from modsurg.surgery.naming import called_by_name, free_name, parent_of, sibling
+from modsurg.surgery.naming import called_by_name, free_name, listed_in, parent_of, sibling
 from modsurg.surgery.steps import Change, Step, last
 from modsurg.tree.selection import Selection, Site
 from modsurg.tree.walk import Tree
@@ -247,6 +247,10 @@ def _tell_if_spoken_of(step: Step, path: str, how: str) -> None:
     if called_by_name(parent, name):
         step.warnings.append(
             f'"{path}": {type(parent).__name__} speaks of self.{name} in its own code, which will not find it {how}.'
+        )
+    elif attribute := listed_in(parent, name):
+        step.warnings.append(
+            f'"{path}": {type(parent).__name__} has the name "{name}" in its {attribute}, and will not find it {how}.'
         )
 
 
