@@ -234,6 +234,14 @@ def test_the_number_by_which_a_model_goes_is_told():
     assert not any("num_layers" in note for note in report.notes), "it said 2, and there were three"
 
 
+@pytest.mark.parametrize("name", ["n_layers", "depth", "num_blocks"])
+def test_other_names_of_that_number(name):
+    model = nn.Module()
+    model.blocks = nn.ModuleList(linears(3))
+    setattr(model, name, 3)
+    assert f"the model may go by its {name}, which still says 3: model.{name} = 2" in remove(model, "blocks.1").notes
+
+
 def test_a_configuration_is_told_once():
     model = nn.Module()
     model.config = types.SimpleNamespace(num_hidden_layers=2, n_layer=2)

@@ -11,7 +11,7 @@ from modsurg.surgery.reading import attribute, numbers, picks
 from modsurg.surgery.steps import Step, last
 from modsurg.tree.walk import Tree, walk
 
-_COUNTS = ("num_layers", "num_hidden_layers", "n_layer")  # as torch and transformers call it
+_COUNTS = ("num_layers", "num_hidden_layers", "n_layer", "n_layers", "depth", "num_blocks")  # as libraries call it
 Entry = tuple[str | None, nn.Module | None]
 
 
