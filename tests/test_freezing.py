@@ -214,6 +214,19 @@ def test_rollback_is_exact():
     assert not any(p.requires_grad for p in model[0].parameters())
 
 
+@pytest.mark.parametrize("verb", [freeze, unfreeze])
+def test_what_was_moved_and_trained_since_stays_so(verb):
+    model = nn.Sequential(nn.Linear(2, 2))
+    model(torch.ones(1, 2)).sum().backward()
+    _, journal = verb(model.requires_grad_(verb is freeze), "0")
+    model.double()[0].weight.data.fill_(3.0)
+    journal.rollback()
+    assert model[0].weight.dtype == torch.float64
+    assert torch.equal(model[0].weight, torch.full((2, 2), 3.0, dtype=torch.float64))
+    assert model[0].weight.requires_grad is (verb is freeze)
+    assert model[0].weight.grad.dtype == torch.float64
+
+
 @pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_spectral_norm_does_not_drift(norm):
     torch.manual_seed(0)

@@ -345,6 +345,17 @@ def test_rollback_is_exact():
     assert (model["wte"].num_embeddings, model["lm_head"].out_features) == (5, 5)
 
 
+def test_rollback_leaves_the_layer_where_it_was_moved_since():
+    layer = nn.Linear(2, 3)
+    layer(torch.ones(1, 2)).sum().backward()
+    before = layer.weight.detach().clone()
+    _, journal = resize(layer, out_features=4)
+    layer.double()
+    journal.rollback()
+    assert torch.equal(layer.weight, before.double())
+    assert layer.weight.grad.dtype == torch.float64
+
+
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4), st.booleans())
 @settings(deadline=None, max_examples=50)
 def test_any_sequence_keeps_the_smallest_part(steps, conv):

@@ -98,15 +98,15 @@ def test_a_fault_after_any_verb_brings_everything_back(stop):
 def test_a_fault_at_every_single_mutation_brings_everything_back(monkeypatch):
     from modsurg.surgery.journal import Journal
 
-    names = ("keep_dict", "keep_list", "keep_tensor", "keep_attr", "on_undo", "absorb")
+    names = ("keep_dict", "keep_list", "keep_tensor", "keep_flags", "keep_attr", "on_undo", "absorb")
     calls, limit = [0], [0]
 
     def counted(name):
         original = getattr(Journal, name)
 
-        def method(self, *args):
+        def method(self, *args, **options):
             calls[0] += 1
-            original(self, *args)
+            original(self, *args, **options)
             if calls[0] == limit[0]:
                 raise Fault
 

@@ -44,7 +44,7 @@ def freeze_modules(tree: Tree, modules: Iterable[nn.Module], journal: Journal) -
     }
     holding = [module for module in inside.values() if has_statistics(module) and held(module) is None]
     for parameter in parameters.values():
-        journal.keep_tensor(parameter)
+        journal.keep_flags(parameter)
         parameter.requires_grad = False
         parameter.grad = None
     for module in holding:
@@ -66,7 +66,7 @@ def unfreeze_modules(tree: Tree, modules: Iterable[nn.Module], journal: Journal)
     }
     holding = [module for module in inside.values() if held(module) is not None]
     for parameter in parameters.values():
-        journal.keep_tensor(parameter)
+        journal.keep_flags(parameter)
         parameter.requires_grad = True
     for module in holding:
         _keep_mode(module, journal)

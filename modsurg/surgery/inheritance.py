@@ -114,7 +114,7 @@ def _move(step: Step, modules: list[nn.Module], home: torch.Tensor, path: str) -
                     step.journal.keep_dict(slots)
                     slots[name] = moved.setdefault(id(tensor), _on_meta(tensor, dtype))
                 elif id(tensor) not in moved:
-                    step.journal.keep_tensor(tensor)
+                    step.journal.keep_tensor(tensor, moving=True)
                     tensor.data = tensor.data.to(home.device, dtype)
                     tensor.grad = None
                     moved[id(tensor)] = tensor

@@ -48,12 +48,24 @@ class Journal:
             elements = list(values)
             self._undo.append(lambda: values.__setitem__(slice(None), elements))
 
-    def keep_tensor(self, tensor: torch.Tensor) -> None:
-        """Keep which memory the tensor has (not a copy of it), its gradient and requires_grad."""
+    def keep_tensor(self, tensor: torch.Tensor, *, moving: bool = False) -> None:
+        """Keep which memory the tensor has (not a copy of it), its gradient and requires_grad.
+
+        Args:
+            tensor: About to get other memory.
+            moving: It also gets another dtype or device. Else it stays where the user has moved it since.
+        """
         if id(tensor) not in self.tensors:
             self.tensors[id(tensor)] = tensor
             data, grad, requires_grad = None if is_lazy(tensor) else tensor.data, tensor.grad, tensor.requires_grad
-            self._undo.append(lambda: _restore_tensor(tensor, data, grad, requires_grad))
+            self._undo.append(lambda: _restore_tensor(tensor, data, grad, requires_grad, moving))
+
+    def keep_flags(self, tensor: torch.Tensor) -> None:
+        """Keep the gradient and requires_grad of a tensor that does not get other memory."""
+        if id(tensor) not in self.tensors:
+            self.tensors[id(tensor)] = tensor
+            grad, requires_grad = tensor.grad, tensor.requires_grad
+            self._undo.append(lambda: _restore_tensor(tensor, None, grad, requires_grad, moving=False))
 
     def keep_attr(self, owner: object, name: str) -> None:
         """Keep one attribute of the object's own `__dict__`, or that it was not there."""
@@ -106,8 +118,10 @@ def _refill(mapping: Mapping, items: list[tuple[Any, Any]]) -> None:
 
 
 def _restore_tensor(
-    tensor: torch.Tensor, data: torch.Tensor | None, grad: torch.Tensor | None, requires_grad: bool
+    tensor: torch.Tensor, data: torch.Tensor | None, grad: torch.Tensor | None, requires_grad: bool, moving: bool
 ) -> None:
+    if not moving:
+        data, grad = (each if each is None else each.to(tensor.device, tensor.dtype) for each in (data, grad))
     tensor.grad = None
     if data is not None and tensor.shape == data.shape:
         tensor.data = data
