@@ -143,6 +143,21 @@ def test_undo_brings_everything_back():
         e.report.undo()
 
 
+def test_what_comes_back_goes_where_the_model_has_been_moved():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2, dtype=torch.float16))
+    with edit(model) as e:
+        e.replace("2", nn.Linear(2, 3))
+        e.remove("1")
+    model.double()
+    e.report.undo()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert model[1].running_mean.dtype == torch.float64
+    report = replace(model, "0", nn.Linear(2, 2))
+    model[0].half()
+    report.undo()
+    assert model[0].weight.dtype == torch.float64, "only a part was moved, and that is gone"
+
+
 def test_undo_out_of_turn_is_refused():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     first = insert_after(model, "0", nn.Tanh())

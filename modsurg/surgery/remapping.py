@@ -4,7 +4,7 @@ What it needs is recorded when the edit is committed, and worked out when it is 
 change the answer, and an edit of 20,000 modules does not wait for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from modsurg.surgery.guards import above
 from modsurg.surgery.journal import Journal
 from modsurg.tree.walk import Tree, walk
 
@@ -50,6 +51,15 @@ class Remapping:
         self._positions = positions
         self._inside = self._new_holders()
         self._names: dict[str, str | None] | None = None
+        self._witness = next(((p, p.device, p.dtype) for p in self._staying()), None)
+
+    def moved_since(self) -> dict[str, Any]:
+        """The device and dtype that the user has given to the model since the edit, as `Module.to` takes them."""
+        if self._witness is None:
+            return {}
+        weight, device, dtype = self._witness
+        now = {"device": (device, weight.device), "dtype": (dtype, weight.dtype)}
+        return {name: new for name, (old, new) in now.items() if new != old}
 
     def apply(self, state: Mapping[str, Value], *, inverse: bool) -> dict[str, Value]:
         """Rename the keys of a model's state_dict, or the positions of an optimizer's."""
@@ -82,6 +92,16 @@ class Remapping:
     def _differs(self, tensor: torch.Tensor) -> bool:
         (shape, trains), (left, trained) = _form(tensor), self._tensors[id(tensor)]
         return shape != left or (trains != trained and _latest.get(id(tensor)) not in (None, self))
+
+    def _staying(self) -> Iterator[nn.Parameter]:
+        """Floating parameters of modules that the edit left where they were."""
+        left = {id(child) for before, _ in self._touched.values() for _, child in before}
+        left -= {id(child) for _, after in self._touched.values() for _, child in after}
+        modules = self._before.modules
+        for path, module in modules.items():
+            own = [p for p in module._parameters.values() if p is not None and not is_lazy(p) and p.is_floating_point()]
+            if own and left.isdisjoint(map(id, (module, *(modules[owner] for owner in above(path) if path)))):
+                yield from own
 
     def _new_holders(self) -> dict[int, list[tuple[str, nn.Module]]]:
         """New modules with children of their own, and what of the old tree stands inside them."""

@@ -60,7 +60,8 @@ class Report:
     def undo(self) -> None:
         """Bring back the model, its optimizers and schedulers as they were before, bit for bit.
 
-        Weights that were trained since stay trained; only what the edit changed is taken back.
+        Weights that were trained since stay trained; only what the edit changed is taken back. What comes back goes
+        where the model has been moved since (`model.cuda()`, `model.half()`).
 
         Raises:
             UndoError: It was undone already, or a part that this edit touched was changed since.
@@ -70,8 +71,12 @@ class Report:
         changed = self._remapping.changed_since(self._journal) if self._remapping is not None else None
         if changed is not None:
             raise UndoError(f"{changed} was changed since; undo the later edits first.")
+        moved = self._remapping.moved_since() if self._remapping is not None else {}
         self._journal.rollback()
         self._journal = None
+        for change in self.changes if moved else ():
+            if change.old is not None:
+                change.old.to(**moved)
 
     def remap(self, state_dict: Mapping[str, Value], *, inverse: bool = False) -> dict[str, Value]:
         """Put the keys of a checkpoint from before the edit under their new names.
