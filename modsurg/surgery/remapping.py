@@ -99,9 +99,9 @@ class Remapping:
         left -= {id(child) for _, after in self._touched.values() for _, child in after}
         modules = self._before.modules
         for path, module in modules.items():
-            own = [p for p in module._parameters.values() if p is not None and not is_lazy(p) and p.is_floating_point()]
-            if own and left.isdisjoint(map(id, (module, *(modules[owner] for owner in above(path) if path)))):
-                yield from own
+            if module._parameters and id(module) not in left and left.isdisjoint(id(modules[p]) for p in above(path)):
+                own = (p for p in module._parameters.values() if p is not None and not is_lazy(p))
+                yield from (p for p in own if p.is_floating_point())
 
     def _new_holders(self) -> dict[int, list[tuple[str, nn.Module]]]:
         """New modules with children of their own, and what of the old tree stands inside them."""
