@@ -25,7 +25,12 @@ from modsurg.errors import ResizeError
             {"out_features": 4},
             r"is a test_obstacles\.Linear, which can't be resized",
         ),
-        (nn.Sequential(nn.Linear(2, 2)), {"out_features": 4}, "is a Sequential, which can't be resized"),
+        (
+            nn.Sequential(nn.Dropout(), nn.Linear(2, 2), nn.Linear(2, 2)),
+            {"out_features": 4},
+            r'is a Sequential, which can\'t be resized; "0.1" can \(and 1 other layer in it\): resize\(model, "0.1"',
+        ),
+        (nn.Sequential(nn.Linear(2, 2)), {"out_channels": 4}, "is a Sequential, which can't be resized; Linear, Bilin"),
         (nn.LazyLinear(3), {"out_features": 4}, r"is lazy and has no sizes yet; .* model\(batch\)"),
         (
             parametrizations.weight_norm(nn.Linear(2, 2)),

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from modsurg.errors import ResizeError
+from modsurg.errors import ResizeError, counted
 from modsurg.surgery.attention import Attention
 from modsurg.surgery.convolutions import Convolutions
 from modsurg.surgery.journal import Journal, set_data
@@ -179,12 +179,7 @@ def _plan(path: str, module: nn.Module, asked: Mapping[str, object]) -> _Plan:
     layer = layer_of(module)
     kind = type(module).__name__
     if layer is None:
-        like = any(kind == known.__name__ for each in _LAYERS for known in each.classes)  # quantised, of a library
-        full = f"{type(module).__module__}.{kind}" if like else kind
-        raise ResizeError(
-            f'"{path}" is a {full}, which can\'t be resized; Linear, Bilinear, convolutions, embeddings, norms, PReLU '
-            f'and MultiheadAttention can: replace(model, "{path}", ...) puts a new one there.'
-        )
+        raise ResizeError(_no_layer(path, module, asked))
     refuse_rewritten(path, module)
     foreign = [name for name in asked if name not in layer.keywords]
     if foreign or not asked:
@@ -198,8 +193,25 @@ def _plan(path: str, module: nn.Module, asked: Mapping[str, object]) -> _Plan:
     axes = layer.axes(module, old, new)
     own = [name for name in refuse_unknown(path, module, axes) if name != "num_batches_tracked"]
     note = layer.note(module, old, new)
-    notes = [f"{path}: {kind} has {', '.join(own)} of its own, and keeps it"] if own else []
+    more = f" and {len(own) - 3} more" if own[3:] else ""
+    notes = [f"{path}: {kind} has {', '.join(own[:3])}{more} of its own, and keeps it"] if own else []
     return _Plan(path, module, layer, old, new, axes, [note, *notes] if note else notes)
+
+
+def _no_layer(path: str, module: nn.Module, asked: Mapping[str, object]) -> str:
+    kind = type(module).__name__
+    if any(kind == known.__name__ for each in _LAYERS for known in each.classes):  # quantised, of a library
+        kind = f"{type(module).__module__}.{kind}"
+    found = {name: layer_of(inner) for name, inner in module.named_modules(prefix=path) if inner is not module}
+    able = [name for name, layer in found.items() if layer is not None and asked.keys() <= set(layer.keywords)]
+    if able:
+        others = counted(len(able) - 1, "other layer", "other layers")
+        more = f" (and {others} in it)" if able[1:] else ""
+        return f'"{path}" is a {kind}, which can\'t be resized; "{able[0]}" can{more}: resize(model, "{able[0]}", ...).'
+    return (
+        f'"{path}" is a {kind}, which can\'t be resized; Linear, Bilinear, convolutions, embeddings, norms, PReLU '
+        f'and MultiheadAttention can: replace(model, "{path}", ...) puts a new one there.'
+    )
 
 
 def _stale(tree: Tree, plan: _Plan) -> list[str]:
