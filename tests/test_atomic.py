@@ -81,6 +81,10 @@ def test_places_where_nothing_can_be_written(tmp_path):
         pending(Path("/proc/a")).__enter__()
     with pytest.raises(SaveError, match=r"can't be the name of a file \(File name too long\)"):
         pending(tmp_path / ("a" * 300)).__enter__()
+    with pytest.raises(SaveError, match=r"a\\x00b' can't be the name of a file \(embedded null byte\)"):
+        pending(tmp_path / "a\0b").__enter__()
+    with pytest.raises(SaveError, match=r"can't be the name of a file \(.*surrogates not allowed\)"):
+        pending(tmp_path / "\ud800").__enter__()
 
 
 def test_a_long_name(tmp_path):

@@ -171,7 +171,7 @@ class TestWrongSets:
         index = save(tmp_path / "net.safetensors")
         (tmp_path / shard_names(3)[1]).unlink()
         with pytest.raises(
-            FormatError, match=r"names net-00002-of-00003\.safetensors, which is not there: get the whole set"
+            FormatError, match=r"names 'net-00002-of-00003\.safetensors', which is not there: get the whole set"
         ):
             load_state(net(), index)
 

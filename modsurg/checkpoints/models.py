@@ -94,7 +94,7 @@ def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Ren
         Linear(in_features=2, out_features=3, bias=True)
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
     try:
         if path.suffix in PICKLED:

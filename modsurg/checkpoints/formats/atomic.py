@@ -174,11 +174,11 @@ def in_home(path: Path) -> str:
 
 
 def _checked(path: Path) -> Path:
-    target = Path(os.path.realpath(path))
     try:
+        target = Path(os.path.realpath(path))
         exists, has_home = target.exists(), target.parent.is_dir()
-    except OSError as error:
-        raise SaveError(f"{path} can't be the name of a file ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise SaveError(f"{str(path)!r} can't be the name of a file ({getattr(error, 'strerror', error)})") from None
     if not has_home:
         raise SaveError(f"{path}: {no_directory(target.parent, path)}")
     if exists and not stat.S_ISREG(target.stat().st_mode):

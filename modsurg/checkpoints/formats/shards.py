@@ -283,6 +283,6 @@ def _inside(name: str) -> bool:
 
 def _open_shard(index: Path, name: str, open_shard: Callable[[Path], Source]) -> Source:
     path = index.parent / name
-    if not path.is_file():
-        raise FormatError(f"{index} names {name}, which is not there: get the whole set")
+    if not os.path.isfile(path):  # unlike Path.is_file it says no to a name that no file can have
+        raise FormatError(f"{index} names {name!r:.80}, which is not there: get the whole set")
     return open_shard(path)
