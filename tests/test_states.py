@@ -136,6 +136,24 @@ def test_something_that_is_no_state():
         save_state(torch.optim.SGD(net().parameters()).state_dict(), "a.pt")
 
 
+BLOCKS = [getattr(torch, name) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2") if hasattr(torch, name)]
+
+
+def test_what_is_quantised_in_blocks_keeps_its_dtype(tmp_path):
+    state = {str(dtype): torch.full((4,), 0x7F, dtype=torch.uint8).view(dtype) for dtype in BLOCKS}
+    for path in (save_state(state, tmp_path / "a.safetensors"), save_state(state, tmp_path / "a.pt")):
+        for read in (read_state(path, dtype=torch.float16), read_state(save_state(state, path, dtype=torch.float16))):
+            assert [tensor.dtype for tensor in read.values()] == BLOCKS
+            assert all(tensor.view(torch.uint8).tolist() == [0x7F] * 4 for tensor in read.values())
+    for dtype in BLOCKS:
+        place = nn.Module()
+        place.register_buffer("x", torch.zeros(4, dtype=torch.uint8).view(dtype))
+        with pytest.raises(LoadError, match=r"x  file float32, model float\w+, which loses values"):
+            load_state(place, {"x": torch.full((4,), -1.0)})
+        load_state(place, {"x": state[str(dtype)]})
+        assert place.x.view(torch.uint8).tolist() == [0x7F] * 4
+
+
 def test_a_dtype_that_loses_what_floating_tensors_hold(tmp_path):
     path = save_state(net(), tmp_path / "a.pt")
     for dtype in (torch.int8, torch.complex64):
@@ -143,6 +161,9 @@ def test_a_dtype_that_loses_what_floating_tensors_hold(tmp_path):
             save_state(net(), path, dtype=dtype)
         with pytest.raises(LoadError, match=f"dtype={dtype} would lose"):
             read_state(path, dtype=dtype)
+    for dtype in BLOCKS:
+        with pytest.raises(SaveError, match=f"dtype={dtype} would lose what floating tensors hold: take torch.float16"):
+            save_state(net(), path, dtype=dtype)
     with pytest.raises(SaveError, match="dtype='float16' is no dtype of torch: take torch.float16"):
         save_state(net(), path, dtype="float16")
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.base import Entry, Source
+from modsurg.checkpoints.formats.derived import is_general
 from modsurg.checkpoints.renaming import Only, Rename, chooser, pair, renamer
 from modsurg.checkpoints.reports import SHOWN, LoadReport, Problems, as_code
 from modsurg.checkpoints.sharing import check_sharing
@@ -272,7 +273,8 @@ def _lossy(source: Source, entry: Entry, tensor: torch.Tensor) -> str:
     names = [str(each).removeprefix("torch.") for each in (entry.dtype, dtype)]
     text = f"file {names[0]}, model {names[1]}, which loses values"
     ranks = _rank(entry.dtype), _rank(dtype)
-    if ranks[0] > ranks[1] or not _convertible(entry.dtype, dtype):
+    narrows = dtype.is_floating_point and not is_general(dtype)
+    if ranks[0] > ranks[1] or narrows or not _convertible(entry.dtype, dtype):
         return text
     if ranks == (1, 1) and not _holds(torch.iinfo(dtype), torch.iinfo(entry.dtype)):
         values = source.read(entry.name)

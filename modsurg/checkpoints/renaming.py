@@ -35,6 +35,10 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
         return lambda key: key
     if callable(rename):
         return _checked(rename)
+    if not isinstance(rename, Mapping) or not all(
+        isinstance(text, str | None) for pair in rename.items() for text in pair
+    ):
+        raise LoadError(f'rename={rename!r:.80} has to be a dict such as {{"old": "new", "head": None}}, or a function')
     keys = list(keys)
     rules = [_fitting(old, rename[old], keys) for old in sorted(rename, key=len, reverse=True)]
 
@@ -51,6 +55,10 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
 def chooser(only: Only) -> Callable[[str], bool]:
     """A test for keys: a name, glob or `re:` for a key or for anything that holds it.
 
+    Raises:
+        LoadError: Something of another type.
+        PatternError: A regular expression that does not parse.
+
     Example:
         >>> chosen = chooser(["layer4", "fc.*"])
         >>> chosen("layer4.0.conv1.weight"), chosen("fc.bias"), chosen("layer40.weight")
@@ -60,7 +68,12 @@ def chooser(only: Only) -> Callable[[str], bool]:
         return lambda key: True
     if callable(only):
         return only
-    tests = [matcher(where) for where in ([only] if isinstance(only, str) else only)]
+    names = list(only) if isinstance(only, Iterable) and not isinstance(only, str) else [only]
+    if not all(isinstance(name, str) for name in names):
+        raise LoadError(
+            f"{only!r:.80} chooses no keys: give a name, a glob or 're:...', several of them, or a function"
+        )
+    tests = [matcher(name) for name in names]
     return lambda key: any(test(part) for part in _with_parents(key) for test in tests)
 
 
