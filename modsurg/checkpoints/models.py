@@ -96,6 +96,8 @@ def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Ren
     path = Path(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
+    if not path.is_file():
+        raise FormatError(f"{path} is no file, and a whole model is one: build the model, then load_state(model, path)")
     try:
         if path.suffix in PICKLED:
             return _registered(load_pickled(path, trust, rename))
