@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
+from modsurg.checkpoints.formats.transfer import why_not_kept
 from modsurg.errors import FormatError, SaveError
 
 Tensors = dict[str, torch.Tensor]
@@ -85,10 +85,12 @@ def _encode(value: object, name: str, tensors: Tensors) -> Any:
 
 
 def _keep(tensor: torch.Tensor, name: str, tensors: Tensors) -> str:
+    if problem := why_not_kept(tensor):
+        raise SaveError(f"{name} {problem}")
     free = name
     while free in tensors:
         free += "_"
-    tensors[free] = tensor if is_lazy(tensor) else tensor.detach()
+    tensors[free] = tensor.detach()
     return free
 
 
