@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import load_state, read_state, save_state, verify
+from modsurg import (
+    convert,
+    load_checkpoint,
+    load_model,
+    load_state,
+    read_state,
+    save_checkpoint,
+    save_model,
+    save_state,
+    verify,
+)
 from modsurg.errors import FormatError, LoadError, SaveError
 
 
@@ -134,6 +144,29 @@ def test_something_that_is_no_state():
         load_state(net(), {"weight": np.zeros(3)})
     with pytest.raises(SaveError, match="state is of type dict"):
         save_state(torch.optim.SGD(net().parameters()).state_dict(), "a.pt")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "directory"])
+def test_a_default_device_is_not_where_files_are_read(tmp_path, name):
+    """As after torch.set_default_device("cuda"): everything is read to the CPU all the same."""
+    state = {"turned": torch.randn(3, 2).T, "none": torch.empty(0, 2), "_extra_state": [torch.ones(2), torch.empty(0)]}
+    torch.save(state, tmp_path / "given.pt")
+    model, tied = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = nn.Parameter(tied[0].weight.T)
+    with torch.device("meta"):
+        convert(tmp_path / "given.pt", tmp_path / name)
+        read = read_state(tmp_path / name)
+        assert torch.equal(read["turned"], state["turned"])
+        assert read["none"].device.type == "cpu"
+        assert read["_extra_state"][0].tolist() == [1, 1]
+        assert read["_extra_state"][1].device.type == "cpu"
+        empty = nn.Sequential(nn.Linear(2, 2))
+        load_state(empty, model.state_dict())
+        load_state(tied, tied.state_dict())
+        saved = load_model(save_model(model, tmp_path / "model.safetensors"))
+        load_checkpoint(save_checkpoint(tmp_path / "run.safetensors", model=model), model=saved)
+    for each in (empty, saved):
+        assert all(map(torch.equal, each.parameters(), model.parameters()))
 
 
 BLOCKS = [getattr(torch, name) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2") if hasattr(torch, name)]

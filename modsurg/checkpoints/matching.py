@@ -288,7 +288,7 @@ def _holds(wide: torch.iinfo, narrow: torch.iinfo) -> bool:
 
 def _convertible(old: torch.dtype, new: torch.dtype) -> bool:
     try:
-        torch.zeros(1, dtype=torch.uint8).expand(old.itemsize).contiguous().view(old).to(new)
+        torch.zeros(1, dtype=torch.uint8, device="cpu").expand(old.itemsize).contiguous().view(old).to(new)
     except (RuntimeError, NotImplementedError, TypeError):
         return False
     return True

@@ -135,7 +135,7 @@ def _mapped(source: SafetensorsSource) -> Mapping[str, torch.Tensor]:
     for key in source.stored:
         entry, region = source[key], source.region(key)
         if not region.nbytes:
-            values[key] = torch.empty(entry.shape, dtype=entry.dtype)
+            values[key] = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
             continue
         pages = pages or mmap.mmap(region.fd, 0, access=mmap.ACCESS_COPY)
         count = region.nbytes // entry.dtype.itemsize

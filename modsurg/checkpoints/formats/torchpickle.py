@@ -139,7 +139,7 @@ class TorchFile:
     def read(self, stored: Stored) -> torch.Tensor:
         """A new tensor with the values and strides that were saved, on the CPU."""
         region = self.place(stored.storage)
-        values = torch.empty(stored.span // stored.dtype.itemsize, dtype=stored.dtype)
+        values = torch.empty(stored.span // stored.dtype.itemsize, dtype=stored.dtype, device="cpu")
         read_into(Region(region.fd, region.offset + stored.first, stored.span), memory(values))
         if self.swaps(stored):
             width = stored.dtype.itemsize // (2 if stored.dtype.is_complex else 1)
