@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from torch import nn
+
 from modsurg.errors import LoadError, PatternError
 from modsurg.tree.patterns import matcher
 
@@ -66,10 +68,13 @@ def chooser(only: Only) -> Callable[[str], bool]:
     """
     if only is None:
         return lambda key: True
-    if callable(only):
+    if callable(only) and not isinstance(only, type | nn.Module):
         return only
-    names = list(only) if isinstance(only, Iterable) and not isinstance(only, str) else [only]
-    if not all(isinstance(name, str) for name in names):
+    given: list[object] = [only]
+    if isinstance(only, Iterable) and not isinstance(only, str | nn.Module):
+        given = list(only)
+    names = [name for name in given if isinstance(name, str)]
+    if len(names) < len(given):
         raise LoadError(
             f"{only!r:.80} chooses no keys: give a name, a glob or 're:...', several of them, or a function"
         )
