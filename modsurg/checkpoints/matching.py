@@ -58,6 +58,7 @@ class Plan:
         skipped: Name -> why it is left alone.
         sliced: Name -> the two shapes.
         reshaped: Name -> the source's key, for shapes that do not fit: loading code of the model's own may mend them.
+        translated: Names that loading code of the model's own filled from keys that mean nothing to the model.
         dispensable: Names that the file lacks, which does not matter.
     """
 
@@ -69,6 +70,7 @@ class Plan:
     sliced: dict[str, str] = field(default_factory=dict)
     covered: frozenset[str] = frozenset()
     reshaped: dict[str, str] = field(default_factory=dict)
+    translated: list[str] = field(default_factory=list)
     dispensable: list[str] = field(default_factory=list)
 
     def keys(self, source: Source) -> list[str]:
@@ -83,7 +85,8 @@ class Plan:
 
     def report(self, advice: str = "") -> LoadReport:
         """The plan, carried out."""
-        loaded = [*(fill.target.name for fill in self.fills), *self.reshaped, *(name for name, _, _ in self.extra)]
+        filled = [*(fill.target.name for fill in self.fills), *self.reshaped, *self.translated]
+        loaded = [*filled, *(name for name, _, _ in self.extra)]
         return LoadReport(loaded, self.missing, list(self.leftover.values()), self.skipped, self.sliced, advice=advice)
 
 
