@@ -1,6 +1,7 @@
 """Zip archives: what is written opens in Python's zipfile, large ones too; what lies is refused."""
 
 import os
+import warnings
 import zipfile
 from itertools import pairwise
 
@@ -125,6 +126,26 @@ def test_a_record_elsewhere(tmp_path):
     (tmp_path / "a.zip").write_bytes(moved)
     with pytest.raises(FormatError, match="is not where the archive says"):
         opened(tmp_path / "a.zip").read("note")
+
+
+def test_two_records_at_one_place(tmp_path):
+    write(tmp_path / "a.zip", RECORDS)
+    content = (tmp_path / "a.zip").read_bytes()
+    first, second = (content.rindex(b"PK\x01\x02", 0, content.rindex(name)) for name in (b"a/data.pkl", b"a/note"))
+    moved = content[: second + 42] + content[first + 42 : first + 46] + content[second + 46 :]
+    (tmp_path / "a.zip").write_bytes(moved)
+    with pytest.raises(FormatError, match="record 'a/note' has another name where it lies: the file is damaged"):
+        opened(tmp_path / "a.zip").region("note")
+    assert "another name" in opened(tmp_path / "a.zip").broken(())
+
+
+def test_a_record_that_is_there_twice(tmp_path):
+    write(tmp_path / "a.zip", RECORDS)
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("a/note", "another")
+    with pytest.raises(FormatError, match="record 'a/note' is in it twice, so readers would differ"):
+        opened(tmp_path / "a.zip")
 
 
 def test_a_missing_record(tmp_path):

@@ -81,6 +81,26 @@ def test_places_where_nothing_can_be_written(tmp_path):
         pending(Path("/proc/a")).__enter__()
     with pytest.raises(SaveError, match=r"can't be the name of a file \(File name too long\)"):
         pending(tmp_path / ("a" * 300)).__enter__()
+    with pytest.raises(SaveError, match=r"a\\x00b' can't be the name of a file \(embedded null byte\)"):
+        pending(tmp_path / "a\0b").__enter__()
+    with pytest.raises(SaveError, match=r"can't be the name of a file \(.*surrogates not allowed\)"):
+        pending(tmp_path / "\ud800").__enter__()
+
+
+def test_a_directory_that_can_be_written_to_and_not_read(tmp_path, monkeypatch):
+    real = os.open
+
+    def refuse(path, flags=0, *rest, **options):
+        if flags & os.O_DIRECTORY or not flags:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    path = save_state({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    monkeypatch.undo()
+    assert names(tmp_path) == ["a.safetensors"]
+    assert verify(path)
 
 
 def test_a_long_name(tmp_path):

@@ -56,6 +56,7 @@ def saved(tmp_path, value, **options):
         (lambda state: {"state_dict": state, "score": numpy.float64(0.9), "table": numpy.ones(3)}, "state_dict"),
         (lambda state: {"state_dict": state, "c": collections.Counter("aab"), "s": {1, 2}}, "state_dict"),
         (lambda state: {"state_dict": state, "d": collections.defaultdict(list), "z": 1j, "y": b"x"}, "state_dict"),
+        (lambda state: {"state_dict": state, "none": b"", "text": bytearray(b"x"), "row": numpy.ones(0)}, "state_dict"),
     ],
 )
 def test_finds_the_state(tmp_path, wrap, taken):
@@ -106,6 +107,13 @@ def test_extra_state(tmp_path):
     assert extra["scale"].tolist() == [1, 1]
     assert extra["kinds"] == [torch.float16, (1, None)]
     assert source.keys_in_order == ["a", "net._extra_state", "b"]
+
+
+def test_bytes_in_extra_state(tmp_path):
+    value = [b"", b"x\xff", bytearray(), bytearray(b"x\xff")]
+    source = TorchSource(saved(tmp_path, {"w": torch.ones(1), "_extra_state": value}))
+    extra = source.notes.extra["_extra_state"]
+    assert list(map(repr, extra)) == list(map(repr, value))
 
 
 # What is no state

@@ -149,6 +149,8 @@ def test_progress(tmp_path):
         ({"rename": {"x": "v"}}, "rename: 'x' fits no key; nothing was written"),
         ({"rename": lambda key: 3}, "rename gives 'w' the name 3, which is no text; nothing was written"),
         ({"only": "x"}, "only='x' fits no key of .*; nothing was written. The keys are like w, v"),
+        ({"only": 3}, "3 chooses no keys: give a name"),
+        ({"rename": [("w", "x")]}, "rename=.* has to be a dict such as"),
         ({"dtype": torch.int8}, r"dtype=torch\.int8 would lose"),
         ({"shard_size": "many"}, "shard_size='many' is no size"),
     ],

@@ -27,7 +27,9 @@ def test_a_pre_hook():
     )
     state = net().state_dict()
     state["0.b"] = state.pop("0.bias")
-    assert load_state(model, state)
+    report = load_state(model, state)
+    assert report
+    assert sorted(report.loaded) == sorted(model.state_dict())
     assert torch.equal(model[0].bias, state["0.b"])
 
 

@@ -28,6 +28,14 @@ def test_a_model(tmp_path):
     assert source.check("weight") is None
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_protocols_of_pickle(tmp_path, protocol):
+    state = {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.int8)}
+    torch.save({"model": state, "text": b"x" * 300, "set": {1}}, tmp_path / "old.pt", pickle_protocol=protocol, **OLD)
+    source = TorchSource(tmp_path / "old.pt")
+    assert all(torch.equal(source.read(key), tensor) for key, tensor in state.items())
+
+
 def test_views_and_ties(tmp_path):
     base = torch.arange(12.0)
     torch.save({"a": base, "b": base, "c": base[3:6], "d": base.reshape(3, 4).t()}, tmp_path / "old.pt", **OLD)

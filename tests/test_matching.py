@@ -142,6 +142,10 @@ def test_arguments_that_fit_nothing():
     refused(net(), net().state_dict(), r"on_mismatch='crop' has to be", on_mismatch="crop")
     refused(net(), net().state_dict(), r"rename: 're:\(': 'a' does not parse", PatternError, rename={"re:(": "a"})
     refused(net(), net().state_dict(), r"'0\.weight' the name 3, which is no text.*None leaves", rename=lambda key: 3)
+    for wrong in ([("0", "1")], {"0": 3}, {3: "0"}, "0"):
+        refused(net(), net().state_dict(), r'has to be a dict such as {"old": "new", .*or a function', rename=wrong)
+    for wrong in (3, [3], b"0", nn.Linear, net()[0], net()):
+        refused(net(), net().state_dict(), "chooses no keys: give a name, a glob or 're:...'", only=wrong)
     for new in (r"\2", r"\g<layer>"):
         refused(net(), net().state_dict(), "does not parse: .*group", PatternError, rename={"re:(.*)": new})
 

@@ -227,6 +227,15 @@ def test_names_that_say_nothing(tmp_path):
         save_model({}, tmp_path / "m.safetensors")
 
 
+def test_a_directory_or_a_pipe_is_no_model(tmp_path):
+    for suffix in (".safetensors", ".pt"):
+        os.mkfifo(tmp_path / f"pipe{suffix}")
+        (tmp_path / f"directory{suffix}").mkdir()
+    for path in tmp_path.iterdir():
+        with pytest.raises(FormatError, match=rf"{path.name} is no file, and a whole model is one: build the model"):
+            load_model(path)
+
+
 def test_a_state_is_not_taken_for_a_model(tmp_path):
     for suffix in (".safetensors", ".pt"):
         save_state(nn.Linear(2, 2), tmp_path / f"s{suffix}")

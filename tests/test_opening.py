@@ -1,11 +1,12 @@
 """Which format a name has."""
 
+import json
 import os
 
 import pytest
 import torch
 
-from modsurg import read_state, save_state
+from modsurg import load_model, read_state, save_state, verify
 from modsurg.errors import FormatError
 
 
@@ -34,3 +35,24 @@ def test_a_directory_with_something_to_open(tmp_path):
     save_state({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "set.safetensors", shard_size=4)
     with pytest.raises(FormatError, match=r"open '.*set\.safetensors\.index\.json'"):
         read_state(tmp_path)
+
+
+def test_a_set_of_torchs_own_files(tmp_path):
+    """As Hugging Face wrote it before safetensors; its index sorts behind its files."""
+    homes = {"a": "net-00001-of-00002.bin", "b": "net-00002-of-00002.bin"}
+    for key, name in homes.items():
+        torch.save({key: torch.ones(1)}, tmp_path / name)
+    (tmp_path / "net.bin.index.json").write_text(json.dumps({"weight_map": homes}))
+    assert list(read_state(tmp_path / "net.bin")) == ["a", "b"]
+    with pytest.raises(FormatError, match=r"open '.*net\.bin\.index\.json'"):
+        read_state(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".safetensors", "a\0b.safetensors", "\ud800.safetensors"])
+def test_names_that_no_file_can_have(name, tmp_path):
+    for read in (read_state, load_model, verify):
+        with pytest.raises(FileNotFoundError, match="there is no file"):
+            read(tmp_path / name)
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(FormatError, match="which is not there: get the whole set|points outside its directory"):
+        read_state(tmp_path / "x.safetensors")

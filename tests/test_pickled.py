@@ -218,7 +218,7 @@ def test_what_could_not_be_opened_again_is_not_written(tmp_path, spoil, words):
 
 def test_what_pickles_hold_as_a_rule(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))
-    model.values = (slice(1, 2), range(3), frozenset("ab"), {1, 2}, 1 + 2j, b"x", bytearray(b"y"), torch.float16)
+    model.values = (slice(1, 2), range(3), frozenset("ab"), {1, 2}, 1 + 2j, b"x", b"", bytearray(b"y"), torch.float16)
     model.act = functools.partial(nn.functional.gelu, approximate="tanh")
     model.gelu = nn.functional.gelu
     model.device = torch.device("cpu")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from typing import NamedTuple
 
 import numpy
 import pytest
@@ -437,6 +438,58 @@ def test_the_versions_of_modules_are_kept(tmp_path):
         save_checkpoint(tmp_path / "run.safetensors", model=model)
         load_checkpoint(tmp_path / "run.safetensors", model=other)
         assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+def test_kinds_of_dicts_and_tuples_come_back_plain(tmp_path):
+    class Pair(NamedTuple):
+        a: int
+        b: int
+
+    kept = {
+        "o": collections.OrderedDict(a=1),
+        "d": collections.defaultdict(list, a=[1]),
+        "p": Pair(1, 2),
+        "n": numpy.str_("x"),
+    }
+    notes = {}
+    load_checkpoint(save_checkpoint(tmp_path / "run.safetensors", notes=kept), notes=notes)
+    assert repr(notes) == repr({"o": {"a": 1}, "d": {"a": [1]}, "p": (1, 2), "n": "x"})
+
+
+def test_arrays_of_the_other_byte_order(tmp_path):
+    kept = {"row": numpy.arange(3, dtype=">f4"), "turned": numpy.arange(6, dtype="<i8").reshape(2, 3)[::-1]}
+    notes = {}
+    load_checkpoint(save_checkpoint(tmp_path / "run.safetensors", notes=kept), notes=notes)
+    assert repr(notes) == repr(kept)
+    assert notes["row"].dtype == ">f4"
+
+
+def _endless():
+    value = {}
+    value["me"] = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (_endless(), "notes holds itself, or containers inside one another without an end"),
+        ({"x": numpy.longdouble(1)}, r"notes\.x is a numpy\.longdouble, which can't be kept"),
+        ({"x": numpy.ones(2, numpy.longdouble)}, r"notes\.x is a numpy\.ndarray, which can't be kept"),
+        ({"x": numpy.datetime64("2020-01-01")}, r"notes\.x is a numpy\.datetime64, which can't be kept"),
+        ({"x": numpy.array("a")}, r"notes\.x is a numpy\.ndarray, which can't be kept"),
+        ({"x": numpy.ma.array([1, 2], mask=[0, 1])}, r"notes\.x is a numpy\.ma\.\S+, which can't be kept"),
+    ],
+)
+def test_what_is_no_plain_data(tmp_path, value, message):
+    with pytest.raises(SaveError, match=message):
+        save_checkpoint(tmp_path / "run.safetensors", notes=value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lazy_model_is_refused_by_name(tmp_path):
+    with pytest.raises(SaveError, match=r"model\.weight is not initialised yet: run the model once"):
+        save_checkpoint(tmp_path / "run.safetensors", model=nn.LazyLinear(2))
 
 
 def test_a_kind_of_list_comes_back_as_a_list(tmp_path):

@@ -157,6 +157,26 @@ def test_the_old_set_is_whole_while_the_new_one_fails(tmp_path, monkeypatch):
     assert same(net(1), index)
 
 
+@pytest.mark.parametrize("flushed", range(4))
+def test_a_disk_that_is_full_when_it_is_flushed(tmp_path, monkeypatch, flushed):
+    """Whether at one of the three files or at the index: nothing is left to take the room that the next save needs."""
+    index = save(tmp_path / "net.safetensors")
+    real, before = os.fsync, names(tmp_path)
+    left = iter(range(flushed))
+
+    def fsync(fd):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(SaveError, match="no room for it"):
+        save(tmp_path / "net.safetensors", net(1))
+    monkeypatch.undo()
+    assert names(tmp_path) == before
+    assert same(net(), index)
+
+
 def test_files_of_others_are_left_alone(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "net-00001-of-00003.safetensors")
     save_state(net(), tmp_path / "net-00009-of-00009.safetensors.txt.safetensors")
@@ -171,7 +191,7 @@ class TestWrongSets:
         index = save(tmp_path / "net.safetensors")
         (tmp_path / shard_names(3)[1]).unlink()
         with pytest.raises(
-            FormatError, match=r"names net-00002-of-00003\.safetensors, which is not there: get the whole set"
+            FormatError, match=r"names 'net-00002-of-00003\.safetensors', which is not there: get the whole set"
         ):
             load_state(net(), index)
 

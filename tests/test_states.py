@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import load_state, read_state, save_state, verify
+from modsurg import (
+    convert,
+    load_checkpoint,
+    load_model,
+    load_state,
+    read_state,
+    save_checkpoint,
+    save_model,
+    save_state,
+    verify,
+)
 from modsurg.errors import FormatError, LoadError, SaveError
 
 
@@ -136,6 +146,47 @@ def test_something_that_is_no_state():
         save_state(torch.optim.SGD(net().parameters()).state_dict(), "a.pt")
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "directory"])
+def test_a_default_device_is_not_where_files_are_read(tmp_path, name):
+    """As after torch.set_default_device("cuda"): everything is read to the CPU all the same."""
+    state = {"turned": torch.randn(3, 2).T, "none": torch.empty(0, 2), "_extra_state": [torch.ones(2), torch.empty(0)]}
+    torch.save(state, tmp_path / "given.pt")
+    model, tied = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = nn.Parameter(tied[0].weight.T)
+    with torch.device("meta"):
+        convert(tmp_path / "given.pt", tmp_path / name)
+        read = read_state(tmp_path / name)
+        assert torch.equal(read["turned"], state["turned"])
+        assert read["none"].device.type == "cpu"
+        assert read["_extra_state"][0].tolist() == [1, 1]
+        assert read["_extra_state"][1].device.type == "cpu"
+        empty = nn.Sequential(nn.Linear(2, 2))
+        load_state(empty, model.state_dict())
+        load_state(tied, tied.state_dict())
+        saved = load_model(save_model(model, tmp_path / "model.safetensors"))
+        load_checkpoint(save_checkpoint(tmp_path / "run.safetensors", model=model), model=saved)
+    for each in (empty, saved):
+        assert all(map(torch.equal, each.parameters(), model.parameters()))
+
+
+BLOCKS = [getattr(torch, name) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2") if hasattr(torch, name)]
+
+
+def test_what_is_quantised_in_blocks_keeps_its_dtype(tmp_path):
+    state = {str(dtype): torch.full((4,), 0x7F, dtype=torch.uint8).view(dtype) for dtype in BLOCKS}
+    for path in (save_state(state, tmp_path / "a.safetensors"), save_state(state, tmp_path / "a.pt")):
+        for read in (read_state(path, dtype=torch.float16), read_state(save_state(state, path, dtype=torch.float16))):
+            assert [tensor.dtype for tensor in read.values()] == BLOCKS
+            assert all(tensor.view(torch.uint8).tolist() == [0x7F] * 4 for tensor in read.values())
+    for dtype in BLOCKS:
+        place = nn.Module()
+        place.register_buffer("x", torch.zeros(4, dtype=torch.uint8).view(dtype))
+        with pytest.raises(LoadError, match=r"x  file float32, model float\w+, which loses values"):
+            load_state(place, {"x": torch.full((4,), -1.0)})
+        load_state(place, {"x": state[str(dtype)]})
+        assert place.x.view(torch.uint8).tolist() == [0x7F] * 4
+
+
 def test_a_dtype_that_loses_what_floating_tensors_hold(tmp_path):
     path = save_state(net(), tmp_path / "a.pt")
     for dtype in (torch.int8, torch.complex64):
@@ -143,6 +194,9 @@ def test_a_dtype_that_loses_what_floating_tensors_hold(tmp_path):
             save_state(net(), path, dtype=dtype)
         with pytest.raises(LoadError, match=f"dtype={dtype} would lose"):
             read_state(path, dtype=dtype)
+    for dtype in BLOCKS:
+        with pytest.raises(SaveError, match=f"dtype={dtype} would lose what floating tensors hold: take torch.float16"):
+            save_state(net(), path, dtype=dtype)
     with pytest.raises(SaveError, match="dtype='float16' is no dtype of torch: take torch.float16"):
         save_state(net(), path, dtype="float16")
 

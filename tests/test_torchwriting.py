@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import os
 import zipfile
 
 import hypothesis
@@ -117,12 +118,24 @@ def test_extra_state(tmp_path):
     assert model[0].value["l"] == [(1, None), {2}]
 
 
-@pytest.mark.parametrize("value", [lambda: 0, Counting, Counting(), {"x": [open]}])
+@pytest.mark.parametrize("value", [lambda: 0, Counting, Counting(), {"x": [open]}, [b""]])
 def test_extra_state_that_is_no_data(tmp_path, value):
     (tmp_path / "a.pt").write_bytes(b"old")
     with pytest.raises(SaveError, match=r"0\._extra_state is extra state that can't be kept: get_extra_state"):
         save_state(nn.Sequential(Counting(value)), tmp_path / "a.pt")
     assert (tmp_path / "a.pt").read_bytes() == b"old"
+
+
+def test_tensors_in_extra_state_that_are_not_dense(tmp_path):
+    for value, words in [
+        (torch.eye(2).to_sparse(), "is a sparse tensor"),
+        (torch.ones(2, device="meta"), "on the meta"),
+    ]:
+        with pytest.raises(SaveError, match=rf"0\._extra_state is extra state .*\(a tensor in it .*{words}"):
+            save_state(nn.Sequential(Counting([value])), tmp_path / "a.pt")
+        with pytest.raises(SaveError, match=rf"0\._extra_state\.0 .*{words}"):
+            save_state(nn.Sequential(Counting([value])), tmp_path / "a.safetensors")
+    assert os.listdir(tmp_path) == []
 
 
 def test_checksums(tmp_path):

@@ -128,11 +128,13 @@ def _write(target: Path, source: Source, shard_size: int | str | None) -> Path:
 
 def _names(source: Source, rename: Rename, only: Only) -> dict[str, str]:
     """New name -> the source's name, in the source's order."""
-    keys = list(filter(chooser(only), source.keys_in_order))
-    if not keys and only is not None:
-        shown = ", ".join(source.keys_in_order[:3])
-        raise SaveError(f"only={only!r} fits no key of {source.path}; nothing was written. The keys are like {shown}")
     try:
+        keys = list(filter(chooser(only), source.keys_in_order))
+        if not keys and only is not None:
+            shown = ", ".join(source.keys_in_order[:3])
+            raise SaveError(
+                f"only={only!r} fits no key of {source.path}; nothing was written. The keys are like {shown}"
+            )
         new_name = renamer(rename, keys)
         renamed = [(key, new_name(key)) for key in keys]
     except LoadError as error:

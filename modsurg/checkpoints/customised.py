@@ -25,8 +25,11 @@ def load_through_torch(model: nn.Module, source: Source, plan: Plan) -> None:
     found = model.load_state_dict(_state(model, source, plan), strict=False)
     unexpected = set(found.unexpected_keys)
     asked = {fill.target.name for fill in plan.fills} | plan.reshaped.keys() | plan.covered | set(plan.missing)
-    plan.missing = [name for name in found.missing_keys if name in asked]
-    plan.leftover = {name: key for name, key in plan.leftover.items() if name in unexpected}
+    missing = [name for name in found.missing_keys if name in asked]
+    leftover = {name: key for name, key in plan.leftover.items() if name in unexpected}
+    if len(leftover) < len(plan.leftover):
+        plan.translated = [name for name in plan.missing if name not in missing]
+    plan.missing, plan.leftover = missing, leftover
 
 
 def snapshot(model: nn.Module) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from modsurg.checkpoints.formats.transfer import why_not_kept
 from modsurg.errors import FormatError, SaveError
 
 Tensors = dict[str, torch.Tensor]
@@ -26,7 +27,7 @@ def encode(value: object, name: str, tensors: Tensors) -> Any:
         tensors: Receives the tensors, detached and not copied.
 
     Raises:
-        SaveError: Something of another type, named by its place.
+        SaveError: Something of another type, named by its place; a container that holds itself.
 
     Example:
         >>> tensors = {}
@@ -35,22 +36,10 @@ def encode(value: object, name: str, tensors: Tensors) -> Any:
         >>> list(tensors)
         ['adam.m']
     """
-    if value is None or type(value) in (bool, int, str):
-        return value
-    if isinstance(value, torch.Tensor):
-        return {"$tensor": _keep(value.detach(), name, tensors)}
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"$float": str(float(value))}
-    if isinstance(value, Mapping):
-        return _encode_mapping(value, name, tensors)
-    if isinstance(value, (list, tuple, set, frozenset, collections.deque)):
-        items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
-        data = [encode(item, f"{name}.{i}", tensors) for i, item in enumerate(items)]
-        if isinstance(value, collections.deque):
-            return {"$deque": [data, value.maxlen]}
-        tag = next((kind.__name__ for kind in (set, frozenset) if isinstance(value, kind)), "tuple")
-        return data if isinstance(value, list) else {f"${tag}": data}
-    return _encode_rare(value, name, tensors)
+    try:
+        return _encode(value, name, tensors)
+    except RecursionError:
+        raise SaveError(f"{name} holds itself, or containers inside one another without an end") from None
 
 
 def decode(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -76,19 +65,40 @@ def decode(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         raise FormatError(f"{tag} {data[tag]!r:.80} can't be read: {error!r}. The file is damaged or newer.") from error
 
 
+def _encode(value: object, name: str, tensors: Tensors) -> Any:
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return {"$tensor": _keep(value, name, tensors)}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": str(float(value))}
+    if isinstance(value, Mapping):
+        return _encode_mapping(value, name, tensors)
+    if isinstance(value, (list, tuple, set, frozenset, collections.deque)):
+        items = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
+        data = [_encode(item, f"{name}.{i}", tensors) for i, item in enumerate(items)]
+        if isinstance(value, collections.deque):
+            return {"$deque": [data, value.maxlen]}
+        tag = next((kind.__name__ for kind in (set, frozenset) if isinstance(value, kind)), "tuple")
+        return data if isinstance(value, list) else {f"${tag}": data}
+    return _encode_rare(value, name, tensors)
+
+
 def _keep(tensor: torch.Tensor, name: str, tensors: Tensors) -> str:
+    if problem := why_not_kept(tensor):
+        raise SaveError(f"{name} {problem}")
     free = name
     while free in tensors:
         free += "_"
-    tensors[free] = tensor
+    tensors[free] = tensor.detach()
     return free
 
 
 def _encode_mapping(value: Mapping[Any, Any], name: str, tensors: Tensors) -> Any:
     if all(isinstance(key, str) and not key.startswith("$") for key in value):
-        data: Any = {key: encode(item, f"{name}.{key}", tensors) for key, item in value.items()}
+        data: Any = {key: _encode(item, f"{name}.{key}", tensors) for key, item in value.items()}
     else:
-        pairs = [[encode(key, name, tensors), encode(item, f"{name}.{key}", tensors)] for key, item in value.items()]
+        pairs = [[_encode(key, name, tensors), _encode(item, f"{name}.{key}", tensors)] for key, item in value.items()]
         data = {"$dict": pairs}
     return {"$counter": data} if isinstance(value, collections.Counter) else data
 
@@ -101,14 +111,22 @@ def _encode_rare(value: object, name: str, tensors: Tensors) -> Any:
     if isinstance(value, (torch.dtype, torch.device)):
         return {"$dtype" if isinstance(value, torch.dtype) else "$device": str(value).removeprefix("torch.")}
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.ndarray) and value.dtype.kind in "biufc":
-        return {"$numpy": [_keep(torch.from_numpy(value.copy()), name, tensors), value.dtype.str]}
-    if numpy is not None and isinstance(value, numpy.generic):
-        return encode(value.item(), name, tensors)
+    if numpy is not None and isinstance(value, numpy.str_):
+        return str(value)
+    if numpy is not None and isinstance(value, numpy.generic) and _is_of_numbers(value):
+        return _encode(value.item(), name, tensors)
+    if numpy is not None and isinstance(value, numpy.ndarray) and _is_of_numbers(value):
+        native = value.astype(value.dtype.newbyteorder("="), order="C")
+        return {"$numpy": [_keep(torch.from_numpy(native), name, tensors), value.dtype.str]}
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise SaveError(
         f"{name} is a {kind}, which can't be kept without pickle; keep numbers, strings, lists and tensors."
     )
+
+
+def _is_of_numbers(value: Any) -> bool:
+    """Whether a value of numpy is of numbers that torch has too, all of them: no long doubles, and no mask."""
+    return value.dtype.kind in "biufc" and value.dtype.char not in "gG" and not hasattr(value, "mask")
 
 
 def _dtype(name: str, _: object) -> torch.dtype:

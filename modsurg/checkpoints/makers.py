@@ -105,10 +105,6 @@ def _anything(_: Made) -> bool:
     return True
 
 
-def _nothing(made: Made) -> bool:
-    return not made.args
-
-
 def _deque(made: Made) -> bool:
     items, length = (*made.args, None)[:2] if made.args else ((), None)
     return len(made.args) <= 2 and type(items) in (tuple, list) and type(length) in (int, type(None))
@@ -170,7 +166,6 @@ def _scalar(made: Made) -> bool:
 CALLED: Final[Mapping[str, Callable[[Made], bool]]] = {
     "functools.partial": _anything,
     "builtins.slice": _anything,
-    "builtins.bytes": _nothing,
     "builtins.getattr": lambda made: torch_function(made) is not None,
     "collections.deque": _deque,
     "builtins.range": _of_atoms,

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.base import Entry, Source
+from modsurg.checkpoints.formats.derived import is_general
 from modsurg.checkpoints.renaming import Only, Rename, chooser, pair, renamer
 from modsurg.checkpoints.reports import SHOWN, LoadReport, Problems, as_code
 from modsurg.checkpoints.sharing import check_sharing
@@ -57,6 +58,7 @@ class Plan:
         skipped: Name -> why it is left alone.
         sliced: Name -> the two shapes.
         reshaped: Name -> the source's key, for shapes that do not fit: loading code of the model's own may mend them.
+        translated: Names that loading code of the model's own filled from keys that mean nothing to the model.
         dispensable: Names that the file lacks, which does not matter.
     """
 
@@ -68,6 +70,7 @@ class Plan:
     sliced: dict[str, str] = field(default_factory=dict)
     covered: frozenset[str] = frozenset()
     reshaped: dict[str, str] = field(default_factory=dict)
+    translated: list[str] = field(default_factory=list)
     dispensable: list[str] = field(default_factory=list)
 
     def keys(self, source: Source) -> list[str]:
@@ -82,7 +85,8 @@ class Plan:
 
     def report(self, advice: str = "") -> LoadReport:
         """The plan, carried out."""
-        loaded = [*(fill.target.name for fill in self.fills), *self.reshaped, *(name for name, _, _ in self.extra)]
+        filled = [*(fill.target.name for fill in self.fills), *self.reshaped, *self.translated]
+        loaded = [*filled, *(name for name, _, _ in self.extra)]
         return LoadReport(loaded, self.missing, list(self.leftover.values()), self.skipped, self.sliced, advice=advice)
 
 
@@ -272,7 +276,8 @@ def _lossy(source: Source, entry: Entry, tensor: torch.Tensor) -> str:
     names = [str(each).removeprefix("torch.") for each in (entry.dtype, dtype)]
     text = f"file {names[0]}, model {names[1]}, which loses values"
     ranks = _rank(entry.dtype), _rank(dtype)
-    if ranks[0] > ranks[1] or not _convertible(entry.dtype, dtype):
+    narrows = dtype.is_floating_point and not is_general(dtype)
+    if ranks[0] > ranks[1] or narrows or not _convertible(entry.dtype, dtype):
         return text
     if ranks == (1, 1) and not _holds(torch.iinfo(dtype), torch.iinfo(entry.dtype)):
         values = source.read(entry.name)
@@ -286,7 +291,7 @@ def _holds(wide: torch.iinfo, narrow: torch.iinfo) -> bool:
 
 def _convertible(old: torch.dtype, new: torch.dtype) -> bool:
     try:
-        torch.zeros(1, dtype=torch.uint8).expand(old.itemsize).contiguous().view(old).to(new)
+        torch.zeros(1, dtype=torch.uint8, device="cpu").expand(old.itemsize).contiguous().view(old).to(new)
     except (RuntimeError, NotImplementedError, TypeError):
         return False
     return True

@@ -94,8 +94,10 @@ def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Ren
         Linear(in_features=2, out_features=3, bias=True)
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
+    if not path.is_file():
+        raise FormatError(f"{path} is no file, and a whole model is one: build the model, then load_state(model, path)")
     try:
         if path.suffix in PICKLED:
             return _registered(load_pickled(path, trust, rename))
@@ -133,7 +135,7 @@ def _mapped(source: SafetensorsSource) -> Mapping[str, torch.Tensor]:
     for key in source.stored:
         entry, region = source[key], source.region(key)
         if not region.nbytes:
-            values[key] = torch.empty(entry.shape, dtype=entry.dtype)
+            values[key] = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
             continue
         pages = pages or mmap.mmap(region.fd, 0, access=mmap.ACCESS_COPY)
         count = region.nbytes // entry.dtype.itemsize

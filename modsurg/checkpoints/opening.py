@@ -25,8 +25,8 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
     """Open a checkpoint of any format for reading.
 
     Args:
-        path: A file, or a directory of torch.distributed.checkpoint. `name.safetensors` also opens a set that was saved
-            under that name.
+        path: A file, or a directory of torch.distributed.checkpoint. `name.safetensors` also opens a set of that name,
+            by its index; so does `name.bin`.
         part: Which of the states in a file of torch.save, where by default it is looked for; or in a run.
 
     Raises:
@@ -34,10 +34,10 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
         FormatError: The name says no format, or the file is not what its name says, or has no such part.
     """
     path = Path(path)
-    if path.suffix == ".safetensors" and not path.exists():
-        index = path.with_name(path.name + ".index.json")
-        path = index if index.exists() else path
-    if not path.exists():
+    index = Path(f"{path}.index.json")
+    if not os.path.exists(path) and os.path.exists(index):
+        path = index
+    if not os.path.exists(path):  # unlike Path.exists it says no to a name that no file can have
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
     if path.is_file() and path.suffix in (*_TORCH, *_TORCH_TOO):
         return TorchSource(path, part) if part is None else _torch_part(path, part)
@@ -108,6 +108,5 @@ def _part(source: Source, part: str) -> Source:
 def _inside(path: Path) -> str:
     """What could be meant instead of a directory."""
     names = sorted(name.name for name in path.iterdir()) if path.is_dir() else []
-    found = [name for name in names if name.endswith((".index.json", *_TORCH))]
-    found += [name for name in names if name.endswith(".safetensors") and not found]
+    found = [name for kind in (".index.json", _TORCH, ".safetensors") for name in names if name.endswith(kind)]
     return f"; open {str(path / found[0])!r}" if found else ""

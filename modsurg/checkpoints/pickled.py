@@ -128,7 +128,6 @@ def read_model(file: BinaryIO, path: Path) -> Unpickled:
     calls = loading(persistent).calls
     own = {
         _TYPED: lambda *args: _typed(calls[_TYPED], *args),
-        "builtins.bytearray": _bytearray,
         "builtins.frozenset": frozen,
     }
     read = unpickle(archive.read("data.pkl"), Loading({**calls, **own}, persistent))
@@ -141,14 +140,6 @@ def _typed(rebuild: Callable[..., object], function: object, *args: object) -> o
     if not str(function).startswith("torch._utils._rebuild_"):
         raise TrustError(f"it wants to call {function} to make a tensor; nothing of it ran")
     return rebuild(function, *args)
-
-
-def _bytearray(content: object = b"", encoding: str = "latin1") -> bytearray:
-    if isinstance(content, str) and encoding == "latin1":
-        content = content.encode(encoding)
-    if not isinstance(content, bytes):
-        raise TrustError(f"it wants to call builtins.bytearray({content!r:.40}), which is no data; nothing of it ran")
-    return bytearray(content)
 
 
 def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from torch import nn
+
 from modsurg.errors import LoadError, PatternError
 from modsurg.tree.patterns import matcher
 
@@ -35,6 +37,10 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
         return lambda key: key
     if callable(rename):
         return _checked(rename)
+    if not isinstance(rename, Mapping) or not all(
+        isinstance(text, str | None) for pair in rename.items() for text in pair
+    ):
+        raise LoadError(f'rename={rename!r:.80} has to be a dict such as {{"old": "new", "head": None}}, or a function')
     keys = list(keys)
     rules = [_fitting(old, rename[old], keys) for old in sorted(rename, key=len, reverse=True)]
 
@@ -51,6 +57,10 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
 def chooser(only: Only) -> Callable[[str], bool]:
     """A test for keys: a name, glob or `re:` for a key or for anything that holds it.
 
+    Raises:
+        LoadError: Something of another type.
+        PatternError: A regular expression that does not parse.
+
     Example:
         >>> chosen = chooser(["layer4", "fc.*"])
         >>> chosen("layer4.0.conv1.weight"), chosen("fc.bias"), chosen("layer40.weight")
@@ -58,9 +68,17 @@ def chooser(only: Only) -> Callable[[str], bool]:
     """
     if only is None:
         return lambda key: True
-    if callable(only):
+    if callable(only) and not isinstance(only, type | nn.Module):
         return only
-    tests = [matcher(where) for where in ([only] if isinstance(only, str) else only)]
+    given: list[object] = [only]
+    if isinstance(only, Iterable) and not isinstance(only, str | nn.Module):
+        given = list(only)
+    names = [name for name in given if isinstance(name, str)]
+    if len(names) < len(given):
+        raise LoadError(
+            f"{only!r:.80} chooses no keys: give a name, a glob or 're:...', several of them, or a function"
+        )
+    tests = [matcher(name) for name in names]
     return lambda key: any(test(part) for part in _with_parents(key) for test in tests)
 
 

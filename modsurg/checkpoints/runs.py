@@ -63,6 +63,8 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         step: Where the run is; `load_checkpoint` returns it.
         **stateful: Whatever has a state, under names of your own: modules, optimizers (their parameters are called by
             name, so pass the model too), anything with `state_dict` and `load_state_dict`, and plain dictionaries.
+            What is in a dictionary comes back as plain data: an OrderedDict or defaultdict as a dict, a named tuple as
+            a tuple, a number of numpy as python's.
 
     Returns:
         The file to load: `path`.

@@ -98,7 +98,9 @@ def _conflict(source: Source, filled: Sequence[Target], keys: Mapping[str, str])
     """Fill a copy of the memory, one after the other, and look whether one of them spoils another or itself."""
     if any(tuple(target.tensor.shape) != source[keys[target.name]].shape for target in filled):
         return {filled[-1].name: filled[0].name}
-    scratch = torch.zeros(filled[0].tensor.untyped_storage().nbytes(), dtype=torch.uint8).untyped_storage()
+    scratch = torch.zeros(
+        filled[0].tensor.untyped_storage().nbytes(), dtype=torch.uint8, device="cpu"
+    ).untyped_storage()
     views: dict[str, torch.Tensor] = {}
     for target in filled:
         view = _view(target.tensor, scratch)
@@ -112,6 +114,6 @@ def _conflict(source: Source, filled: Sequence[Target], keys: Mapping[str, str])
 
 
 def _view(tensor: torch.Tensor, scratch: torch.UntypedStorage) -> torch.Tensor:
-    view = torch.empty(0, dtype=tensor.dtype)
+    view = torch.empty(0, dtype=tensor.dtype, device="cpu")
     view.set_(scratch, tensor.storage_offset(), tensor.size(), tensor.stride())
     return view

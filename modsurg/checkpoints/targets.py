@@ -98,7 +98,9 @@ def fill_meta(targets: Iterable[Target]) -> Callable[[Container[str] | None], No
         if id(old) not in made:
             storage = old.untyped_storage()
             if storage._cdata not in storages:
-                storages[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage()
+                storages[storage._cdata] = torch.empty(
+                    storage.nbytes(), dtype=torch.uint8, device="cpu"
+                ).untyped_storage()
             made[id(old)] = _on_storage(old, storages[storage._cdata])
         _put(target, made[id(old)])
 

@@ -189,7 +189,7 @@ def _unpacked(entry: Mapping[str, Any], dtype: torch.dtype) -> torch.Tensor:
         raise FormatError(f"a tensor inside the tree is damaged: {error}") from None
     if len(data) != size:
         raise FormatError(f"a tensor inside the tree has {len(data)} bytes instead of {size}")
-    flat = torch.frombuffer(bytearray(data), dtype=dtype) if size else torch.empty(0, dtype=dtype)
+    flat = torch.frombuffer(bytearray(data), dtype=dtype) if size else torch.empty(0, dtype=dtype, device="cpu")
     return flat.reshape(entry["shape"])
 
 

@@ -120,7 +120,7 @@ def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
     for name in files:
         if not isinstance(name, str) or not name or Path(name).name != name:
             raise FormatError(f"{index} names a file outside its directory: {name!r}")
-        if not index.with_name(name).is_file():
+        if not os.path.isfile(index.with_name(name)):
             raise FormatError(f"{index} names {name!r:.80}, which is not there: get the whole set")
         header = read_header(index.with_name(name))
         stored |= {key: _stored(record) for key, record in header.records.items()}

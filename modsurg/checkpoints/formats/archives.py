@@ -44,11 +44,17 @@ class Archive:
         self.part = part
         try:
             with zipfile.ZipFile(io.BufferedReader(_Window(part))) as file:
-                self._records = {info.filename: info for info in file.infolist()}
+                records = file.infolist()
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as error:
             raise FormatError(
                 f"it begins as a zip archive and is none: {error}. It was cut off or damaged: get it again"
             ) from None
+        self._records = {info.filename: info for info in records}
+        for info in records:
+            if self._records[info.filename] is not info:
+                raise FormatError(
+                    f"record {info.filename!r} is in it twice, so readers would differ about what it holds"
+                )
         self.root = self._find_root()
 
     def _find_root(self) -> str:
@@ -89,6 +95,9 @@ class Archive:
         if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
             raise FormatError(f"record {info.filename!r} is not where the archive says: the file is damaged")
         *_, name_length, extra_length = _LOCAL.unpack(header)
+        name = os.pread(self.part.fd, name_length, start + _LOCAL.size)
+        if name.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace") != info.orig_filename:
+            raise FormatError(f"record {info.filename!r} has another name where it lies: the file is damaged")
         offset = start + _LOCAL.size + name_length + extra_length
         if offset + info.compress_size > self.part.offset + self.part.nbytes:
             raise FormatError(f"record {info.filename!r} goes beyond the end of the file: it was cut off or damaged")
@@ -127,12 +136,11 @@ class Archive:
             if name in known:
                 continue
             try:
+                self._extent(info)
                 if info.compress_type != zipfile.ZIP_STORED:
                     self._content(info)
                 elif self._holds(info) is False:
                     return f"record {name!r} is damaged: its checksum does not hold"
-                if not self._is_named_alike(info):
-                    return f"record {name!r} has another name in the list of the records: the file is damaged"
             except FormatError as error:
                 return str(error)
         return ""
@@ -151,12 +159,6 @@ class Archive:
 
     def _short(self, info: zipfile.ZipInfo) -> str:
         return info.filename.removeprefix(self.root)
-
-    def _is_named_alike(self, info: zipfile.ZipInfo) -> bool:
-        start = self.part.offset + info.header_offset
-        length = _LOCAL.unpack(os.pread(self.part.fd, _LOCAL.size, start))[-2]
-        name = os.pread(self.part.fd, length, start + _LOCAL.size)
-        return name.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace") == info.orig_filename
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self:

@@ -78,11 +78,20 @@ class PendingFile:
     def flush(self) -> None:
         """Nothing is buffered; here so that it serves where a file object is expected."""
 
+    def sync(self) -> None:
+        """Flush to the disk.
+
+        Raises:
+            SaveError: The disk failed, or is full after all.
+        """
+        with self.explained(0):
+            os.fsync(self.fd)
+
     def commit(self, target: Path | None = None) -> None:
         """Flush to the disk and take the name of the target (or another one in the same directory)."""
         target = target or self.target
+        self.sync()
         with self.explained(0):
-            os.fsync(self.fd)
             os.rename(self.temporary, target)
         self._close()
         sync_directory(target.parent)
@@ -155,12 +164,12 @@ def writing(path: str | os.PathLike[str], size: int | None = None) -> Iterator[P
 
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory as lasting as the files."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # some network filesystems can't, and need not
+    with contextlib.suppress(OSError):  # some network filesystems can't, and need not; some directories can't be read
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
             os.fsync(fd)
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
 
 
 def no_directory(directory: Path, path: Path) -> str:
@@ -174,11 +183,11 @@ def in_home(path: Path) -> str:
 
 
 def _checked(path: Path) -> Path:
-    target = Path(os.path.realpath(path))
     try:
+        target = Path(os.path.realpath(path))
         exists, has_home = target.exists(), target.parent.is_dir()
-    except OSError as error:
-        raise SaveError(f"{path} can't be the name of a file ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise SaveError(f"{str(path)!r} can't be the name of a file ({getattr(error, 'strerror', error)})") from None
     if not has_home:
         raise SaveError(f"{path}: {no_directory(target.parent, path)}")
     if exists and not stat.S_ISREG(target.stat().st_mode):
@@ -221,7 +230,10 @@ def _clear(target: Path) -> None:
     """Remove what dead writers of this target left behind."""
     prefix = _prefix(target)
     middle = len(secrets.token_hex(4))
-    for name in os.listdir(target.parent):
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # a directory that can be written to and not read
+        names = os.listdir(target.parent)
+    for name in names:
         if not (name.startswith(prefix) and name.endswith(_SUFFIX)):
             continue
         if len(name) != len(prefix) + middle + len(_SUFFIX):

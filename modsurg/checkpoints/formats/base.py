@@ -102,7 +102,7 @@ class Source(Mapping[str, Entry]):
         region = self.region(key)
         assert region is not None, "a format without regions has to override read"
         entry = self[key]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         read_into(region, memory(tensor))
         return tensor
 

@@ -9,6 +9,9 @@ from modsurg.checkpoints.formats.base import Entry, Notes, Source
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.errors import CheckpointError
 
+# Of values that are quantised in blocks: the scales, which are powers of two, and the values.
+_PARTS = {getattr(torch, name, None) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2")}
+
 
 class DerivedSource(Source):
     """Some of a source's keys under new names, floating values in another dtype.
@@ -16,7 +19,7 @@ class DerivedSource(Source):
     Args:
         source: Where the values come from; closed with this one.
         names: New name -> the source's name, of tensors and extra state, in the new order. None keeps all.
-        dtype: For floating tensors; others keep theirs.
+        dtype: For floating tensors; others keep theirs, and so do those of a format that is quantised in blocks.
         metadata: The user's strings instead of the source's.
     """
 
@@ -66,10 +69,15 @@ class DerivedSource(Source):
         self._source.close()
 
     def _entry(self, name: str, entry: Entry) -> Entry:
-        if self._dtype is None or not entry.dtype.is_floating_point:
+        if self._dtype is None or not is_general(entry.dtype):
             return replace(entry, name=name)
         count = entry.nbytes // entry.dtype.itemsize
         return Entry(name, self._dtype, entry.shape, count * self._dtype.itemsize)
+
+
+def is_general(dtype: torch.dtype) -> bool:
+    """Whether any floating value may be kept in it, rounded: not one without a sign, and not pairs of four bits."""
+    return dtype.is_floating_point and dtype not in _PARTS
 
 
 def floating(dtype: torch.dtype | None, error: type[CheckpointError]) -> torch.dtype | None:
@@ -78,7 +86,7 @@ def floating(dtype: torch.dtype | None, error: type[CheckpointError]) -> torch.d
     Raises:
         CheckpointError: As `error`: it holds whole numbers, or is no dtype.
     """
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is None or (isinstance(dtype, torch.dtype) and is_general(dtype)):
         return dtype
     what = "would lose what floating tensors hold" if isinstance(dtype, torch.dtype) else "is no dtype of torch"
     raise error(f"dtype={dtype!r} {what}: take torch.float16 or torch.bfloat16")

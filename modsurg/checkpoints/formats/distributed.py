@@ -115,7 +115,7 @@ class DistributedSource(Source):
         return self._read(self._tensors[key])
 
     def _read(self, wanted: Stored) -> torch.Tensor:
-        tensor = torch.empty(wanted.shape, dtype=wanted.dtype)
+        tensor = torch.empty(wanted.shape, dtype=wanted.dtype, device="cpu")
         for piece in self._pieces[wanted.storage.key]:
             file, stored = self._open_tensor(piece, wanted.dtype)
             if piece.shape == wanted.shape:

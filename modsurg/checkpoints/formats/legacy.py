@@ -23,7 +23,6 @@ from modsurg.checkpoints.formats.unpickling import unpickle
 from modsurg.errors import FormatError
 
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
-_START: Final = b"\x80\x02\x8a\x0a" + _MAGIC.to_bytes(10, "little")
 _PROTOCOL: Final = 1001
 _DAMAGE: Final = (struct.error, LookupError, TypeError, ValueError)
 _MEMBERS: Final = ("storages", "tensors", "pickle")
@@ -31,7 +30,7 @@ _MEMBERS: Final = ("storages", "tensors", "pickle")
 
 def is_legacy(start: bytes) -> bool:
     """Whether a file that begins so was written by torch.save before version 1.6."""
-    return start.startswith(_START)
+    return start.startswith(b"\x80") and _MAGIC.to_bytes(10, "little") in start[:32]
 
 
 def is_tar(start: bytes) -> bool:
@@ -58,8 +57,8 @@ def read_legacy(whole: Region) -> TorchFile:
 
     try:
         with _mapped(whole) as data:
-            stream = _Stream(data, len(_START) + 1)
-            if stream.unpickle() != _PROTOCOL:
+            stream = _Stream(data, 0)
+            if stream.unpickle() != _MAGIC or stream.unpickle() != _PROTOCOL:
                 raise FormatError("it is of a protocol that torch never wrote")
             stream.unpickle()
             pickle = unpickle(data, loading(persistent), stream.at)

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.documents import EXTRA_STATE
 from modsurg.checkpoints.formats.base import Entry, Notes, Source
+from modsurg.checkpoints.formats.transfer import why_not_kept
 from modsurg.errors import SaveError, counted
 
 
@@ -84,28 +85,9 @@ def _identity(tensor: torch.Tensor) -> object:
 
 
 def _entry(key: str, tensor: torch.Tensor) -> Entry:
-    problem = _problem(tensor)
-    if problem:
+    if problem := why_not_kept(tensor):
         raise SaveError(f"{key} {problem}")
     return Entry(key, tensor.dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size())
-
-
-def _problem(tensor: torch.Tensor) -> str | None:
-    """Why a tensor can't be kept; the rest of a sentence that begins with its name."""
-    if is_lazy(tensor):
-        return "is not initialised yet: run the model once before saving"
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        fix = "full_tensor() of it, or save_checkpoint" if hasattr(tensor, "full_tensor") else "a plain tensor"
-        return f"is a {type(tensor).__name__}, whose values are not in one place: keep {fix}"
-    if tensor.is_nested:
-        return "is a nested tensor: keep its values() and offsets(), or to_padded_tensor(0)"
-    if tensor.is_quantized:
-        return "is a quantised tensor: keep int_repr() with its scale and zero point, or dequantize() it"
-    if tensor.layout is not torch.strided:
-        return f"is a sparse tensor ({str(tensor.layout).removeprefix('torch.')}): keep to_dense() of it"
-    if tensor.is_meta:
-        return "is on the meta device and has no values: load the model's state first"
-    return None
 
 
 def _checked_extra(key: str, value: object) -> object:

@@ -113,7 +113,7 @@ def _decode(value: Any) -> object:
 
 def _tensor(dtype: str, shape: list[int], text: str) -> torch.Tensor:
     kind = getattr(torch, dtype.removeprefix("torch."))
-    tensor = torch.empty(0, dtype=kind)
+    tensor = torch.empty(0, dtype=kind, device="cpu")
     content = base64.b64decode(text, validate=True)
     if content:
         tensor = torch.frombuffer(bytearray(content), dtype=kind)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from modsurg.checkpoints.formats.atomic import no_directory, pending, writing
+from modsurg.checkpoints.formats.atomic import no_directory, pending
 from modsurg.checkpoints.formats.base import Entry, Source
 from modsurg.checkpoints.formats.hashes import EMPTY, SEAL, seal
 from modsurg.checkpoints.formats.header import foreign, parse_json, read_header
@@ -189,20 +189,28 @@ def _write_set(index: Path, source: Source, layouts: list[Layout]) -> None:
         seals = [write_layout(file, layout) for file, layout in zip(files, layouts, strict=True)]
         names = _names(index, seals)
         old = _orphans(index) | set(_old_shards(index))
+        last = stack.enter_context(pending(index))
+        last.write(_index_text(_index(source, layouts, dict(zip(names, seals, strict=True)))))
+        for file in (*files, last):  # a disk may say only now that it is full: nothing has a name yet
+            file.sync()
         for file, name in zip(files, names, strict=True):
             file.commit(index.parent / name)
-    homes = {key: name for layout, name in zip(layouts, names, strict=True) for key in layout.records}
-    metadata: dict[str, Any] = {"total_size": sum(source[key].nbytes for key in source.stored)}
-    metadata |= pack(source.notes, source.keys_in_order)
-    metadata[SHARDS] = compact(dict(zip(names, seals, strict=True)))
-    order = {key: homes[key] for key in source.stored}
-    index_data = {"metadata": {**metadata, SEAL: EMPTY}, "weight_map": order}
-    index_data["metadata"][SEAL] = seal(_index_text(index_data))
-    with writing(index) as file:
-        file.write(_index_text(index_data))
+        last.commit()
     for name in old - set(names):
         with contextlib.suppress(OSError):
             (index.parent / name).unlink()
+
+
+def _index(source: Source, layouts: list[Layout], seals: Mapping[str, str]) -> dict[str, Any]:
+    """What the index says, of files by name with the hashes of their headers."""
+    homes = {key: name for layout, name in zip(layouts, seals, strict=True) for key in layout.records}
+    metadata: dict[str, Any] = {"total_size": sum(source[key].nbytes for key in source.stored)}
+    metadata |= pack(source.notes, source.keys_in_order)
+    metadata[SHARDS] = compact(dict(seals))
+    order = {key: homes[key] for key in source.stored}
+    index = {"metadata": {**metadata, SEAL: EMPTY}, "weight_map": order}
+    index["metadata"][SEAL] = seal(_index_text(index))
+    return index
 
 
 def _index_text(data: Mapping[str, Any]) -> bytes:
@@ -283,6 +291,6 @@ def _inside(name: str) -> bool:
 
 def _open_shard(index: Path, name: str, open_shard: Callable[[Path], Source]) -> Source:
     path = index.parent / name
-    if not path.is_file():
-        raise FormatError(f"{index} names {name}, which is not there: get the whole set")
+    if not os.path.isfile(path):  # unlike Path.is_file it says no to a name that no file can have
+        raise FormatError(f"{index} names {name!r:.80}, which is not there: get the whole set")
     return open_shard(path)

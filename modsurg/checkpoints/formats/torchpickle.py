@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from modsurg.checkpoints.formats.archives import Archive
 from modsurg.checkpoints.formats.transfer import Region, memory, read_into
 from modsurg.checkpoints.formats.unpickling import Loading, Made, Name, Ordered, Unpickled, checked_key, shown
-from modsurg.errors import FormatError, counted
+from modsurg.errors import FormatError, TrustError, counted
 
 _EXPANDED: Final = 1 << 30
 _STORAGE_DTYPES: Final = {
@@ -138,7 +139,7 @@ class TorchFile:
     def read(self, stored: Stored) -> torch.Tensor:
         """A new tensor with the values and strides that were saved, on the CPU."""
         region = self.place(stored.storage)
-        values = torch.empty(stored.span // stored.dtype.itemsize, dtype=stored.dtype)
+        values = torch.empty(stored.span // stored.dtype.itemsize, dtype=stored.dtype, device="cpu")
         read_into(Region(region.fd, region.offset + stored.first, stored.span), memory(values))
         if self.swaps(stored):
             width = stored.dtype.itemsize // (2 if stored.dtype.is_complex else 1)
@@ -241,6 +242,15 @@ def _encode(text: str, encoding: str = "utf-8") -> bytes:
     return text.encode(encoding)
 
 
+def _plain_bytes(kind: type[bytes | bytearray], content: object = b"", encoding: str = "latin1") -> bytes | bytearray:
+    """`bytes` and `bytearray` of what is in the pickle; of a number they would be as long as it says."""
+    if isinstance(content, str):
+        content = _encode(content, encoding)
+    if not isinstance(content, bytes):
+        raise TrustError(f"it wants to call builtins.{kind.__name__}, which is no data; nothing of it ran")
+    return kind(content)
+
+
 def _mapping(items: Any = (), *_: Any) -> Ordered:
     ordered = Ordered()
     for key, value in items.items() if isinstance(items, dict) else items:
@@ -268,5 +278,6 @@ _CALLS: Final[dict[str, Callable[..., object]]] = {
     "_codecs.encode": _encode,
     "builtins.set": lambda items=(): {checked_key(item) for item in items},
     "builtins.complex": lambda real, imag: complex(real, imag),
-    "builtins.bytearray": lambda text="", encoding="latin1": bytearray(_encode(text, encoding) if text else b""),
+    "builtins.bytes": partial(_plain_bytes, bytes),
+    "builtins.bytearray": partial(_plain_bytes, bytearray),
 }

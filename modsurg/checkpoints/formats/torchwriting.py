@@ -19,8 +19,8 @@ from modsurg.checkpoints.formats.atomic import writing
 from modsurg.checkpoints.formats.base import Notes, Source
 from modsurg.checkpoints.formats.contents import rebuild
 from modsurg.checkpoints.formats.torchpickle import loading, stored_id
-from modsurg.checkpoints.formats.transfer import as_plain, memory
-from modsurg.checkpoints.formats.unpickling import unpickle
+from modsurg.checkpoints.formats.transfer import as_plain, memory, why_not_kept
+from modsurg.checkpoints.formats.unpickling import Loading, unpickle
 from modsurg.errors import FormatError, SaveError, TrustError
 
 METADATA: Final = "modsurg.json"
@@ -138,6 +138,8 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: object) -> Any:
         if not isinstance(obj, torch.Tensor):
             return NotImplemented
+        if problem := why_not_kept(obj):
+            raise pickle.PicklingError(f"a tensor in it {problem}")
         tensor = as_plain(obj)
         self.tensors.append(tensor)
         return _Place(self._first + len(self.tensors) - 1, tensor.dtype, tuple(tensor.shape)).__reduce__()
@@ -146,9 +148,10 @@ class _Pickler(pickle.Pickler):
 def _check_plain(key: str, value: object) -> None:
     """Refuse extra state that torch's restricted unpickler would refuse."""
     stream = io.BytesIO()
+    calls = {name: call for name, call in loading(stored_id).calls.items() if name != "builtins.bytes"}
     try:
         _Pickler(stream, 0).dump(value)
-        rebuild(unpickle(stream.getvalue(), loading(stored_id)).value, key, lambda stored: torch.empty(0))
+        rebuild(unpickle(stream.getvalue(), Loading(calls, stored_id)).value, key, lambda stored: torch.empty(0))
     except (pickle.PicklingError, AttributeError, TypeError, FormatError, TrustError) as error:
         raise SaveError(
             f"{key} is extra state that can't be kept: get_extra_state() has to give numbers, strings, containers and "
