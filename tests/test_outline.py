@@ -83,6 +83,11 @@ def test_a_tree_with_more_paths_than_any_model_is_refused():
             build(data)
 
 
+def test_a_shape_that_no_memory_has_is_refused_before_it_is_counted():
+    with pytest.raises(FormatError, match="a shape that can be"):
+        checked(damage(linear(), "tensors", 0, "shape", [2, 10**400]))
+
+
 def test_one_module_at_many_places_is_no_such_tree():
     model = nn.Sequential(*[nn.Sequential(*[nn.ReLU()] * 300)] * 300)
     assert len(list(outline(checked(describe(model))))) == 1 + 300 + 300 * 300

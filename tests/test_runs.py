@@ -306,6 +306,9 @@ class TestRefusals:
             (("states", "optimizer", "groups"), [{}]),
             (("states", "optimizer"), 3),
             (("states", "model"), None),
+            (("states", "model"), {"x": {"$device": "nowhere"}}),
+            (("states", "model"), {"x": {"$float": 10**400}}),
+            (("states", "model"), {"x": {"$numpy": ["random.torch", "V1000000000000"]}}),
         ],
     )
     def test_a_damaged_run_changes_nothing(self, tmp_path, run, place, value):

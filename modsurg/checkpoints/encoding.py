@@ -61,7 +61,7 @@ def decode(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return {key: decode(value, tensors) for key, value in data.items()}
     try:
         return _DECODERS[tag](data[tag], tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise FormatError(f"{tag} {data[tag]!r:.80} can't be read: {error!r}. The file is damaged or newer.") from error
 
 
@@ -136,6 +136,13 @@ def _dtype(name: str, _: object) -> torch.dtype:
     return dtype
 
 
+def _array(data: list[str], tensors: Mapping[str, torch.Tensor]) -> Any:
+    array = tensors[data[0]].numpy()
+    if data[1].lstrip("<>|=") != array.dtype.str.lstrip("<>|="):  # one element may be as long as a dtype says
+        raise TypeError(f"{data[0]} is no array of {data[1]}")
+    return array.astype(data[1], copy=False)
+
+
 _DECODERS: dict[str, Any] = {
     "$tensor": lambda data, tensors: tensors[data],
     "$float": lambda data, _: float(data),
@@ -149,5 +156,5 @@ _DECODERS: dict[str, Any] = {
     "$complex": lambda data, _: complex(*data),
     "$dtype": _dtype,
     "$device": lambda data, _: torch.device(data),
-    "$numpy": lambda data, tensors: tensors[data[0]].numpy().astype(data[1], copy=False),
+    "$numpy": _array,
 }

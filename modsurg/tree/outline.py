@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,10 +124,15 @@ def _check(data: dict[str, Any]) -> None:
     if not all(type(each) is dict for each in (*data["attributes"], *tensors, *modules)):
         raise ValueError("a list where a module, a tensor or attributes should be")
     for entry in tensors:
-        sizes_are_whole = type(entry["shape"]) is list and all(type(n) is int and n >= 0 for n in entry["shape"])
-        if not sizes_are_whole or type(entry["dtype"]) is not str or type(entry.get("name", "")) is not str:
+        if not _is_shape(entry["shape"]) or type(entry["dtype"]) is not str or type(entry.get("name", "")) is not str:
             raise ValueError("a tensor without a name, a dtype or a shape that can be")
     _check_modules(modules, names, data["attributes"], tensors)
+
+
+def _is_shape(sizes: Any) -> bool:
+    """Whether it is a list of sizes, of no more elements than torch can count."""
+    whole = type(sizes) is list and all(type(size) is int and size >= 0 for size in sizes)
+    return whole and math.prod(max(size, 1) for size in sizes) < 1 << 63
 
 
 def _check_modules(modules: list[Any], names: list[str], attributes: list[Any], tensors: list[Any]) -> None:
