@@ -13,6 +13,7 @@ import pytest
 import torch
 from kept_run import build, run
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
 
 from modsurg import Trainer, freeze, load_state
 from modsurg.checkpoints.runs import read_run
@@ -44,6 +45,28 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, stop):
     assert timeless(run(second, loader, resume=True)) == timeless(expected)
     assert equal(whole, second)
     assert second.optimizer.state_dict()["param_groups"] == whole.optimizer.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize("stop", ["epoch 1", 3])
+def test_loaders_that_draw_from_a_generator_of_their_own_go_on(tmp_path, stop):
+    def start(directory, stop=None):
+        trainer, loader = build(directory)
+        train, validation = (
+            DataLoader(loader.dataset, 4, sampler=RandomSampler(range(30), num_samples=n, generator=generator))
+            for n, generator in ((30, torch.Generator().manual_seed(3)), (8, torch.Generator().manual_seed(4)))
+        )
+        options = {
+            "on_step": lambda trainer: trainer.stop() if trainer.step == stop else None,
+            "on_epoch": lambda trainer: trainer.stop() if f"epoch {trainer.epoch}" == stop else None,
+        }
+        trainer.fit(train, validation, 3, resume=True, **options)
+        return trainer
+
+    whole = start(tmp_path / "whole")
+    start(tmp_path / "stopped", stop)
+    again = start(tmp_path / "stopped")
+    assert timeless(again.history) == timeless(whole.history)
+    assert equal(again, whole)
 
 
 def test_what_on_epoch_raises_costs_no_epoch(tmp_path):

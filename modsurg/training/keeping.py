@@ -64,7 +64,8 @@ class Position:
 
 def save(trainer: "Trainer", path: str | os.PathLike[str], left: dict[str, Any] | None = None) -> None:
     """Write everything that `resume` needs; `left` is what is left of an epoch that is not finished."""
-    ranks = processes.gathered({"random": random_states(), "left": left})
+    states = [generator.get_state() for generator in trainer.generators]
+    ranks = processes.gathered({"random": random_states(), "generators": states, "left": left})
     own = {
         "position": vars(trainer.position),
         "history": trainer.history.rows,
@@ -178,6 +179,9 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
         return None
     mine = own["ranks"][processes.rank()]
     set_random_states(mine["random"])
+    if len(mine["generators"]) == len(trainer.generators):
+        for generator, state in zip(trainer.generators, mine["generators"], strict=True):
+            generator.set_state(state)
     left: dict[str, Any] | None = mine["left"]
     return left
 

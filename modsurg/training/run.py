@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from modsurg.checkpoints.loaders import Feed
+from modsurg.checkpoints.loaders import Feed, generators
 from modsurg.checkpoints.randomness import seed
 from modsurg.errors import TrainingError, counted
 from modsurg.surgery.parameters import unfreeze
@@ -50,6 +50,7 @@ class Run:
         self.trainer = trainer
         self.val_loader = val_loader
         self.feed = Feed(processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader)
+        trainer.generators = generators(train_loader, val_loader)
         self.asked = self.end = epochs
         self.schedulers = trainer.schedulers
         self.patience = patience

@@ -115,6 +115,7 @@ class Trainer:
         self.history = History()
         self.recipes: list[str | None] = []
         self.reports: list[Report] = []
+        self.generators: list[torch.Generator] = []
         self.stopping = self.wanted = ""
         self.screen = Screen(self.progress and processes.rank() == 0)
         self.board: Board | None = None
