@@ -63,6 +63,21 @@ class TestScreen:
         assert "loss 0.5" in text
         assert text.endswith("epoch 2/3  loss 0.25  40 samples/s  2.0 s\n")
 
+    def test_what_stands_in_for_stdout_need_not_be_a_file(self, monkeypatch):
+        class Twice:
+            text = ""
+
+            def write(self, text):
+                self.text += text
+
+            def flush(self):
+                pass
+
+        for stand_in in (Twice(), None):
+            monkeypatch.setattr(sys, "stdout", stand_in)
+            make().fit(loader())
+            assert stand_in is None or stand_in.text.startswith("epoch 1/1  loss ")
+
     def test_quiet(self, capsys):
         make(progress=False).fit(loader())
         assert capsys.readouterr().out == ""
