@@ -161,6 +161,15 @@ class TestOptions:
         assert model[0].weight.dtype == torch.float32
         assert history["loss"][1] < history["loss"][0]
 
+    def test_a_forward_pass_within_autocast_leaves_it_off(self):
+        trainer = make(precision="bf16")
+        for epoch in trainer.epochs(DataLoader(data(), batch_size=25)):
+            for batch in epoch:
+                with trainer.autocast:
+                    loss, *_ = epoch.forward(batch)
+                assert not torch.is_autocast_enabled("cpu")
+                epoch.step(loss)
+
     def test_channels_last_changes_the_result_by_rounding_only(self):
         def run(**options):
             torch.manual_seed(0)

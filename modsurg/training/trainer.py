@@ -15,7 +15,7 @@ from modsurg.errors import TrainingError
 from modsurg.training import edits, evaluation, keeping, processes
 from modsurg.training.batches import parameters_of
 from modsurg.training.checks import check_options, named_metrics, split_schedulers
-from modsurg.training.devices import Precision, autocast, pick_device, place
+from modsurg.training.devices import Precision, autocast, check_precision, pick_device, place
 from modsurg.training.epochs import Epoch
 from modsurg.training.history import History
 from modsurg.training.keeping import Position
@@ -108,7 +108,7 @@ class Trainer:
         check_options(self)
         self.place = processes.local_device(pick_device(self.device))
         self.world = processes.join(self.place)
-        self.autocast = autocast(self.place, self.precision)
+        check_precision(self.place, self.precision)
         self.scaler = torch.GradScaler(self.place.type) if self.precision == "fp16" else None
         self.named_metrics = named_metrics(self.metrics)
         self.position = Position()
@@ -129,6 +129,11 @@ class Trainer:
             processes.check_sharding(self.place, self.precision, self.average)
             processes.shard(self.model, self.optimizer, self.place)
         self.prepare()
+
+    @property
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context of a forward pass in the trainer's precision."""
+        return autocast(self.place, self.precision)
 
     @property
     def schedulers(self) -> dict[str, Any]:
