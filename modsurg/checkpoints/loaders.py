@@ -37,7 +37,7 @@ class Feed:
 
     def begin(self, epoch: int) -> Iterator[Any]:
         """The batches of an epoch, from its first."""
-        for part in _parts(self.loader):
+        for part in parts(self.loader):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         self.states = {**random_states(), "generators": [g.get_state() for g in generators(self.loader)]}
@@ -108,7 +108,7 @@ def generators(*loaders: Any) -> list[torch.Generator]:
         >>> generators(DataLoader([1, 2], shuffle=True, generator=torch.Generator()), [3])
         [<torch._C.Generator object at ...>]
     """
-    found = [getattr(part, "generator", None) for loader in loaders for part in _parts(loader)]
+    found = [getattr(part, "generator", None) for loader in loaders for part in parts(loader)]
     return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and g not in found[:i]]
 
 
@@ -188,7 +188,8 @@ def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:
     return rebuilt(loader, _Seeded(loader.dataset) if loader.num_workers else loader.dataset, **options)
 
 
-def _parts(loader: Any) -> list[Any]:
+def parts(loader: Any) -> list[Any]:
+    """A loader, its samplers and its dataset, as far as it has them."""
     samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
     inner = getattr(samplers[1], "sampler", None)
     found = [loader, *samplers, inner, getattr(loader, "dataset", None)]

@@ -36,7 +36,7 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
             meter.keep()
     if meter.samples == 0 and not dealt:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
-    return meter.means(trainer.place if dealt else None)
+    return meter.means(trainer.place)
 
 
 def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:

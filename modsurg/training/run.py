@@ -57,7 +57,8 @@ class Run:
         self.thaw = thaw
         self.on_epoch = on_epoch
         self.target, self.lower = _target(trainer, val_loader is not None)
-        self.window = Window(trainer.optimizer, trainer.accumulate, trainer.clip_norm, trainer.scaler)
+        everywhere = trainer.place if trainer.world > 1 else None
+        self.window = Window(trainer.optimizer, trainer.accumulate, trainer.clip_norm, trainer.scaler, everywhere)
         self.epoch: Epoch | None = None
         self.pending: dict[str, Any] | None = None
         self.due = self._improved = False

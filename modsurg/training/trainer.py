@@ -64,6 +64,7 @@ class Trainer:
         keep_memory: Let the CPU's allocator keep freed memory during a run.
         progress: Show a progress bar, or lines where there is no terminal.
         trust: Packages or classes from which a resumed run may build the modules of an edit.
+        runner: The model as it is to be called in training: compiled with `compile`, data-parallel under torchrun.
         history: The rows of all epochs so far, and why the run ended early (`history.stopped`).
         reports: The reports of all edits so far, those included that a resumed run made again: a script that edits
             between two calls of `fit` asks `if not trainer.reports`.
@@ -108,6 +109,8 @@ class Trainer:
         check_options(self)
         self.place = processes.local_device(pick_device(self.device))
         self.world = processes.join(self.place)
+        if self.world > 1:
+            processes.check_loss(self.loss, self.optimizer)
         check_precision(self.place, self.precision)
         self.scaler = torch.GradScaler(self.place.type) if self.precision == "fp16" else None
         self.named_metrics = named_metrics(self.metrics)
@@ -321,5 +324,7 @@ class Trainer:
             self.runner = None  # lets go of the wrapper before, and of its hooks
             runner = processes.parallel(self.model, self.place)
         self.runner = torch.compile(runner) if self.compile else runner
+        if runner is not self.model:
+            processes.watch(self.runner)
         self.accepted = parameters_of(self.model)
         self.watch = Watch(self.model, self.place)
