@@ -80,6 +80,15 @@ class TestFit:
         result = trainer.evaluate(DataLoader(data(20), batch_size=8))
         assert result["right"] == pytest.approx(result["mean"])
 
+    def test_a_metric_that_is_a_module_is_on_the_device_too(self):
+        class Scaled(nn.L1Loss):
+            def to(self, device):
+                moved.append(device)
+
+        moved = []
+        make(metrics=[Scaled()])
+        assert moved == [make().place]
+
     def test_a_second_fit_goes_on_counting(self):
         trainer = make()
         loader = DataLoader(data(), batch_size=25)
@@ -530,6 +539,10 @@ class TestMemory:
 
 
 class TestPredict:
+    def test_outputs_of_unlike_lengths_stay_a_list(self):
+        outputs = make(nn.PReLU()).predict([torch.ones(2, 3), torch.ones(2, 5)])
+        assert [tuple(output.shape) for output in outputs] == [(2, 3), (2, 5)]
+
     def test_joins_the_batches_and_leaves_the_mode(self):
         model = network()
         trainer = make(model)

@@ -52,9 +52,8 @@ def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
             except EXPECTED as error:
                 raise explain(error, trainer, f"prediction, batch {number}", batch) from error
             outputs.append(move(output, torch.device("cpu")))
-    if outputs and all(isinstance(output, torch.Tensor) and output.ndim for output in outputs):
-        return torch.cat(outputs)
-    return outputs
+    shapes = {output.shape[1:] if isinstance(output, torch.Tensor) and output.ndim else None for output in outputs}
+    return torch.cat(outputs) if len(shapes) == 1 and None not in shapes else outputs
 
 
 @contextlib.contextmanager

@@ -149,7 +149,8 @@ class Meter:
         """Bring `sums` up to date. This waits for the device."""
         for name, unread in self._unread.items():
             if unread:
-                values = torch.stack([value for value, _ in unread]).tolist()
+                together = len({value.device for value, _ in unread}) == 1
+                values = torch.stack([value if together else value.cpu() for value, _ in unread]).tolist()
                 for value, (_, samples) in zip(values, unread, strict=True):
                     self.sums[name] += value * samples
                 unread.clear()

@@ -44,7 +44,8 @@ class Trainer:
         device: `"auto"` is the accelerator that torch finds, else the CPU; or `"cuda:1"`, `"mps"`, `"cpu"`.
         precision: `"fp32"`; `"bf16"` and `"fp16"` by autocast, the latter with a gradient scaler.
         scheduler: OneCycleLR and CyclicLR step with the optimizer, any other once an epoch. To say it yourself, or
-            to give both: `{"step": warmup, "epoch": plateau}`. ReduceLROnPlateau gets the value of `best`.
+            to give both: `{"step": warmup, "epoch": plateau}`. ReduceLROnPlateau gets the value of `best`,
+            and its `mode` has to look the same way.
         metrics: Name -> `metric(output, target)`, or a list of functions. A metric gives the mean over a batch or a
             value for each sample; what is shown is the mean over samples.
         accumulate: Batches that make one step.
@@ -125,7 +126,7 @@ class Trainer:
         self.running: Run | None = None
         self.runner: Any = None
         place(self.model, self.place, channels_last=self.channels_last)
-        for module in (self.loss, self.average):
+        for module in (self.loss, self.average, *self.named_metrics.values()):
             if isinstance(module, nn.Module):
                 module.to(self.place)
         if self.sharded:
@@ -251,7 +252,8 @@ class Trainer:
         """Give the model's outputs for all batches of a loader, or for one tensor of inputs, on the CPU.
 
         Returns:
-            One tensor, joined along the first dimension; a list of the batches' outputs where they are no tensors.
+            One tensor, joined along the first dimension; a list of the batches' outputs where they are no tensors, or
+            do not go together.
 
         Example:
             >>> model = nn.Linear(3, 1)
