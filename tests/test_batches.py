@@ -114,5 +114,6 @@ class TestForward:
         assert forward(Named(), parameters_of(Named()), batch) == (batch["x"], batch)
         assert forward(Anything(), parameters_of(Anything()), batch)[0] == batch
         assert parameters_of(Anything()) is None
+        assert parameters_of(torch.compile(Named())) == {"x"}
         assert forward(Named(), parameters_of(Named()), Sample(batch["x"]))[0] is batch["x"]
         assert fields(Sample) is None

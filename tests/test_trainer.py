@@ -539,6 +539,12 @@ class TestMemory:
 
 
 class TestPredict:
+    def test_another_model_may_be_any(self):
+        x, y = data().tensors
+        trainer, other = make(), torch.compile(nn.Linear(6, 3), backend="eager")
+        assert trainer.predict(x, other).shape == (50, 3)
+        assert trainer.evaluate([(x, y)], other) != trainer.evaluate([(x, y)])
+
     def test_outputs_of_unlike_lengths_stay_a_list(self):
         outputs = make(nn.PReLU()).predict([torch.ones(2, 3), torch.ones(2, 5)])
         assert [tuple(output.shape) for output in outputs] == [(2, 3), (2, 5)]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from modsurg.tree.wrappers import unwrap
+
 
 def move(batch: Any, device: torch.device) -> Any:
     """Give the batch with every tensor in it on the device; the structure and the classes stay.
@@ -95,13 +97,13 @@ def forward(model: Callable[..., Any], accepted: frozenset[str] | None, batch: A
 
 
 def parameters_of(model: nn.Module) -> frozenset[str] | None:
-    """The argument names of the model's forward, None if it takes any keyword.
+    """The argument names of the model's forward, None if it takes any keyword; torch.compile is looked through.
 
     Example:
         >>> parameters_of(nn.Linear(1, 1))
         frozenset({'input'})
     """
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(unwrap(model).forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return None
     return frozenset(parameters)

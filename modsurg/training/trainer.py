@@ -246,7 +246,7 @@ class Trainer:
             >>> list(trainer.evaluate([(torch.ones(4, 3), torch.ones(4, 1))]))
             ['loss']
         """
-        return evaluation.evaluate(self, loader, model or self.model)
+        return evaluation.evaluate(self, loader, self.model if model is None else model)
 
     def predict(self, loader: Any, model: nn.Module | None = None) -> Any:
         """Give the model's outputs for all batches of a loader, or for one tensor of inputs, on the CPU.
@@ -261,7 +261,7 @@ class Trainer:
             >>> trainer.predict([torch.ones(4, 3), torch.ones(2, 3)]).shape
             torch.Size([6, 1])
         """
-        return evaluation.predict(self, loader, model or self.model)
+        return evaluation.predict(self, loader, self.model if model is None else model)
 
     @contextlib.contextmanager
     def edit(self, example: Any = None) -> Iterator["Edit"]:
