@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -550,6 +551,23 @@ class TestEdits:
             again.fit(loader, resume=True)
         again, loader = build(tmp_path, trust=(Gate,))
         assert len(again.fit(loader, epochs=2, resume=True)) == 2
+
+    @pytest.mark.parametrize("stop", [None, 9])
+    def test_a_script_that_edits_again_when_it_is_started_again_is_told(self, tmp_path, stop):
+        def script(stop=None):
+            trainer, loader = build(tmp_path)
+            trainer.scheduler = None
+            trainer.fit(loader, epochs=2, resume=True)
+            self.grown(trainer)
+            trainer.fit(loader, epochs=4, resume=True, on_step=lambda t: t.stop() if t.step == stop else None)
+            return trainer
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            script(stop)
+        with pytest.warns(ModsurgWarning, match="has it twice: if not trainer.reports:") as told:
+            assert len(script().model) == 7
+        assert [Path(one.filename).name for one in told] == ["test_keeping.py"]
 
     def test_an_edit_that_cannot_be_recorded_says_so(self, tmp_path):
         class Odd(nn.Module):

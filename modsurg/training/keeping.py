@@ -163,6 +163,7 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
     except ModsurgError:
         edits.take_back(trainer, made)
         raise
+    trainer.resumed = len(own["recipes"])
     trainer.position.__dict__.update(own["position"])
     trainer.history.rows[:] = own["history"]
     frozen, holding = set(own["frozen"]), set(own["held"])

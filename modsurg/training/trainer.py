@@ -119,6 +119,7 @@ class Trainer:
         self.history = History()
         self.recipes: list[str | None] = []
         self.reports: list[Report] = []
+        self.resumed = 0  # how many of them the file had from which the run went on
         self.generators: list[torch.Generator] = []
         self.stopping = self.wanted = ""
         self.screen = Screen(self.progress and processes.rank() == 0)
@@ -288,6 +289,7 @@ class Trainer:
         with edit(self.model, optimizer=self.optimizer, scheduler=list(self.schedulers.values()), example=example) as e:
             yield e
         edits.follow(self, e.report, before)
+        edits.warn_of_twins(self)
 
     def stop(self, reason: str = "trainer.stop()") -> None:
         """End the run after the present step, as Ctrl-C does; `history.stopped` is the reason.
