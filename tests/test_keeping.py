@@ -16,7 +16,7 @@ from kept_run import build, run
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from modsurg import Trainer, freeze, load_state
+from modsurg import Trainer, freeze, load_checkpoint, load_state
 from modsurg.checkpoints.runs import read_run
 from modsurg.errors import LoadError, ModsurgWarning, TrainingError, TrustError
 from modsurg.training import keeping
@@ -372,6 +372,42 @@ def test_resume_begins_anew_where_there_is_nothing_and_refuses_a_name_that_is_no
     trainer, loader = build(None)
     with pytest.raises(TrainingError, match=r"resume=True needs Trainer\(..., checkpoint_dir=...\)"):
         run(trainer, loader, resume=True)
+
+
+def test_what_the_run_did_not_have_is_named_with_the_way_out(tmp_path):
+    trainer, loader = build(tmp_path)
+    trainer.scheduler = None
+    trainer.fit(loader)
+    again, loader = build(tmp_path)
+    before = weights(again)
+    again.average = torch.optim.swa_utils.AveragedModel(again.model)
+    fix = re.escape(f"load_checkpoint('{tmp_path}/last.safetensors', model=model, optimizer=optimizer), and fit")
+    with pytest.raises(LoadError, match=f"a run without average, scheduler_step; nothing was loaded. .*: {fix}"):
+        again.fit(loader, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), before, strict=True))
+    load_checkpoint(tmp_path / "last.safetensors", model=again.model, optimizer=again.optimizer)
+    again.fit(loader)
+
+
+def test_loaders_of_other_generators_than_those_of_the_epoch(tmp_path):
+    trainer, loader = build(tmp_path)
+    drawn = DataLoader(loader.dataset, 4, shuffle=True, generator=torch.Generator())
+    trainer.fit(drawn, on_step=lambda trainer: trainer.stop() if trainer.step == 2 else None)
+    again, loader = build(tmp_path)
+    before = weights(again)
+    with pytest.raises(TrainingError, match=r"drew from 1 generator of their own, and these from 0: .*generator=...\)"):
+        again.fit(loader, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), before, strict=True))
+
+
+def test_a_directory_that_cannot_be_written_to_is_seen_before_the_first_step(tmp_path, monkeypatch):
+    trainer, loader = build(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(
+        TrainingError, match=re.escape(f"checkpoint_dir='{tmp_path}' can't be written to: name another")
+    ):
+        trainer.fit(loader)
+    assert trainer.step == 0
 
 
 def test_a_file_of_another_model_changes_nothing(tmp_path):
