@@ -16,6 +16,14 @@ def test_auto_is_the_accelerator_or_the_cpu():
     assert pick_device("auto") == expected
 
 
+def test_the_kind_that_is_there_is_not_tried_on_the_first_of_several(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *sizes, device: pytest.fail(f"allocated on {device}"))
+    assert pick_device("cuda") == torch.device("cuda")
+
+
 @pytest.mark.parametrize("name", ["nonsense", "xpu:9", "cpu:x"])
 def test_a_device_that_is_not_there(name):
     with pytest.raises(DeviceError, match=rf"device='{name}' is not there; here are cpu.*device=\"auto\""):

@@ -297,6 +297,12 @@ class TestRefusals:
         with pytest.raises(BatchError, match=r"epoch 1, batch 2 .*float32\[0, 6\].*holds no sample"):
             make().fit([(x, y), (x[:0], y[:0])])
 
+    def test_a_last_batch_of_one(self):
+        model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+        message = r"batch 3 .*BatchNorm can't train on \(float32\[1, 6\], int64\[1\]\), .*drop_last=True\) leaves"
+        with pytest.raises(BatchError, match=message):
+            make(model).fit(DataLoader(data(17), batch_size=8))
+
     def test_a_loss_that_is_no_scalar(self):
         with pytest.raises(BatchError, match=r'epoch 1, batch 1 .*shape \(50,\), not \(\): reduction="mean"'):
             make(loss=nn.CrossEntropyLoss(reduction="none")).fit([data().tensors])

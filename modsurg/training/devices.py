@@ -33,6 +33,8 @@ def pick_device(device: str | torch.device) -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if str(device) == "auto":
         return found or torch.device("cpu")
+    if found is not None and str(device) == found.type:
+        return found  # untried: under torchrun each process would try it on the first of several
     available = ["cpu", *(f"{found.type}:{i}" for i in range(torch.accelerator.device_count()))] if found else ["cpu"]
     try:
         wanted = torch.device(device)
