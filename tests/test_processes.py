@@ -152,7 +152,7 @@ import json
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from modsurg import Trainer
+from modsurg import Trainer, freeze
 from modsurg.errors import ModsurgError
 from modsurg.training.processes import gathered, rank
 
@@ -192,11 +192,17 @@ def fit(trainer, loader):
     trainer.fit(loader)
     return trainer
 
+def frozen_on_the_way():
+    trainer = make(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)))
+    trainer.fit(batches, epochs=2, on_step=lambda trainer: freeze(trainer.model, "0"))
+    return trainer
+
 cases = {
     "past the wrapper": lambda: own_body(lambda trainer: trainer.model),
     "through it": lambda: own_body(lambda trainer: trainer.runner),
     "windows": lambda: fit(make(accumulate=3), batches),
     "stream": lambda: fit(make(), DataLoader(Stream(), batch_size=8)),
+    "frozen on the way": frozen_on_the_way,
     "loss": lambda: make(loss=Scaled()),
     "unused": lambda: fit(make(Unused(nn.Linear(4, 1), nn.Linear(2, 2))), batches),
 }
@@ -221,8 +227,9 @@ def test_two_processes_train_one_model_or_say_why_not(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout.splitlines()[-1])
-    alike = {name: said.pop(name) for name in ("through it", "windows", "stream")}
-    assert alike == {"through it": "3 steps, alike", "windows": "1 steps, alike", "stream": "3 steps, alike"}
+    alike = {name: said.pop(name) for name in ("through it", "windows", "stream", "frozen on the way")}
+    steps = {"through it": 3, "windows": 1, "stream": 3, "frozen on the way": 6}
+    assert alike == {name: f"{number} steps, alike" for name, number in steps.items()}
     where = r"epoch 1, batch 1 \(step 1\): "
     for name, words in (
         ("past the wrapper", where + r".* called itself, .*: call trainer.runner\(inputs\), or epoch.forward\(batch\)"),

@@ -59,6 +59,8 @@ class Epoch:
                 if not self._samples:
                     text = f"{self}: the batch {describe(batch)} holds no sample: leave it out of the loader."
                     raise BatchError(text)
+                if trainer.world > 1 and trainer.wrapped != processes.trained(trainer.model):
+                    trainer.prepare()  # DDP waits for the gradients of what trained when it was made
                 yield batch
                 if self.run.due and self.window.held == 0 and not trainer.stopping:
                     self.run.keep()

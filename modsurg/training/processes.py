@@ -101,6 +101,11 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     return wrapper
 
 
+def trained(model: nn.Module) -> list[bool]:
+    """Of each parameter, whether it trains."""
+    return [p.requires_grad for p in model.parameters()]
+
+
 def watch(runner: nn.Module) -> None:
     """Let a runner remember that it was called."""
     runner.register_forward_pre_hook(lambda module, inputs: module.__dict__.update(called=True))

@@ -235,8 +235,6 @@ class Run:
         for epoch, where in sorted(self.thaw.items()):
             if epoch <= done:
                 unfreeze(self.trainer.model, where)
-        if self.trainer.world > 1 and done in self.thaw:
-            self.trainer.prepare()
 
     def _scalars(self, board: Board, meter: Meter) -> None:
         meter.read()

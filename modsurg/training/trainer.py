@@ -327,6 +327,7 @@ class Trainer:
         if self.world > 1 and not self.sharded:
             self.runner = None  # lets go of the wrapper before, and of its hooks
             runner = processes.parallel(self.model, self.place)
+        self.wrapped = processes.trained(self.model)
         self.runner = torch.compile(runner) if self.compile else runner
         if runner is not self.model:
             processes.watch(self.runner)
