@@ -172,15 +172,15 @@ def _folder(folder: Path, limit: int | None, side: int) -> Data:
 
 def _decode_split(split: Path, limit: int | None, side: int) -> Pictures:
     """Decode at most `limit` of split/<class>/*, of all classes alike."""
-    folders = sorted(path for path in split.iterdir() if path.is_dir())
-    files = [
-        (path, label)
-        for label, folder in enumerate(folders)
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in SUFFIXES
+    folders = sorted(path for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = [
+        [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+        for folder in folders
     ]
-    if not files:
-        raise PicturesError(f"--data {split.parent}: no pictures in {split}/<class>/")
+    empty = [str(folder) for folder, paths in zip(folders, found, strict=True) if not paths]
+    if empty or not folders:
+        raise PicturesError(f"--data {split.parent}: no pictures in {', '.join(empty) or f'{split}/<class>/'}")
+    files = [(path, label) for label, paths in enumerate(found) for path in paths]
     files = [files[number] for number in mixed(len(files), limit).tolist()]
     images = np.empty((len(files), side, side, 3), np.uint8)
     for row, (path, _) in enumerate(files):
@@ -191,13 +191,13 @@ def _decode_split(split: Path, limit: int | None, side: int) -> Pictures:
 
 def _decode(path: Path, side: int) -> np.ndarray:
     """One picture as (side, side, 3) bytes: its shorter side scaled to that, its middle kept."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
             picture = file.convert("RGB")
             return np.asarray(picture if picture.size == (side, side) else ImageOps.fit(picture, (side, side)))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PicturesError(f"--data: {path} is not a picture that can be read ({error})") from None
 
 

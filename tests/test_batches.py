@@ -2,13 +2,21 @@
 
 import collections
 import dataclasses
+import types
 
+import pytest
 import torch
 from torch import nn
 
 from modsurg.training.batches import count, describe, fields, forward, move, parameters_of, part
 
 Pair = collections.namedtuple("Pair", "image label")
+
+
+class Open(dict):
+    """Fields by attribute, of any name."""
+
+    __getattr__ = dict.__getitem__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +43,16 @@ def test_every_structure_is_moved_and_keeps_its_class():
     assert {str(t.device) for t in (moved[0].image, moved[0].label[0], moved[1]["a"], moved[2].x)} == {"meta"}
     assert batch[2].x is x
     assert str(x.device) == "cpu"
+
+
+@pytest.mark.parametrize("kind", [Open, collections.UserDict, collections.OrderedDict])
+def test_a_mapping_of_a_class_of_its_own_keeps_it(kind):
+    batch = kind({"x": torch.ones(2)})
+    moved = move(batch, torch.device("meta"))
+    assert type(moved) is kind
+    assert (str(moved["x"].device), str(batch["x"].device)) == ("meta", "cpu")
+    assert move(types.MappingProxyType(batch), torch.device("meta"))["x"].is_meta
+    assert part(kind({"x": torch.arange(4)}), 2)["x"].tolist() == [0, 1]
 
 
 def test_what_is_there_already_is_not_copied():
@@ -96,5 +114,6 @@ class TestForward:
         assert forward(Named(), parameters_of(Named()), batch) == (batch["x"], batch)
         assert forward(Anything(), parameters_of(Anything()), batch)[0] == batch
         assert parameters_of(Anything()) is None
+        assert parameters_of(torch.compile(Named())) == {"x"}
         assert forward(Named(), parameters_of(Named()), Sample(batch["x"]))[0] is batch["x"]
         assert fields(Sample) is None

@@ -113,12 +113,32 @@ def test_a_one_cycle_schedule_that_counts_batches_for_steps():
     [
         ({"epochs": 1.5}, "epochs=1.5: train for at least one epoch"),
         ({"patience": 0}, "patience=0: how many epochs to wait, patience=None for no end"),
-        ({"thaw": ["0"]}, r'thaw is a list: epoch -> what, thaw=\{2: "layer4.\*\*"\}'),
+        ({"thaw": ["0"]}, r"thaw=\['0'\]: epoch -> what, thaw=\{2: \"layer4.\*\*\"\}"),
+        ({"thaw": {"1": "0"}}, r"thaw=\{'1': '0'\}: epoch -> what"),
     ],
 )
 def test_a_run_that_cannot_work(options, message):
     with pytest.raises(TrainingError, match=message):
         make().fit(BATCHES, **options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "best", "message"),
+    [
+        ("min", "val_accuracy", r'"min"\) gets val_accuracy, which is better when higher: .*mode="max"'),
+        ("max", "val_loss", r'"max"\) gets val_loss, which is better when lower: .*mode="min"'),
+        ("max", "min:val_accuracy", r'"max"\) gets val_accuracy, which is better when lower'),
+    ],
+)
+def test_a_plateau_that_looks_the_wrong_way(mode, best, message):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plateau, metrics = ReduceLROnPlateau(optimizer, mode), {"accuracy": lambda o, t: o.argmax(1) == t}
+    trainer = make(model=model, optimizer=optimizer, scheduler=plateau, metrics=metrics, best=best)
+    with pytest.raises(TrainingError, match=message):
+        trainer.fit(BATCHES, BATCHES)
+    plateau.mode = {"min": "max", "max": "min"}[mode]
+    trainer.fit(BATCHES, BATCHES)
 
 
 def test_one_metric_needs_no_list():

@@ -8,12 +8,20 @@ import torch
 from torch import nn
 
 from modsurg.errors import DeviceError
-from modsurg.training.devices import autocast, kept_memory, pick_device, place
+from modsurg.training.devices import check_precision, kept_memory, pick_device, place
 
 
 def test_auto_is_the_accelerator_or_the_cpu():
     expected = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert pick_device("auto") == expected
+
+
+def test_the_kind_that_is_there_is_not_tried_on_the_first_of_several(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *sizes, device: pytest.fail(f"allocated on {device}"))
+    assert pick_device("cuda") == torch.device("cuda")
 
 
 @pytest.mark.parametrize("name", ["nonsense", "xpu:9", "cpu:x"])
@@ -29,13 +37,13 @@ def test_meta_is_refused():
 
 def test_an_unknown_precision():
     with pytest.raises(DeviceError, match=r"precision='int8': one of \"fp32\", \"bf16\", \"fp16\""):
-        autocast(torch.device("cpu"), "int8")
+        check_precision(torch.device("cpu"), "int8")
 
 
 def test_a_device_that_cannot(monkeypatch):
     monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: False)
     with pytest.raises(DeviceError, match='cpu can\'t compute in bf16: precision="fp32"'):
-        autocast(torch.device("cpu"), "bf16")
+        check_precision(torch.device("cpu"), "bf16")
 
 
 def test_place_keeps_parameters_themselves_and_other_layouts():

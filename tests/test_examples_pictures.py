@@ -31,6 +31,12 @@ def write_batches(folder, rows=4, labels=None):
     return data
 
 
+def shortened(picture):
+    """A PNG that says of its pixels that they are 8 bytes fewer."""
+    at = picture.index(b"IDAT") - 4
+    return picture[:at] + (int.from_bytes(picture[at : at + 4], "big") - 8).to_bytes(4, "big") + picture[at + 4 :]
+
+
 def test_a_folder_of_classes(tmp_path):
     write_pictures(tmp_path)
     data = pictures.load_pictures(str(tmp_path))
@@ -46,6 +52,14 @@ def test_a_folder_of_classes(tmp_path):
 def test_a_folder_in_another_size(tmp_path):
     write_pictures(tmp_path)
     assert pictures.load_pictures(str(tmp_path), side=48).test.images.shape == (6, 48, 48, 3)
+
+
+def test_what_a_desktop_leaves_in_folders_is_no_picture(tmp_path):
+    write_pictures(tmp_path)
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"not a picture")
+    data = pictures.load_pictures(str(tmp_path))
+    assert (data.train.classes, len(data.train)) == (("cat", "dog"), 6)
 
 
 def test_val_may_stand_for_test(tmp_path):
@@ -96,7 +110,15 @@ class TestBadInput:
             pictures.load_pictures(str(tmp_path))
 
     def test_empty_classes(self, tmp_path):
-        write_pictures(tmp_path, count=0)
+        write_pictures(tmp_path)
+        (tmp_path / "test" / "eel").mkdir()
+        with pytest.raises(pictures.PicturesError, match=r"no pictures in \S*test/eel$"):
+            pictures.load_pictures(str(tmp_path))
+
+    def test_no_classes(self, tmp_path):
+        write_pictures(tmp_path, classes=())
+        (tmp_path / "train").mkdir()
+        (tmp_path / "test").mkdir()
         with pytest.raises(pictures.PicturesError, match=r"no pictures in .*train/<class>/"):
             pictures.load_pictures(str(tmp_path))
 
@@ -106,10 +128,19 @@ class TestBadInput:
         with pytest.raises(pictures.PicturesError, match="different classes: dog, eel"):
             pictures.load_pictures(str(tmp_path))
 
-    def test_a_broken_picture(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("name", "broken"),
+        [
+            ("1.png", lambda picture: b"<html>"),
+            ("1.png", shortened),
+            ("1.ppm", lambda picture: b"P6 2x 2 255 "),
+        ],
+    )
+    def test_a_broken_picture(self, tmp_path, name, broken):
         write_pictures(tmp_path)
-        (tmp_path / "train" / "cat" / "1.png").write_bytes(b"<html>")
-        with pytest.raises(pictures.PicturesError, match=r"cat/1\.png is not a picture that can be read"):
+        picture = (tmp_path / "train" / "cat" / "1.png").read_bytes()
+        (tmp_path / "train" / "cat" / name).write_bytes(broken(picture))
+        with pytest.raises(pictures.PicturesError, match=rf"cat/{name} is not a picture that can be read"):
             pictures.load_pictures(str(tmp_path))
 
     def test_a_hostile_batch_runs_nothing(self, tmp_path):

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "examples/tutorial"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
@@ -95,6 +96,13 @@ def test_dataset_of_photographs(run, photographs):
 def test_a_folder_without_insects(run, tmp_path):
     with pytest.raises(SystemExit, match="it needs train/ants"):
         run(2, "--data", tmp_path)
+    for name in ("ants", "bees"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "train/ants/gray.jpg")
+    with pytest.raises(SystemExit, match="it needs train/ants"):
+        run(2, "--data", tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "train/bees/gray.jpg")
+    assert "HWC (8, 8, 3)" in run(3, "--data", tmp_path)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 from kept_run import build, run
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
 
-from modsurg import Trainer, freeze, load_state
+from modsurg import Trainer, freeze, load_checkpoint, load_state
 from modsurg.checkpoints.runs import read_run
 from modsurg.errors import LoadError, ModsurgWarning, TrainingError, TrustError
 from modsurg.training import keeping
@@ -44,6 +46,28 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, stop):
     assert timeless(run(second, loader, resume=True)) == timeless(expected)
     assert equal(whole, second)
     assert second.optimizer.state_dict()["param_groups"] == whole.optimizer.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize("stop", ["epoch 1", 3])
+def test_loaders_that_draw_from_a_generator_of_their_own_go_on(tmp_path, stop):
+    def start(directory, stop=None):
+        trainer, loader = build(directory)
+        train, validation = (
+            DataLoader(loader.dataset, 4, sampler=RandomSampler(range(30), num_samples=n, generator=generator))
+            for n, generator in ((30, torch.Generator().manual_seed(3)), (8, torch.Generator().manual_seed(4)))
+        )
+        options = {
+            "on_step": lambda trainer: trainer.stop() if trainer.step == stop else None,
+            "on_epoch": lambda trainer: trainer.stop() if f"epoch {trainer.epoch}" == stop else None,
+        }
+        trainer.fit(train, validation, 3, resume=True, **options)
+        return trainer
+
+    whole = start(tmp_path / "whole")
+    start(tmp_path / "stopped", stop)
+    again = start(tmp_path / "stopped")
+    assert timeless(again.history) == timeless(whole.history)
+    assert equal(again, whole)
 
 
 def test_what_on_epoch_raises_costs_no_epoch(tmp_path):
@@ -350,6 +374,42 @@ def test_resume_begins_anew_where_there_is_nothing_and_refuses_a_name_that_is_no
         run(trainer, loader, resume=True)
 
 
+def test_what_the_run_did_not_have_is_named_with_the_way_out(tmp_path):
+    trainer, loader = build(tmp_path)
+    trainer.scheduler = None
+    trainer.fit(loader)
+    again, loader = build(tmp_path)
+    before = weights(again)
+    again.average = torch.optim.swa_utils.AveragedModel(again.model)
+    fix = re.escape(f"load_checkpoint('{tmp_path}/last.safetensors', model=model, optimizer=optimizer), and fit")
+    with pytest.raises(LoadError, match=f"a run without average, scheduler_step; nothing was loaded. .*: {fix}"):
+        again.fit(loader, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), before, strict=True))
+    load_checkpoint(tmp_path / "last.safetensors", model=again.model, optimizer=again.optimizer)
+    again.fit(loader)
+
+
+def test_loaders_of_other_generators_than_those_of_the_epoch(tmp_path):
+    trainer, loader = build(tmp_path)
+    drawn = DataLoader(loader.dataset, 4, shuffle=True, generator=torch.Generator())
+    trainer.fit(drawn, on_step=lambda trainer: trainer.stop() if trainer.step == 2 else None)
+    again, loader = build(tmp_path)
+    before = weights(again)
+    with pytest.raises(TrainingError, match=r"drew from 1 generator of their own, and these from 0: .*generator=...\)"):
+        again.fit(loader, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), before, strict=True))
+
+
+def test_a_directory_that_cannot_be_written_to_is_seen_before_the_first_step(tmp_path, monkeypatch):
+    trainer, loader = build(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(
+        TrainingError, match=re.escape(f"checkpoint_dir='{tmp_path}' can't be written to: name another")
+    ):
+        trainer.fit(loader)
+    assert trainer.step == 0
+
+
 def test_a_file_of_another_model_changes_nothing(tmp_path):
     first, loader = build(tmp_path)
     run(first, loader)
@@ -527,6 +587,23 @@ class TestEdits:
             again.fit(loader, resume=True)
         again, loader = build(tmp_path, trust=(Gate,))
         assert len(again.fit(loader, epochs=2, resume=True)) == 2
+
+    @pytest.mark.parametrize("stop", [None, 9])
+    def test_a_script_that_edits_again_when_it_is_started_again_is_told(self, tmp_path, stop):
+        def script(stop=None):
+            trainer, loader = build(tmp_path)
+            trainer.scheduler = None
+            trainer.fit(loader, epochs=2, resume=True)
+            self.grown(trainer)
+            trainer.fit(loader, epochs=4, resume=True, on_step=lambda t: t.stop() if t.step == stop else None)
+            return trainer
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            script(stop)
+        with pytest.warns(ModsurgWarning, match="has it twice: if not trainer.reports:") as told:
+            assert len(script().model) == 7
+        assert [Path(one.filename).name for one in told] == ["test_keeping.py"]
 
     def test_an_edit_that_cannot_be_recorded_says_so(self, tmp_path):
         class Odd(nn.Module):

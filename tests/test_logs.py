@@ -63,6 +63,21 @@ class TestScreen:
         assert "loss 0.5" in text
         assert text.endswith("epoch 2/3  loss 0.25  40 samples/s  2.0 s\n")
 
+    def test_what_stands_in_for_stdout_need_not_be_a_file(self, monkeypatch):
+        class Twice:
+            text = ""
+
+            def write(self, text):
+                self.text += text
+
+            def flush(self):
+                pass
+
+        for stand_in in (Twice(), None):
+            monkeypatch.setattr(sys, "stdout", stand_in)
+            make().fit(loader())
+            assert stand_in is None or stand_in.text.startswith("epoch 1/1  loss ")
+
     def test_quiet(self, capsys):
         make(progress=False).fit(loader())
         assert capsys.readouterr().out == ""
@@ -127,6 +142,33 @@ class TestBoard:
             assert board.Tags()["graph"]
             final = board.Scalars("final/loss") if "final/loss" in board.Tags()["scalars"] else []
             assert [event.step for event in final] == steps
+
+    def test_loaders_are_the_same_with_it(self, tmp_path):
+        pytest.importorskip("tensorboard")
+
+        class Placed:
+            def __init__(self):
+                self.batches, self.at = list(loader()), 0
+
+            def __iter__(self):
+                while self.at < len(self.batches):
+                    self.at += 1
+                    yield self.batches[self.at - 1]
+                self.at = 0
+
+            def state_dict(self):
+                return {"at": self.at}
+
+        def drawn():
+            return DataLoader(loader().dataset, 4, shuffle=True, generator=torch.Generator().manual_seed(1))
+
+        for start in (Placed, drawn):
+            seen, unseen = make(log_dir=tmp_path, progress=False), make(progress=False)
+            for trainer in (seen, unseen):
+                torch.manual_seed(2)
+                trainer.fit(start(), epochs=3)
+            assert seen.history["loss"] == unseen.history["loss"]
+            assert seen.step == 6
 
     def test_the_run_is_the_same_with_it(self, tmp_path):
         pytest.importorskip("tensorboard")

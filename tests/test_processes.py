@@ -22,6 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from modsurg.checkpoints.loaders import Feed
 from modsurg.errors import BatchError, TrainingError
 from modsurg.training import processes as under_test
 from modsurg.training.processes import check_sharding, divided, farewell, gathered, join, lost, rank, share_of, summed
@@ -146,6 +147,98 @@ def test_a_process_that_ends_does_not_wait_for_one_that_is_busy():
     assert "busy to the end" not in done.stdout
 
 
+TOGETHER = """
+import json
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from modsurg import Trainer, freeze
+from modsurg.errors import ModsurgError
+from modsurg.training.processes import gathered, rank
+
+x = torch.randn(44, 4, generator=torch.Generator().manual_seed(0))
+batches = list(zip(x.split(8), x.sum(1, keepdim=True).split(8)))  # the last has 4 samples, and is of the second process
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(x, x.sum(1, keepdim=True)))
+
+class Scaled(nn.MSELoss):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, output, target):
+        return super().forward(output, target) * self.scale
+
+class Unused(nn.Sequential):
+    def forward(self, x):
+        return self[0](x)
+
+def make(model=None, loss=None, **options):
+    torch.manual_seed(0)
+    model, loss = model or nn.Sequential(nn.Linear(4, 1)), loss or nn.MSELoss()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.05)
+    return Trainer(model, optimizer, loss, device="cpu", progress=False, **options)
+
+def own_body(call):
+    trainer = make()
+    for epoch in trainer.epochs(batches):
+        for inputs, target in epoch:
+            epoch.step(trainer.loss(call(trainer)(inputs), target))
+    return trainer
+
+def fit(trainer, loader):
+    trainer.fit(loader)
+    return trainer
+
+def frozen_on_the_way():
+    trainer = make(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)))
+    trainer.fit(batches, epochs=2, on_step=lambda trainer: freeze(trainer.model, "0"))
+    return trainer
+
+cases = {
+    "past the wrapper": lambda: own_body(lambda trainer: trainer.model),
+    "through it": lambda: own_body(lambda trainer: trainer.runner),
+    "windows": lambda: fit(make(accumulate=3), batches),
+    "stream": lambda: fit(make(), DataLoader(Stream(), batch_size=8)),
+    "frozen on the way": frozen_on_the_way,
+    "loss": lambda: make(loss=Scaled()),
+    "unused": lambda: fit(make(Unused(nn.Linear(4, 1), nn.Linear(2, 2))), batches),
+}
+said = {}
+for name, case in cases.items():
+    try:
+        trainer = case()
+        first, second = gathered([p.tolist() for p in trainer.model.parameters()])
+        said[name] = f"{trainer.step} steps, {'alike' if first == second else 'apart'}"
+    except ModsurgError as error:
+        said[name] = str(error)
+if rank() == 0:
+    print(json.dumps(said))
+"""
+
+
+def test_two_processes_train_one_model_or_say_why_not(tmp_path):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout.splitlines()[-1])
+    alike = {name: said.pop(name) for name in ("through it", "windows", "stream", "frozen on the way")}
+    steps = {"through it": 3, "windows": 1, "stream": 3, "frozen on the way": 6}
+    assert alike == {name: f"{number} steps, alike" for name, number in steps.items()}
+    where = r"epoch 1, batch 1 \(step 1\): "
+    for name, words in (
+        ("past the wrapper", where + r".* called itself, .*: call trainer.runner\(inputs\), or epoch.forward\(batch\)"),
+        ("loss", "scale of the loss would train alone in each process: make it a part of the model"),
+        ("unused", where + r'1.weight and 1 more got no gradient, .*: modsurg.freeze\(model, "..."\)'),
+    ):
+        assert re.match(words, said[name])
+
+
 @pytest.fixture
 def two(monkeypatch):
     """Calls a function as each of two processes; what the first one gathers is what the second one gets."""
@@ -203,6 +296,20 @@ def test_what_is_distributed_already_stays(two):
         assert [len(part) for part in (*two(share_of, loader), *two(divided, loader, 0))] == [2, 2, 2, 2]
 
 
+def test_loaders_of_another_class_keep_their_habits(two):
+    class Own(DataLoader):
+        def set_epoch(self, epoch):
+            told.append(epoch)
+
+    told = []
+    sampler = DistributedSampler(range(8), num_replicas=2, rank=0)
+    distributed = Own(range(8), 2, sampler=sampler)
+    assert [len(part) for part in (*two(share_of, distributed), *two(divided, distributed, 0))] == [2, 2, 2, 2]
+    first, second = two(lambda loader: Feed(divided(loader, 0)).begin(3), Own(range(8), 2))
+    assert [batch.tolist() for batch in (*first, *second)] == [[0, 1], [4, 5], [2, 3], [6, 7]]
+    assert told == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("sampler", "name"),
     [
@@ -219,7 +326,8 @@ def test_a_sampler_is_not_replaced_in_silence(sampler, name):
     ):
         with pytest.raises(BatchError, match=rf"{name} gives every process all .*sampler=DistributedSampler"):
             divided(loader, 0)
-    with pytest.raises(BatchError, match="Backwards gives every process all"):
+    fix = r"batch_sampler=Backwards\(DistributedSampler\(dataset\), ...\), whose `sampler` is that one"
+    with pytest.raises(BatchError, match=f"Backwards gives every process all of its samples: {fix}"):
         divided(DataLoader(range(8), batch_sampler=Backwards()), 0)
 
 

@@ -80,6 +80,15 @@ class TestFit:
         result = trainer.evaluate(DataLoader(data(20), batch_size=8))
         assert result["right"] == pytest.approx(result["mean"])
 
+    def test_a_metric_that_is_a_module_is_on_the_device_too(self):
+        class Scaled(nn.L1Loss):
+            def to(self, device):
+                moved.append(device)
+
+        moved = []
+        make(metrics=[Scaled()])
+        assert moved == [make().place]
+
     def test_a_second_fit_goes_on_counting(self):
         trainer = make()
         loader = DataLoader(data(), batch_size=25)
@@ -160,6 +169,15 @@ class TestOptions:
         assert set(seen) == {torch.bfloat16}
         assert model[0].weight.dtype == torch.float32
         assert history["loss"][1] < history["loss"][0]
+
+    def test_a_forward_pass_within_autocast_leaves_it_off(self):
+        trainer = make(precision="bf16")
+        for epoch in trainer.epochs(DataLoader(data(), batch_size=25)):
+            for batch in epoch:
+                with trainer.autocast:
+                    loss, *_ = epoch.forward(batch)
+                assert not torch.is_autocast_enabled("cpu")
+                epoch.step(loss)
 
     def test_channels_last_changes_the_result_by_rounding_only(self):
         def run(**options):
@@ -278,6 +296,12 @@ class TestRefusals:
         x, y = data().tensors
         with pytest.raises(BatchError, match=r"epoch 1, batch 2 .*float32\[0, 6\].*holds no sample"):
             make().fit([(x, y), (x[:0], y[:0])])
+
+    def test_a_last_batch_of_one(self):
+        model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+        message = r"batch 3 .*BatchNorm can't train on \(float32\[1, 6\], int64\[1\]\), .*drop_last=True\) leaves"
+        with pytest.raises(BatchError, match=message):
+            make(model).fit(DataLoader(data(17), batch_size=8))
 
     def test_a_loss_that_is_no_scalar(self):
         with pytest.raises(BatchError, match=r'epoch 1, batch 1 .*shape \(50,\), not \(\): reduction="mean"'):
@@ -521,6 +545,16 @@ class TestMemory:
 
 
 class TestPredict:
+    def test_another_model_may_be_any(self):
+        x, y = data().tensors
+        trainer, other = make(), torch.compile(nn.Linear(6, 3), backend="eager")
+        assert trainer.predict(x, other).shape == (50, 3)
+        assert trainer.evaluate([(x, y)], other) != trainer.evaluate([(x, y)])
+
+    def test_outputs_of_unlike_lengths_stay_a_list(self):
+        outputs = make(nn.PReLU()).predict([torch.ones(2, 3), torch.ones(2, 5)])
+        assert [tuple(output.shape) for output in outputs] == [(2, 3), (2, 5)]
+
     def test_joins_the_batches_and_leaves_the_mode(self):
         model = network()
         trainer = make(model)

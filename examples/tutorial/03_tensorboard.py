@@ -24,7 +24,7 @@ def main() -> None:
             writer.add_scalar("y = x^2", step**2, step)
         ants = sorted((insects(options.data, Path(scratch)) / "train/ants").iterdir())
         for step, file in enumerate(ants[:2], 1):
-            by_height = np.asarray(Image.open(file))
+            by_height = np.asarray(Image.open(file).convert("RGB"))
             by_channel = by_height.transpose(2, 0, 1)
             writer.add_image("picture HWC", by_height, step, dataformats="HWC")
             writer.add_image("picture CHW", by_channel, step)

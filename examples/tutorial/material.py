@@ -39,7 +39,7 @@ def insects(given: Path | None, scratch: Path) -> Path:
         SystemExit: `given` is no such folder; the message says what it needs.
     """
     if given is not None:
-        if not all((given / "train" / name).is_dir() for name in INSECTS):
+        if not all(any((given / "train" / name).glob("*.jpg")) for name in INSECTS):
             raise SystemExit(
                 f"--data {given}: it needs train/ants/*.jpg and train/bees/*.jpg"
             )

@@ -37,10 +37,10 @@ class Feed:
 
     def begin(self, epoch: int) -> Iterator[Any]:
         """The batches of an epoch, from its first."""
-        for part in _parts(self.loader):
+        for part in parts(self.loader):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        self.states = {**random_states(), "generators": [g.get_state() for g in _generators(self.loader)]}
+        self.states = {**random_states(), "generators": [g.get_state() for g in generators(self.loader)]}
         return iter(self.source)
 
     def again(self, epoch: int, skip: int, states: dict[str, Any], position: Any) -> Iterator[Any]:
@@ -59,7 +59,7 @@ class Feed:
             return batches
         now = random_states()
         set_random_states(states)
-        for generator, state in zip(_generators(self.loader), states["generators"], strict=True):
+        for generator, state in zip(generators(self.loader), states["generators"], strict=True):
             generator.set_state(state)
         batches = self._after(epoch, skip)
         set_random_states(now)
@@ -99,6 +99,17 @@ def length(loader: object) -> int | None:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:
         return None
+
+
+def generators(*loaders: Any) -> list[torch.Generator]:
+    """The generators of their own from which loaders draw.
+
+    Example:
+        >>> generators(DataLoader([1, 2], shuffle=True, generator=torch.Generator()), [3])
+        [<torch._C.Generator object at ...>]
+    """
+    found = [getattr(part, "generator", None) for loader in loaders for part in parts(loader)]
+    return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and g not in found[:i]]
 
 
 def rebuilt(loader: DataLoader[Any], dataset: Any, **options: Any) -> DataLoader[Any]:
@@ -177,13 +188,9 @@ def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:
     return rebuilt(loader, _Seeded(loader.dataset) if loader.num_workers else loader.dataset, **options)
 
 
-def _parts(loader: Any) -> list[Any]:
+def parts(loader: Any) -> list[Any]:
+    """A loader, its samplers and its dataset, as far as it has them."""
     samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
     inner = getattr(samplers[1], "sampler", None)
     found = [loader, *samplers, inner, getattr(loader, "dataset", None)]
     return [part for i, part in enumerate(found) if part is not None and not any(part is p for p in found[:i])]
-
-
-def _generators(loader: Any) -> list[torch.Generator]:
-    found = [getattr(part, "generator", None) for part in _parts(loader)]
-    return [g for i, g in enumerate(found) if isinstance(g, torch.Generator) and g not in found[:i]]

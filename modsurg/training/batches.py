@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from modsurg.tree.wrappers import unwrap
 
 
 def move(batch: Any, device: torch.device) -> Any:
@@ -26,7 +28,8 @@ def move(batch: Any, device: torch.device) -> Any:
     def there(item: Any) -> Any:
         if type(item) is torch.Tensor and item.device == device:
             return item
-        return item.to(device, non_blocking=True) if device.type == "cuda" else item.to(device)
+        pinned = device.type == "cuda" and isinstance(item, torch.Tensor)
+        return item.to(device, non_blocking=True) if pinned else item.to(device)
 
     return changed(batch, there)
 
@@ -34,7 +37,7 @@ def move(batch: Any, device: torch.device) -> Any:
 def changed(batch: Any, change: Callable[[Any], Any]) -> Any:
     """The batch with every tensor, and everything else that has a method `to`, changed."""
     kind = type(batch)
-    if isinstance(batch, torch.Tensor) or (hasattr(batch, "to") and callable(batch.to)):
+    if isinstance(batch, torch.Tensor) or callable(getattr(kind, "to", None)):
         return change(batch)
     if kind is list or kind is tuple:
         return kind([changed(item, change) for item in batch])
@@ -94,13 +97,13 @@ def forward(model: Callable[..., Any], accepted: frozenset[str] | None, batch: A
 
 
 def parameters_of(model: nn.Module) -> frozenset[str] | None:
-    """The argument names of the model's forward, None if it takes any keyword.
+    """The argument names of the model's forward, None if it takes any keyword; torch.compile is looked through.
 
     Example:
         >>> parameters_of(nn.Linear(1, 1))
         frozenset({'input'})
     """
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(unwrap(model).forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return None
     return frozenset(parameters)
@@ -178,7 +181,13 @@ def _spread(model: Callable[..., Any], inputs: Any) -> Any:
 def _opened(batch: Any, change: Callable[[Any], Any]) -> Any:
     """A mapping or dataclass with every tensor in it changed; anything else as it is."""
     if isinstance(batch, Mapping):
-        return {key: changed(item, change) for key, item in batch.items()}
+        parts = {key: changed(item, change) for key, item in batch.items()}
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
+            return parts
+        like = copy.copy(batch)
+        for key, item in parts.items():
+            like[key] = item
+        return like
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         copied = copy.copy(batch)
         for field in dataclasses.fields(batch):

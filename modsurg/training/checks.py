@@ -160,8 +160,9 @@ def check_run(run: "Run") -> None:
             raise DeviceError(
                 f"{name} is on {parameter.device}, the trainer on {trainer.place}: model.to({str(trainer.place)!r})."
             )
-    if not isinstance(run.thaw, Mapping):
-        raise TrainingError(f'thaw is {_kind(run.thaw)}: epoch -> what, thaw={{2: "layer4.**"}}.')
+    if not isinstance(run.thaw, Mapping) or not all(isinstance(epoch, Integral) for epoch in run.thaw):
+        raise TrainingError(f'thaw={run.thaw!r}: epoch -> what, thaw={{2: "layer4.**"}}.')
+    _check_plateau(run.schedulers.get("epoch"), run.target, lower=run.lower)
     batches = length(run.feed.loader)
     if batches is not None and trainer.position.batch == 0:
         _check_length(run.schedulers.get("step"), run.end - trainer.epoch, batches, trainer.accumulate)
@@ -183,6 +184,14 @@ def check_run(run: "Run") -> None:
     if foreign:
         some = counted(len(foreign), "parameter in the optimizer is", "parameters in the optimizer are")
         warn(f"{some} not the model's: modsurg.sync(optimizer, model).")
+
+
+def _check_plateau(scheduler: Any, target: str, *, lower: bool) -> None:
+    """Refuse a ReduceLROnPlateau that would take every better value for a worse one."""
+    better, mode = ("lower", "min") if lower else ("higher", "max")
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != mode:
+        text = f'ReduceLROnPlateau(mode="{scheduler.mode}") gets {target}, which is better when {better}'
+        raise TrainingError(f'{text}: ReduceLROnPlateau(..., mode="{mode}").')
 
 
 def _check_length(scheduler: Any, epochs: int, batches: int, accumulate: int) -> None:

@@ -33,6 +33,8 @@ def pick_device(device: str | torch.device) -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if str(device) == "auto":
         return found or torch.device("cpu")
+    if found is not None and str(device) == found.type:
+        return found  # untried: under torchrun each process would try it on the first of several
     available = ["cpu", *(f"{found.type}:{i}" for i in range(torch.accelerator.device_count()))] if found else ["cpu"]
     try:
         wanted = torch.device(device)
@@ -69,20 +71,26 @@ def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> Non
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context of the forward pass for a precision.
-
-    Raises:
-        DeviceError: An unknown precision, or one that the device can't compute in.
+    """A context of the forward pass for a precision that `check_precision` let through, to be entered once.
 
     Example:
         >>> with autocast(torch.device("cpu"), "bf16"):
         ...     nn.Linear(2, 2)(torch.ones(1, 2)).dtype
         torch.bfloat16
     """
+    return contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, _DTYPES[precision])
+
+
+def check_precision(device: torch.device, precision: Precision) -> None:
+    """Compute a little in a precision.
+
+    Raises:
+        DeviceError: An unknown precision, or one that the device can't compute in.
+    """
     if precision not in _DTYPES:
         raise DeviceError(f'precision={precision!r}: one of "fp32", "bf16", "fp16".')
     if precision == "fp32":
-        return contextlib.nullcontext()
+        return
     dtype = _DTYPES[precision]
     other = "fp32" if precision == "bf16" else "bf16"
     refusal = f'{device.type} can\'t compute in {precision}: precision="{other}".'
@@ -96,7 +104,6 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
             torch.autograd.backward((weight @ weight).sum())
     except RuntimeError as error:
         raise DeviceError(refusal) from error
-    return torch.autocast(device.type, dtype)
 
 
 @contextlib.contextmanager

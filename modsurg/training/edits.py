@@ -42,6 +42,14 @@ def follow(trainer: "Trainer", report: "Report", averaged: Mapping[str, Any]) ->
                     value.copy_(kept[name])
 
 
+def warn_of_twins(trainer: "Trainer") -> None:
+    """Say so if an edit between two fits is one that the resumed file had: the script did not ask before it."""
+    between = trainer.running is None or trainer.running.epoch is None
+    if between and trainer.recipes[-1] is not None and trainer.recipes[-1] in trainer.recipes[: trainer.resumed]:
+        text = "the run that was resumed has this edit already, and now the model has it twice: if not trainer.reports:"
+        warn(text)
+
+
 def take_back(trainer: "Trainer", made: int) -> None:
     """Take back the edits after the first `made`; for a file that turns out not to fit."""
     while len(trainer.reports) > made:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modsurg.errors import BatchError, TrainingError
+from modsurg.training import processes
 from modsurg.training.batches import count, describe, move
 from modsurg.training.loop import Meter
 from modsurg.training.trouble import EXPECTED, check_scalar, explain, measured
@@ -58,6 +59,8 @@ class Epoch:
                 if not self._samples:
                     text = f"{self}: the batch {describe(batch)} holds no sample: leave it out of the loader."
                     raise BatchError(text)
+                if trainer.world > 1 and trainer.wrapped != processes.trained(trainer.model):
+                    trainer.prepare()  # DDP waits for the gradients of what trained when it was made
                 yield batch
                 if self.run.due and self.window.held == 0 and not trainer.stopping:
                     self.run.keep()
@@ -98,10 +101,15 @@ class Epoch:
             raise TrainingError(text)
         check_scalar(loss, self)
         trainer.watch.check(loss.detach(), trainer.step, self)
+        joined = trainer.world > 1 and not trainer.sharded
+        if joined:
+            processes.check_forward(trainer.runner, self)
         try:
             full = self.window.backward(loss, self._samples)
         except EXPECTED as error:
             raise explain(error, trainer, self, None) from error
+        if joined:
+            processes.check_gradients(trainer.model, self)
         self.meter.add(loss, self._samples, output, target, self)
         if full:
             self.run.move(self)

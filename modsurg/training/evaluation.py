@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from modsurg.checkpoints.loaders import generators
 from modsurg.checkpoints.randomness import random_states, set_random_states
 from modsurg.errors import BatchError
 from modsurg.training.batches import count, fields, forward, move, part
@@ -36,7 +37,7 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
             meter.keep()
     if meter.samples == 0 and not dealt:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
-    return meter.means(trainer.place if dealt else None)
+    return meter.means(trainer.place)
 
 
 def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
@@ -52,9 +53,8 @@ def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
             except EXPECTED as error:
                 raise explain(error, trainer, f"prediction, batch {number}", batch) from error
             outputs.append(move(output, torch.device("cpu")))
-    if outputs and all(isinstance(output, torch.Tensor) and output.ndim for output in outputs):
-        return torch.cat(outputs)
-    return outputs
+    shapes = {output.shape[1:] if isinstance(output, torch.Tensor) and output.ndim else None for output in outputs}
+    return torch.cat(outputs) if len(shapes) == 1 and None not in shapes else outputs
 
 
 @contextlib.contextmanager
@@ -74,11 +74,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def draw(trainer: "Trainer", board: Board, loader: Iterable[Any]) -> None:
     """Show a batch of pictures with predictions on TensorBoard, and after the first epoch the graph.
 
-    The run does not feel it: nothing of the model changes, and the random states are as they were.
+    The run does not feel it: nothing of the model changes, the random states are as they were, and a loader that keeps
+    a position of its own is left alone.
     """
-    states = random_states()
+    if hasattr(loader, "state_dict"):
+        return
+    states, own = random_states(), [(generator, generator.get_state()) for generator in generators(loader)]
     batch = next(iter(loader), None)
     set_random_states(states)
+    for generator, state in own:
+        generator.set_state(state)
     pair = _pair(trainer, batch)
     if pair is None:
         return

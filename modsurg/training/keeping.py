@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from modsurg.checkpoints.randomness import random_states, set_random_states
 from modsurg.checkpoints.runs import read_run, restore, save_checkpoint
-from modsurg.errors import ModsurgError, TrainingError, warn
+from modsurg.errors import LoadError, ModsurgError, TrainingError, counted, warn
 from modsurg.training import edits, processes, sharding
 from modsurg.tree.frozen import held, hold, release
 
@@ -64,7 +65,8 @@ class Position:
 
 def save(trainer: "Trainer", path: str | os.PathLike[str], left: dict[str, Any] | None = None) -> None:
     """Write everything that `resume` needs; `left` is what is left of an epoch that is not finished."""
-    ranks = processes.gathered({"random": random_states(), "left": left})
+    states = [generator.get_state() for generator in trainer.generators]
+    ranks = processes.gathered({"random": random_states(), "generators": states, "left": left})
     own = {
         "position": vars(trainer.position),
         "history": trainer.history.rows,
@@ -123,6 +125,10 @@ def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | No
             Path(trainer.checkpoint_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"checkpoint_dir can't be made: {error}.") from error
+        if not os.access(trainer.checkpoint_dir, os.W_OK):
+            raise TrainingError(
+                f"checkpoint_dir={os.fspath(trainer.checkpoint_dir)!r} can't be written to: name another."
+            )
     if resume is False:
         return None
     if resume is True:
@@ -150,6 +156,7 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
     if "trainer" not in run.states:
         raise TrainingError(f"{file} was not written by a Trainer: load_checkpoint({str(file)!r}, model=...) reads it.")
     own = run.states["trainer"]
+    _check_generators(trainer, own["ranks"], file)
     made = len(trainer.reports)
     try:
         edits.again(trainer, own["recipes"], file)
@@ -157,11 +164,13 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
             sharding.load(file, trainer.model, trainer.optimizer, alone=trainer.world == 1)
             restore(run, {name: value for name, value in stateful(trainer).items() if name in run.states})
         else:
+            _check_parts(trainer, run.states, file)
             edits.carry(trainer, run)
             restore(run, stateful(trainer))
     except ModsurgError:
         edits.take_back(trainer, made)
         raise
+    trainer.resumed = len(own["recipes"])
     trainer.position.__dict__.update(own["position"])
     trainer.history.rows[:] = own["history"]
     frozen, holding = set(own["frozen"]), set(own["held"])
@@ -170,16 +179,44 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
     for path, module in trainer.model.named_modules():
         (hold if path in holding else release)(module)
     trainer.prepare()
-    if len(own["ranks"]) != trainer.world:
+    return _taken_up(trainer, own["ranks"], file)
+
+
+def _taken_up(trainer: "Trainer", ranks: list[dict[str, Any]], file: Path) -> dict[str, Any] | None:
+    """Set the random states of this process; gives what is left of an unfinished epoch."""
+    if len(ranks) != trainer.world:
         if trainer.position.batch:
-            text = f"{len(own['ranks'])} processes wrote {file}, {trainer.world} read it: the epoch begins again."
+            text = f"{len(ranks)} processes wrote {file}, {trainer.world} read it: the epoch begins again."
             warn(text)
         trainer.position.batch = 0
         return None
-    mine = own["ranks"][processes.rank()]
+    mine = ranks[processes.rank()]
     set_random_states(mine["random"])
+    if len(mine["generators"]) == len(trainer.generators):
+        for generator, state in zip(trainer.generators, mine["generators"], strict=True):
+            generator.set_state(state)
     left: dict[str, Any] | None = mine["left"]
     return left
+
+
+def _check_parts(trainer: "Trainer", held: Container[str], file: Path) -> None:
+    """Refuse a trainer with something more than the run that it shall go on with."""
+    absent = [name for name in stateful(trainer) if name not in held]
+    if absent:
+        fix = f"load_checkpoint({str(file)!r}, model=model, optimizer=optimizer), and fit without resume"
+        text = f"{file} is a run without {', '.join(absent)}; nothing was loaded. To begin a new one with its weights"
+        raise LoadError(f"{text}: {fix}.")
+
+
+def _check_generators(trainer: "Trainer", ranks: list[dict[str, Any]], file: Path) -> None:
+    """Refuse loaders that can't draw the rest of an epoch as those drew its beginning."""
+    if len(ranks) != trainer.world or ranks[processes.rank()]["left"] is None:
+        return
+    then, now = len(ranks[processes.rank()]["generators"]), len(trainer.generators)
+    if then != now:
+        had = counted(then, "generator", "generators")
+        text = f"{file} is from within an epoch whose loaders drew from {had} of their own, and these from {now}"
+        raise TrainingError(f"{text}: DataLoader(..., generator=...) as it was.")
 
 
 def stateful(trainer: "Trainer") -> dict[str, Any]:

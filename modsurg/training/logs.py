@@ -31,14 +31,14 @@ class Screen:
         self._task: Any = None
         self._label, self._done, self._total = "", 0, 0
         self._start = time.perf_counter()
-        self._pause = _BETWEEN_FRAMES if on and sys.stdout.isatty() else _BETWEEN_LINES
+        self._pause = _BETWEEN_FRAMES if on and _terminal() else _BETWEEN_LINES
         self.next_look = self._start + self._pause
 
     def begin(self, epoch: int, epochs: int, done: int, batches: int) -> None:
         """A new epoch; `batches` is 0 if nobody knows."""
         self._label, self._done, self._total = f"epoch {epoch}/{epochs}", done, batches
         self._start = time.perf_counter()
-        if self.on and sys.stdout.isatty():
+        if self.on and _terminal():
             self._open()
 
     def show(self, batch: int, samples: int, values: Mapping[str, float]) -> None:
@@ -67,7 +67,7 @@ class Screen:
         """One line of text, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
-        elif self.on:
+        elif self.on and sys.stdout is not None:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
 
@@ -143,6 +143,11 @@ class Board:
             results = {f"final/{name}": v for name, v in trainer.history[-1].items() if name not in NO_RESULT}
             self.writer.add_hparams(plain, results, run_name=".", global_step=trainer.step)
         self.writer.close()
+
+
+def _terminal() -> bool:
+    """Whether what is printed is seen in a terminal; what a user put in the place of stdout may not know."""
+    return bool(getattr(sys.stdout, "isatty", bool)())
 
 
 def _names(schedulers: Mapping[str, Any]) -> list[str]:

@@ -29,12 +29,18 @@ class Window:
     """
 
     def __init__(
-        self, optimizer: Optimizer, size: int, clip_norm: float | None, scaler: torch.GradScaler | None
+        self,
+        optimizer: Optimizer,
+        size: int,
+        clip_norm: float | None,
+        scaler: torch.GradScaler | None,
+        everywhere: torch.device | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.size = size
         self.clip_norm = clip_norm
         self.scaler = scaler
+        self.everywhere = everywhere
         self.held = 0
         self._first = 1
         self._weight = 0.0
@@ -52,9 +58,13 @@ class Window:
 
     def step(self) -> None:
         """Move the weights, and empty the window."""
-        uneven = abs(self._weight - 1.0) > 1e-9
+        weight = self._weight
+        if self.everywhere is not None and self.size > 1:  # the gradient is the mean over all processes
+            total = summed({"weight": weight, "processes": 1.0}, self.everywhere)
+            weight = total["weight"] / total["processes"]
+        uneven = abs(weight - 1.0) > 1e-9
         if self.clip_norm is not None or uneven:
-            self._prepare(1.0 / self._weight if uneven else 1.0)
+            self._prepare(1.0 / weight if uneven else 1.0)
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -139,7 +149,8 @@ class Meter:
         """Bring `sums` up to date. This waits for the device."""
         for name, unread in self._unread.items():
             if unread:
-                values = torch.stack([value for value, _ in unread]).tolist()
+                together = len({value.device for value, _ in unread}) == 1
+                values = torch.stack([value if together else value.cpu() for value, _ in unread]).tolist()
                 for value, (_, samples) in zip(values, unread, strict=True):
                     self.sums[name] += value * samples
                 unread.clear()

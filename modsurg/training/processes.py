@@ -23,7 +23,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from modsurg.checkpoints.loaders import length, rebuilt
+from modsurg.checkpoints.loaders import length, parts, rebuilt
 from modsurg.errors import BatchError, TrainingError, counted
 
 Strategy = Literal["ddp", "fsdp"]
@@ -101,6 +101,53 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     return wrapper
 
 
+def trained(model: nn.Module) -> list[bool]:
+    """Of each parameter, whether it trains."""
+    return [p.requires_grad for p in model.parameters()]
+
+
+def watch(runner: nn.Module) -> None:
+    """Let a runner remember that it was called."""
+    runner.register_forward_pre_hook(lambda module, inputs: module.__dict__.update(called=True))
+
+
+def check_forward(runner: nn.Module, where: object) -> None:
+    """Refuse a loss that did not come through the runner, which joins the gradients of all processes.
+
+    Raises:
+        TrainingError: With the call that goes through it.
+    """
+    if not runner.__dict__.pop("called", False):
+        fix = "call trainer.runner(inputs), or epoch.forward(batch)"
+        raise TrainingError(f"{where}: the model was called itself, so that each process would train alone: {fix}.")
+
+
+def check_gradients(model: nn.Module, where: object) -> None:
+    """Refuse a backward pass that left a parameter without a gradient: DDP joins none before it has them all.
+
+    Raises:
+        TrainingError: With their names.
+    """
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if without:
+        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        fix = 'modsurg.freeze(model, "...") what the loss does not depend on'
+        raise TrainingError(f"{where}: {without[0]}{more} got no gradient, and DDP waits for one: {fix}.")
+
+
+def check_loss(loss: object, optimizer: Optimizer) -> None:
+    """Refuse a loss with parameters that train: nobody would join their gradients.
+
+    Raises:
+        TrainingError: With what to do instead.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = [name for name, p in loss.named_parameters() if id(p) in held] if isinstance(loss, nn.Module) else []
+    if own:
+        fix = "make it a part of the model, whose forward gives its value to the loss"
+        raise TrainingError(f"{own[0]} of the loss would train alone in each process: {fix}.")
+
+
 def check_sharding(device: torch.device, precision: str, average: object) -> None:
     """Refuse what does not go with sharding.
 
@@ -150,11 +197,11 @@ def share_of(loader: Iterable[Any]) -> Iterable[Any]:
     already stays. Of anything else each process takes every n-th batch.
     """
     world = dist.get_world_size()
+    if _is_distributed(loader):
+        return loader
     if not _by_sampler(loader):
         return islice(loader, rank(), None, world)
     sampler = _sampler(loader)
-    if _is_distributed(sampler):
-        return loader
     order = range(len(sampler)) if type(sampler) is SequentialSampler else gathered(list(sampler))[0]
     return _dealt(loader, order[rank() :: world])
 
@@ -168,17 +215,18 @@ def divided(loader: Iterable[Any], seed: int) -> Iterable[Any]:
     Raises:
         BatchError: A sampler whose order would be lost.
     """
+    if _is_distributed(loader):
+        return loader
     if not _by_sampler(loader):
         return Turns(loader)
     sampler, data = _sampler(loader), loader.dataset
-    if _is_distributed(sampler):
-        return loader
     shuffle = type(sampler) is RandomSampler
     plain = type(sampler) is SequentialSampler or (shuffle and not sampler.replacement)
     if not plain or len(sampler) != length(data):
-        kind = type(sampler).__name__
-        text = f"{kind} gives every process all of its samples: sampler=DistributedSampler(dataset, ...)."
-        raise BatchError(f"train_loader: {text}")
+        kind, fix = type(sampler).__name__, "sampler=DistributedSampler(dataset)"
+        if sampler is loader.batch_sampler:
+            fix = f"batch_sampler={kind}(DistributedSampler(dataset), ...), whose `sampler` is that one"
+        raise BatchError(f"train_loader: {kind} gives every process all of its samples: {fix}.")
     drop_last = getattr(loader.batch_sampler, "drop_last", False)
     return _dealt(loader, DistributedSampler(data, shuffle=shuffle, seed=seed, drop_last=drop_last))
 
@@ -195,8 +243,8 @@ def _sampler(loader: DataLoader[Any]) -> Any:
     return batches.sampler if type(batches) is BatchSampler else batches
 
 
-def _is_distributed(sampler: Any) -> bool:
-    return any(hasattr(one, "num_replicas") for one in (sampler, getattr(sampler, "sampler", None)))
+def _is_distributed(loader: object) -> bool:
+    return any(hasattr(part, "num_replicas") for part in parts(loader))
 
 
 def _dealt(loader: DataLoader[Any], order: Any) -> DataLoader[Any]:
@@ -215,13 +263,19 @@ class Turns:
     def __init__(self, loader: Any) -> None:
         self.loader = loader
         self.world = dist.get_world_size()
-        if hasattr(loader, "__len__") and len(loader) < self.world:
+        batches = length(loader)
+        if batches is not None and batches < self.world:
             raise BatchError(
-                f"{counted(len(loader), 'batch', 'batches')} for {self.world} processes: each needs one at least."
+                f"{counted(batches, 'batch', 'batches')} for {self.world} processes: each needs one at least."
             )
 
     def __len__(self) -> int:
         return len(self.loader) // self.world
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
         rounds = zip(*[iter(self.loader)] * self.world, strict=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from modsurg.checkpoints.loaders import Feed
+from modsurg.checkpoints.loaders import Feed, generators
 from modsurg.checkpoints.randomness import seed
 from modsurg.errors import TrainingError, counted
 from modsurg.surgery.parameters import unfreeze
@@ -50,13 +50,15 @@ class Run:
         self.trainer = trainer
         self.val_loader = val_loader
         self.feed = Feed(processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader)
+        trainer.generators = generators(train_loader, val_loader)
         self.asked = self.end = epochs
         self.schedulers = trainer.schedulers
         self.patience = patience
         self.thaw = thaw
         self.on_epoch = on_epoch
         self.target, self.lower = _target(trainer, val_loader is not None)
-        self.window = Window(trainer.optimizer, trainer.accumulate, trainer.clip_norm, trainer.scaler)
+        everywhere = trainer.place if trainer.world > 1 else None
+        self.window = Window(trainer.optimizer, trainer.accumulate, trainer.clip_norm, trainer.scaler, everywhere)
         self.epoch: Epoch | None = None
         self.pending: dict[str, Any] | None = None
         self.due = self._improved = False
@@ -233,8 +235,6 @@ class Run:
         for epoch, where in sorted(self.thaw.items()):
             if epoch <= done:
                 unfreeze(self.trainer.model, where)
-        if self.trainer.world > 1 and done in self.thaw:
-            self.trainer.prepare()
 
     def _scalars(self, board: Board, meter: Meter) -> None:
         meter.read()

@@ -15,7 +15,7 @@ from modsurg.errors import TrainingError
 from modsurg.training import edits, evaluation, keeping, processes
 from modsurg.training.batches import parameters_of
 from modsurg.training.checks import check_options, named_metrics, split_schedulers
-from modsurg.training.devices import Precision, autocast, pick_device, place
+from modsurg.training.devices import Precision, autocast, check_precision, pick_device, place
 from modsurg.training.epochs import Epoch
 from modsurg.training.history import History
 from modsurg.training.keeping import Position
@@ -44,7 +44,8 @@ class Trainer:
         device: `"auto"` is the accelerator that torch finds, else the CPU; or `"cuda:1"`, `"mps"`, `"cpu"`.
         precision: `"fp32"`; `"bf16"` and `"fp16"` by autocast, the latter with a gradient scaler.
         scheduler: OneCycleLR and CyclicLR step with the optimizer, any other once an epoch. To say it yourself, or
-            to give both: `{"step": warmup, "epoch": plateau}`. ReduceLROnPlateau gets the value of `best`.
+            to give both: `{"step": warmup, "epoch": plateau}`. ReduceLROnPlateau gets the value of `best`,
+            and its `mode` has to look the same way.
         metrics: Name -> `metric(output, target)`, or a list of functions. A metric gives the mean over a batch or a
             value for each sample; what is shown is the mean over samples.
         accumulate: Batches that make one step.
@@ -64,6 +65,7 @@ class Trainer:
         keep_memory: Let the CPU's allocator keep freed memory during a run.
         progress: Show a progress bar, or lines where there is no terminal.
         trust: Packages or classes from which a resumed run may build the modules of an edit.
+        runner: The model as it is to be called in training: compiled with `compile`, data-parallel under torchrun.
         history: The rows of all epochs so far, and why the run ended early (`history.stopped`).
         reports: The reports of all edits so far, those included that a resumed run made again: a script that edits
             between two calls of `fit` asks `if not trainer.reports`.
@@ -108,26 +110,35 @@ class Trainer:
         check_options(self)
         self.place = processes.local_device(pick_device(self.device))
         self.world = processes.join(self.place)
-        self.autocast = autocast(self.place, self.precision)
+        if self.world > 1:
+            processes.check_loss(self.loss, self.optimizer)
+        check_precision(self.place, self.precision)
         self.scaler = torch.GradScaler(self.place.type) if self.precision == "fp16" else None
         self.named_metrics = named_metrics(self.metrics)
         self.position = Position()
         self.history = History()
         self.recipes: list[str | None] = []
         self.reports: list[Report] = []
+        self.resumed = 0  # how many of them the file had from which the run went on
+        self.generators: list[torch.Generator] = []
         self.stopping = self.wanted = ""
         self.screen = Screen(self.progress and processes.rank() == 0)
         self.board: Board | None = None
         self.running: Run | None = None
         self.runner: Any = None
         place(self.model, self.place, channels_last=self.channels_last)
-        for module in (self.loss, self.average):
+        for module in (self.loss, self.average, *self.named_metrics.values()):
             if isinstance(module, nn.Module):
                 module.to(self.place)
         if self.sharded:
             processes.check_sharding(self.place, self.precision, self.average)
             processes.shard(self.model, self.optimizer, self.place)
         self.prepare()
+
+    @property
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context of a forward pass in the trainer's precision."""
+        return autocast(self.place, self.precision)
 
     @property
     def schedulers(self) -> dict[str, Any]:
@@ -236,13 +247,14 @@ class Trainer:
             >>> list(trainer.evaluate([(torch.ones(4, 3), torch.ones(4, 1))]))
             ['loss']
         """
-        return evaluation.evaluate(self, loader, model or self.model)
+        return evaluation.evaluate(self, loader, self.model if model is None else model)
 
     def predict(self, loader: Any, model: nn.Module | None = None) -> Any:
         """Give the model's outputs for all batches of a loader, or for one tensor of inputs, on the CPU.
 
         Returns:
-            One tensor, joined along the first dimension; a list of the batches' outputs where they are no tensors.
+            One tensor, joined along the first dimension; a list of the batches' outputs where they are no tensors, or
+            do not go together.
 
         Example:
             >>> model = nn.Linear(3, 1)
@@ -250,7 +262,7 @@ class Trainer:
             >>> trainer.predict([torch.ones(4, 3), torch.ones(2, 3)]).shape
             torch.Size([6, 1])
         """
-        return evaluation.predict(self, loader, model or self.model)
+        return evaluation.predict(self, loader, self.model if model is None else model)
 
     @contextlib.contextmanager
     def edit(self, example: Any = None) -> Iterator["Edit"]:
@@ -277,6 +289,7 @@ class Trainer:
         with edit(self.model, optimizer=self.optimizer, scheduler=list(self.schedulers.values()), example=example) as e:
             yield e
         edits.follow(self, e.report, before)
+        edits.warn_of_twins(self)
 
     def stop(self, reason: str = "trainer.stop()") -> None:
         """End the run after the present step, as Ctrl-C does; `history.stopped` is the reason.
@@ -314,6 +327,9 @@ class Trainer:
         if self.world > 1 and not self.sharded:
             self.runner = None  # lets go of the wrapper before, and of its hooks
             runner = processes.parallel(self.model, self.place)
+        self.wrapped = processes.trained(self.model)
         self.runner = torch.compile(runner) if self.compile else runner
+        if runner is not self.model:
+            processes.watch(self.runner)
         self.accepted = parameters_of(self.model)
         self.watch = Watch(self.model, self.place)

@@ -68,6 +68,11 @@ def explain(error: Exception, trainer: "Trainer", where: object, batch: Any) -> 
     labels = _labels(error, trainer, batch)
     if labels:
         return BatchError(f"{where}: {labels}")
+    if "more than 1 value per channel" in str(error):
+        fix = "DataLoader(..., drop_last=True) leaves a last batch of one out"
+        return BatchError(
+            f"{where}: BatchNorm can't train on {describe(batch)}, a single value of each channel: {fix}."
+        )
     model = type(trainer.model).__name__
     if isinstance(error, TypeError) and (named := fields(batch)) is not None:
         if trainer.accepted and not trainer.accepted & set(named):
