@@ -646,6 +646,21 @@ def test_a_real_copy_is_given_whole_numbers_too_for_a_shape():
     assert re.fullmatch(f"ran a real copy; Masked {REASON}", trace.note)
 
 
+def test_whole_numbers_for_a_shape_are_indices_that_every_embedding_has():
+    class Looking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(1, 4)
+
+        def forward(self, tokens):
+            found = self.embed(tokens)
+            return found if found.sum().item() > 0 else -found
+
+    trace = run(Looking(), (2, 6), fallback=True)
+    assert trace.failure is None
+    assert trace.outputs["embed"] == ((2, 6, 4),)
+
+
 class Wanting(Masked):
     def forward(self, tokens, targets=None):
         if self.training and targets is None:
