@@ -110,6 +110,8 @@ class _Comparison:
             changes = tuple(Changes(self._old, self._new, self._matching, self._values))
         if self._absent:
             notes = [*notes, f"the values of {self._absent:,} tensors are not there (meta), and were not compared"]
+        if opaque := [new.path for old, new in self._matching.new_of.items() if old.is_opaque and new.is_opaque]:
+            notes = [*notes, f"of {listed(opaque, 5)} only the class is known, and it was not compared further"]
         return Diff(self._old.label, self._new.label, changes, tuple(notes), self._tensors, self._done)
 
     def _compare(self) -> list[Node]:

@@ -158,6 +158,11 @@ class Node:
         return "" in self.details
 
     @property
+    def is_opaque(self) -> bool:
+        """Whether it is a value of which only the class is known."""
+        return self.details.get("") == opaque(self.kind)
+
+    @property
     def is_module(self) -> bool:
         """Whether it is a module of a known class."""
         return self.leaf is None and bool(self.kind) and not self.is_value
@@ -196,6 +201,11 @@ class Node:
             node = stack.pop()
             yield node
             stack.extend(reversed(node.children.values()))
+
+
+def opaque(kind: str) -> str:
+    """The text for a value that can't be told from another of its class."""
+    return f"a {kind}"
 
 
 def shape_text(shape: tuple[int, ...] | None) -> str:
