@@ -97,6 +97,14 @@ def test_two_dtypes_by_value():
     assert compare_values(torch.tensor([1, 2]), torch.tensor([1.0, 2.5])).differing == 1
 
 
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="torch 2.8 and later have float4")
+def test_pairs_of_float4_are_compared_as_bytes():
+    old, new = (torch.tensor(values, dtype=torch.uint8).view(torch.float4_e2m1fn_x2) for values in ([0, 1], [0, 18]))
+    assert compare_values(old, old.clone()) is None
+    assert compare_values(old, new) == Values(1, 2, 17.0, 17 / 18, (1,), 1, 18)
+    assert sketches([old]) != sketches([new])
+
+
 def test_empty():
     assert compare_values(torch.empty(0, 3), torch.empty(0, 3)) is None
 

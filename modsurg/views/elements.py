@@ -13,6 +13,8 @@ PIECE = 1 << 15
 SMALL = 1 << 10
 MANY = 256
 
+_PAIRS = getattr(torch, "float4_e2m1fn_x2", None)  # torch 2.8 and later; it does no arithmetic
+
 Number = bool | int | float | complex
 Key = TypeVar("Key", bound=Hashable)
 
@@ -242,8 +244,10 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _strided(tensor: Tensor) -> Tensor:
-    """The same elements as an ordinary tensor without history."""
+    """The same elements as an ordinary tensor without history; pairs of float4 values as bytes."""
     tensor = tensor.detach()
+    if tensor.dtype == _PAIRS:
+        tensor = tensor.view(torch.uint8)
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     elif tensor.layout != torch.strided:
