@@ -323,6 +323,25 @@ def test_whole_model_files_are_compared_with_their_classes(tmp_path):
         ]
 
 
+@pytest.mark.parametrize("size", [3, 30_000], ids=["in the tree", "beside it"])
+def test_what_a_whole_model_file_holds_beside_its_state_is_compared(tmp_path, size):
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("cache", torch.rand(size, dtype=torch.float64), persistent=False)
+            self.plain, self.table = torch.rand(size), numpy.random.default_rng(0).random(size)
+
+    old = Holding()
+    new = copy.deepcopy(old)
+    first = modsurg.save_model(old, tmp_path / "old.safetensors")
+    assert not diff(first, new)
+    new.cache[1], new.plain[1], new.table[1] = 7, 7, 7
+    second = modsurg.save_model(new, tmp_path / "new.safetensors")
+    for pair in ((first, second), (first, new), (old, second), (old, new)):
+        assert sorted(change.path for change in diff(*pair)) == ["cache", "plain", "table"]
+    assert not diff(second, new)
+
+
 def test_a_wrapper_s_prefix_in_the_keys_is_one_line(net):
     state = {f"module.{key}": value.clone() for key, value in net.state_dict().items()}
     state["module.fc.bias"][1] = 3

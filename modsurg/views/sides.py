@@ -13,6 +13,7 @@ from modsurg.checkpoints.states import State
 from modsurg.errors import SaveError
 from modsurg.tree.blueprint import draw
 from modsurg.tree.outline import BESIDE, outline, read_tree, sound
+from modsurg.tree.tensors import check_within, within
 from modsurg.tree.walk import walk
 from modsurg.tree.wrappers import unwrap
 from modsurg.views.attributes import as_tensor, attributes, packed_attributes, text_of
@@ -89,6 +90,12 @@ def _from_outline(thing: object) -> Side | None:
 
 def _outlined(data: Mapping[str, Any], leaf: Callable[[str], Leaf]) -> Node:
     """The root of a described tree; `leaf` gives a tensor by its key."""
+
+    def held(number: int) -> Leaf:
+        entry = data["tensors"][number]
+        return leaf(entry["name"]) if "name" in entry else Held(within(entry), number)
+
+    check_within(data["tensors"])
     nodes: dict[str, Node] = {}
     for place in outline(data):
         parent = nodes[place.path.rpartition(".")[0]] if place.path else None
@@ -98,12 +105,16 @@ def _outlined(data: Mapping[str, Any], leaf: Callable[[str], Leaf]) -> Node:
         if parent is not None:
             parent.children[node.name] = node
         for slot in place.tensors:
-            if slot.key is None:
-                _insert(node, slot.name, (slot.dtype, slot.shape))
-                continue
-            tensor = leaf(slot.key)
-            tensor.requires_grad, tensor.role = slot.trainable, "parameter" if slot.parameter else "buffer"
+            tensor = held(slot.number)
+            tensor.requires_grad = slot.trainable
+            tensor.role = UNSAVED if slot.key is None else "parameter" if slot.parameter else "buffer"
             _insert(node, slot.name, tensor)
+        for name, value in place.attributes.items():
+            if name[0] != "_" and isinstance(value, dict) and not value.keys().isdisjoint(("tensor", "array")):
+                (number,) = value.values()
+                tensor = held(number)
+                tensor.role = ATTRIBUTE
+                _insert(node, name, tensor)
     return nodes[""]
 
 
