@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return FAILED
     except ModsurgError as error:
-        _complain("; ".join(line.strip() for line in str(error).splitlines()))
+        _complain(str(error))
         return FAILED
     return status
 
@@ -162,7 +162,7 @@ def _convert(options: argparse.Namespace) -> int:
         "taken": done.taken,
         "left": list(done.left),
     }
-    _print(options, lambda: data, lambda: str(done).replace(f"{done.nbytes:,} bytes", size(done.nbytes)))
+    _print(options, lambda: data, lambda: _seen(str(done).replace(f"{done.nbytes:,} bytes", size(done.nbytes))))
     return SAME
 
 
@@ -179,7 +179,7 @@ def _verify(options: argparse.Namespace) -> int:
         "damaged": list(found.damaged),
         "problem": found.problem,
     }
-    _print(options, lambda: data, lambda: str(found))
+    _print(options, lambda: data, lambda: _seen(str(found)))
     return SAME if found else DIFFERENT
 
 
@@ -195,6 +195,12 @@ def _print(options: argparse.Namespace, data: Callable[[], Any], text: Callable[
     print(json.dumps(data(), indent=2, ensure_ascii=False, allow_nan=False) if options.json else text())
 
 
+def _seen(text: str) -> str:
+    from modsurg.views.units import visible
+
+    return "\n".join(map(visible, text.splitlines()))
+
+
 def _dtype(name: str | None) -> "torch.dtype | None":
     import torch
 
@@ -205,7 +211,9 @@ def _dtype(name: str | None) -> "torch.dtype | None":
 
 
 def _complain(text: str) -> None:
-    print(f"modsurg: {text}", file=sys.stderr)
+    from modsurg.views.units import visible
+
+    print(f"modsurg: {visible('; '.join(line.strip() for line in text.splitlines()))}", file=sys.stderr)
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -46,6 +47,26 @@ def test_summary_as_json_with_where(capsys, files):
     status, out, _ = run(capsys, "summary", files / "a.safetensors", "--where", "2", "--json")
     assert status == 0
     assert json.loads(out)["total"]["params"] == 58
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(capsys, tmp_path):
+    names = ["a\x1b[2J", "b\nparams 0", "c\u202e"]
+    torch.save({f"{name}.w.v": torch.ones(2) for name in names} | {"d\x07": 1}, tmp_path / "strange.pt")
+    modsurg.save_state({"b\nparams 0.w.v": torch.ones(2)}, tmp_path / "other.safetensors")
+    asked = [
+        ("summary", tmp_path / "strange.pt"),
+        ("summary", tmp_path / "strange.pt", "--where", "nowhere"),
+        ("diff", tmp_path / "strange.pt", tmp_path / "other.safetensors"),
+        ("convert", tmp_path / "strange.pt", tmp_path / "out.pt", "--only", "\x1b[2J"),
+        ("verify", tmp_path / "strange.pt"),
+    ]
+    for arguments in asked:
+        _, out, err = run(capsys, *arguments)
+        assert all(line.isprintable() for line in (out + err).split("\n"))
+    out = run(capsys, *asked[0])[1]
+    assert r"a\x1b[2J " in out
+    assert r"b\nparams 0 " in out
+    ElementTree.fromstring(modsurg.summary(tmp_path / "strange.pt").to_svg())
 
 
 @pytest.mark.parametrize(

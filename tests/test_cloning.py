@@ -3,6 +3,7 @@
 import copy
 import enum
 import functools
+import weakref
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from types import SimpleNamespace
 
@@ -81,6 +82,24 @@ def test_a_partial_and_a_closure_follow_their_module():
     assert new.call.func.__self__ is new[0]
     assert new.closure() is new[0]
     assert model.closure() is inner
+
+
+def test_a_weak_proxy_follows_its_module_and_a_dead_one_stays():
+    class Child(nn.Module):
+        def __init__(self, parent):
+            super().__init__()
+            object.__setattr__(self, "parent", weakref.proxy(parent))
+            vars(self)["gone"] = weakref.proxy(Stateful())
+
+        def forward(self, x):
+            return x * self.parent.scale
+
+    model = nn.Module()
+    model.scale, model.child = 2.0, Child(model)
+    copied = Cloner(to_meta).model(model)
+    copied.scale = 3.0
+    assert (copied.child(1.0), model.child(1.0)) == (3.0, 2.0)
+    assert vars(copied.child)["gone"] is vars(model.child)["gone"]
 
 
 def test_only_the_hooks_of_torch_are_kept():

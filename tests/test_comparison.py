@@ -5,6 +5,7 @@ import json
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -322,6 +323,25 @@ def test_whole_model_files_are_compared_with_their_classes(tmp_path):
         ]
 
 
+@pytest.mark.parametrize("size", [3, 30_000], ids=["in the tree", "beside it"])
+def test_what_a_whole_model_file_holds_beside_its_state_is_compared(tmp_path, size):
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("cache", torch.rand(size, dtype=torch.float64), persistent=False)
+            self.plain, self.table = torch.rand(size), numpy.random.default_rng(0).random(size)
+
+    old = Holding()
+    new = copy.deepcopy(old)
+    first = modsurg.save_model(old, tmp_path / "old.safetensors")
+    assert not diff(first, new)
+    new.cache[1], new.plain[1], new.table[1] = 7, 7, 7
+    second = modsurg.save_model(new, tmp_path / "new.safetensors")
+    for pair in ((first, second), (first, new), (old, second), (old, new)):
+        assert sorted(change.path for change in diff(*pair)) == ["cache", "plain", "table"]
+    assert not diff(second, new)
+
+
 def test_a_wrapper_s_prefix_in_the_keys_is_one_line(net):
     state = {f"module.{key}": value.clone() for key, value in net.state_dict().items()}
     state["module.fc.bias"][1] = 3
@@ -335,6 +355,32 @@ def test_nested_states_with_numbers(net):
     found = diff(old, new)
     assert kinds(found) == [("value", "epoch", "epoch"), ("added", None, "best")]
     assert str(found).splitlines()[0] == "~ epoch  3 -> 4"
+
+
+def test_arrays_and_numbers_of_numpy_are_compared():
+    old = {"array": numpy.ones(3), "random": ("MT19937", numpy.arange(4), 7), "best": numpy.float32(0.5)}
+    new = {"array": numpy.zeros(3), "random": ("MT19937", numpy.arange(4)[::-1], 7), "best": numpy.float32(0.25)}
+    assert [(change.kind, change.path) for change in diff(old, new)] == [
+        ("values", "array"),
+        ("values", "random.1"),
+        ("value", "best"),
+    ]
+    assert not diff(old, copy.deepcopy(old))
+
+
+def test_an_array_that_a_module_holds_is_compared(net):
+    net.table, net.width = numpy.ones(3), numpy.int64(3)
+    other = copy.deepcopy(net)
+    assert not diff(net, other)
+    other.table[1], other.width = 0, numpy.int64(4)
+    assert [(change.kind, change.path) for change in diff(net, other)] == [("replaced", ""), ("values", "table")]
+
+
+@pytest.mark.parametrize("value", [object(), numpy.array(["a"]), numpy.ones(2, dtype=">f4")])
+def test_what_is_known_by_its_class_alone_is_said(value):
+    found = diff({"a": {"b": value}}, {"a": {"b": value}})
+    assert not found
+    assert str(found) == "! of a.b only the class is known, and it was not compared further"
 
 
 def test_nan_equals_nan_and_zeros_have_signs():

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modsurg.views.elements import PIECE, compare_values, sketch
+from modsurg.views.elements import MANY, PIECE, SMALL, Values, sketches
+from modsurg.views.elements import compare_values as compare_pairs
+
+
+def compare_values(old: torch.Tensor, new: torch.Tensor) -> Values | None:
+    return dict(compare_pairs([("a", old, new)])).get("a")
+
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 WHOLE = [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64]
@@ -91,11 +97,37 @@ def test_two_dtypes_by_value():
     assert compare_values(torch.tensor([1, 2]), torch.tensor([1.0, 2.5])).differing == 1
 
 
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="torch 2.8 and later have float4")
+def test_pairs_of_float4_are_compared_as_bytes():
+    old, new = (torch.tensor(values, dtype=torch.uint8).view(torch.float4_e2m1fn_x2) for values in ([0, 1], [0, 18]))
+    assert compare_values(old, old.clone()) is None
+    assert compare_values(old, new) == Values(1, 2, 17.0, 17 / 18, (1,), 1, 18)
+    assert sketches([old]) != sketches([new])
+
+
 def test_empty():
     assert compare_values(torch.empty(0, 3), torch.empty(0, 3)) is None
 
 
 def test_a_sketch_is_alike_in_every_precision():
     values = torch.randn(64)
-    assert sketch(values) == sketch(values.bfloat16()) == sketch(values.double())
-    assert sketch(values) != sketch(values + 1)
+    one, other, third, unlike = sketches([values, values.bfloat16(), values.double(), values + 1])
+    assert one == other == third != unlike
+
+
+def test_sketches_of_several_are_those_of_each():
+    samples = [make(n) for n in (3, 0, 64) for make in (torch.randn, torch.arange, lambda n: torch.randn(n) * 1j)]
+    assert sketches(samples) == [sketches([sample])[0] for sample in samples]
+
+
+def test_many_small_tensors_are_measured_each_by_itself():
+    sizes = [1, 5, SMALL, SMALL + 1, PIECE + 1] * (MANY // 4)
+    rows = [(key, torch.randn(size), torch.randn(size)) for key, size in enumerate(sizes)]
+    rows += [(f"nan {key}", torch.tensor([1.0, 2.0]), torch.tensor([float("nan"), key])) for key in range(MANY + 1)]
+    rows += [(f"int {key}", torch.tensor([key, 2]), torch.tensor([7, 2])) for key in range(MANY + 1)]
+    found = dict(compare_pairs(rows))
+    assert {key: repr(values) for key, values in found.items()} == {
+        key: repr(values) for key, old, new in rows if (values := compare_values(old, new)) is not None
+    }
+    assert "int 7" not in found
+    assert found["int 9"] == Values(1, 2, 2.0, 2 / 9, (0,), 9, 7)

@@ -646,6 +646,30 @@ def test_a_real_copy_is_given_whole_numbers_too_for_a_shape():
     assert re.fullmatch(f"ran a real copy; Masked {REASON}", trace.note)
 
 
+def test_whole_numbers_for_a_shape_are_indices_that_every_embedding_has():
+    class Looking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(1, 4)
+
+        def forward(self, tokens):
+            found = self.embed(tokens)
+            return found if found.sum().item() > 0 else -found
+
+    trace = run(Looking(), (2, 6), fallback=True)
+    assert trace.failure is None
+    assert trace.outputs["embed"] == ((2, 6, 4),)
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_nested_tensors_run_in_a_real_copy(layout):
+    nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(2, 8)], layout=layout)
+    trace = run(nn.Sequential(nn.Linear(8, 4)), nested, fallback=True)
+    assert trace.failure is None
+    assert trace.macs[""] == 5 * 8 * 4
+    assert trace.note.endswith("a nested tensor has no copy on meta")
+
+
 class Wanting(Masked):
     def forward(self, tokens, targets=None):
         if self.training and targets is None:

@@ -1,15 +1,23 @@
 """Which `rename=` would make two sets of keys fit, guessed from names and shapes."""
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
+from functools import cache
+from heapq import nlargest
+from operator import itemgetter
 
 from modsurg.checkpoints.renaming import as_rule
 
-Shapes = Mapping[str, tuple[int, ...] | None]
+Shape = tuple[int, ...] | None
+Shapes = Mapping[str, Shape]
+Renaming = tuple[str, str]
+Likeness = Callable[[str, str], float]
 
 _LOOKED_AT = 300
+_BESIDE = 5
+_LIKE = 0.6
 _RULES = 8
 _RULES_FOR_ALL = 16
 _NUMBERS = ((re.compile(r"(?<![^.])\d+(?![^.])"), 0), (re.compile(r"\d+"), 0), (re.compile(r"\d+"), 1))
@@ -33,10 +41,11 @@ def suggest_rules(unexpected: Shapes, missing: Shapes, fitting: Sequence[str] = 
         >>> suggest_rules({"h.0.mlp.w": (2,), "h.1.mlp.w": (2,)}, {"h.0.ffn.w": (2,), "h.1.ffn.w": (2,)})
         {'re:h\\.(\\d+)\\.mlp\\.(.*)': 'h.\\1.ffn.\\2'}
     """
-    rules: list[tuple[str, str]] = []
+    rules: list[Renaming] = []
     left, wanted = dict(unexpected), dict(missing)
+    likeness = cache(_likeness)
     while left and wanted and len(rules) < _RULES_FOR_ALL:
-        best = _best_rule(left, wanted, fitting)
+        best = _best_rule(left, wanted, fitting, likeness)
         if best is None:
             break
         hits = _hits(*best, left, wanted)
@@ -53,18 +62,20 @@ def suggest_rules(unexpected: Shapes, missing: Shapes, fitting: Sequence[str] = 
 
 def nearest_key(name: str, keys: Sequence[str]) -> str | None:
     """The key most like `name`, if any is like it."""
-    found = get_close_matches(name, keys[: 10 * _LOOKED_AT], 1, 0.6)
+    found = get_close_matches(name, keys[: 10 * _LOOKED_AT], 1, _LIKE)
     return found[0] if found else None
 
 
-def _best_rule(left: Shapes, wanted: Shapes, fitting: Sequence[str]) -> tuple[str, str] | None:
+def _best_rule(left: Shapes, wanted: Shapes, fitting: Sequence[str], likeness: Likeness) -> Renaming | None:
     """The rule that serves most keys; among equals, the one that keeps the order, if it does not join unlike names."""
-    counts, moved = _candidates(left, wanted)
-    for (old, new), count in sorted(
-        counts.most_common(50), key=lambda item: (-item[1], item[0][0].startswith("re:"), moved[item[0]])
-    ):
-        rivals = [name for (other, name), same in counts.items() if other == old and same == count]
-        if any(_likeness(old, rival) > _likeness(old, new) for rival in rivals):
+    counts, moved = _candidates(left, wanted, likeness)
+    first = nlargest(50, counts.items(), key=itemgetter(1))
+    rivals: dict[tuple[str, int], list[str]] = {(old, count): [] for (old, _), count in first}
+    for (old, new), count in counts.items():
+        if (old, count) in rivals:
+            rivals[old, count].append(new)
+    for (old, new), count in sorted(first, key=lambda item: (-item[1], item[0][0].startswith("re:"), moved[item[0]])):
+        if any(likeness(old, rival) > likeness(old, new) for rival in rivals[old, count]):
             continue
         served = len(_hits(old, new, left, wanted))
         rule = as_rule(old, new)
@@ -73,44 +84,78 @@ def _best_rule(left: Shapes, wanted: Shapes, fitting: Sequence[str]) -> tuple[st
     return None
 
 
-def _candidates(left: Shapes, wanted: Shapes) -> tuple[Counter[tuple[str, str]], dict[tuple[str, str], int]]:
+def _candidates(left: Shapes, wanted: Shapes, likeness: Likeness) -> tuple[dict[Renaming, int], dict[Renaming, int]]:
     """Rules, each with the number of keys that it serves, and by how many places it moves the first of them."""
-    ends: dict[str, list[tuple[int, str]]] = {}
-    leaves: dict[str, list[tuple[int, str]]] = {}
+    ends: set[str] = set()
+    ending: dict[tuple[str, Shape], _Ending] = {}
+    leaves: dict[tuple[str, Shape], list[tuple[int, str]]] = {}
     for place, name in enumerate(list(wanted)[:_LOOKED_AT]):
-        leaves.setdefault(name.rpartition(".")[0], []).append((place, name))
+        leaves.setdefault((name.rpartition(".")[0], wanted[name]), []).append((place, name))
+        ends.update(_ends(name))
         for end in _ends(name):
-            ends.setdefault(end, []).append((place, name))
-    counts: Counter[tuple[str, str]] = Counter()
-    moved: dict[tuple[str, str], int] = {}
+            ending.setdefault((end, wanted[name]), _Ending(end)).add(place, name)
+    counts: dict[Renaming, int] = {}
+    moved: dict[Renaming, int] = {}
     for at, (key, shape) in enumerate(list(left.items())[:_LOOKED_AT]):
         common = next((end for end in _ends(key) if end in ends), "")
-        for place, name in ends[common] if common else leaves.get(key.rpartition(".")[0], ()):
-            for rule in _rules(key, name, common) if wanted[name] == shape else ():
-                counts[rule] += 1
-                moved.setdefault(rule, abs(place - at))
+        if common:
+            rules = ending[common, shape].rules(key) if (common, shape) in ending else iter(())
+        else:
+            beside = leaves.get((key.rpartition(".")[0], shape), [])
+            around = bisect_left(beside, (at, ""))
+            rules = _leaf_rules(key, beside[max(around - _BESIDE, 0) : around + _BESIDE], likeness)
+        for place, rule in rules:
+            if rule not in moved:
+                moved[rule] = abs(place - at)
+            counts[rule] = counts.get(rule, 0) + 1
     return counts, moved
 
 
-def _rules(key: str, name: str, common: str) -> Iterator[tuple[str, str]]:
-    """The rules that would bring the key to the name: one for what lies before the ending, one for all its numbers."""
-    if not common:
-        old, new = (each.rpartition(".")[2] for each in (key, name))
-        if {old, new} in _SAME or nearest_key(new, [old]):
-            yield key, name
-            yield rf"re:(.*)\.{re.escape(old)}", rf"\1.{_literal(new)}"
-        return
-    old, new = key.removesuffix(common), name.removesuffix(common)
-    yield (old.removesuffix("."), new.removesuffix(".")) if old and new else (old, new)
-    patterns = {}
-    for number, most in _NUMBERS:
-        found = number.findall(old)[: most or None]
-        if found and found == number.findall(new)[: most or None]:
+def _leaf_rules(key: str, names: list[tuple[int, str]], likeness: Likeness) -> Iterator[tuple[int, Renaming]]:
+    """The rules that would bring the key to names beside it, which end otherwise."""
+    old = key.rpartition(".")[2]
+    for place, name in names:
+        new = name.rpartition(".")[2]
+        if {old, new} in _SAME or likeness(old, new) >= _LIKE:
+            yield place, (key, name)
+            yield place, (rf"re:(.*)\.{re.escape(old)}", rf"\1.{_literal(new)}")
+
+
+class _Ending:
+    """Names of one shape that end alike, by what lies before that."""
+
+    def __init__(self, end: str) -> None:
+        self._end = end
+        self._names: list[tuple[int, str]] = []
+        self._by_numbers: dict[tuple[int, tuple[str, ...]], list[tuple[int, str]]] = {}
+
+    def add(self, place: int, name: str) -> None:
+        self._names.append((place, name.removesuffix(self._end)))
+
+    def rules(self, key: str) -> Iterator[tuple[int, Renaming]]:
+        """The rules that would bring the key to each name: one for what lies before the ending, one for its numbers."""
+        old = key.removesuffix(self._end)
+        if not self._by_numbers:
+            self._index()
+        numbered: dict[int, dict[str, str]] = {}
+        for way, (number, most) in enumerate(_NUMBERS):
+            found = tuple(number.findall(old)[: most or None])
             pattern = r"(\d+)".join(map(re.escape, number.split(old, most)))
-            patterns[f"re:{pattern}(.*)"] = "".join(
-                rf"{_literal(part)}\{place}" for place, part in enumerate(number.split(new, most), 1)
-            )
-    yield from patterns.items()
+            for place, text in self._by_numbers.get((way, found), ()) if found else ():
+                numbered.setdefault(place, {})[f"re:{pattern}(.*)"] = text
+        bare = old.removesuffix(".")
+        for place, new in self._names:
+            yield place, (bare, new.removesuffix(".")) if old and new else (old, new)
+            for rule in numbered.get(place, {}).items():
+                yield place, rule
+
+    def _index(self) -> None:
+        """Find the names by their numbers; each with the new name of a rule that keeps them."""
+        for place, new in self._names:
+            for way, (number, most) in enumerate(_NUMBERS):
+                found = tuple(number.findall(new)[: most or None])
+                text = "".join(rf"{_literal(part)}\{at}" for at, part in enumerate(number.split(new, most), 1))
+                self._by_numbers.setdefault((way, found), []).append((place, text))
 
 
 def _likeness(old: str, new: str) -> float:

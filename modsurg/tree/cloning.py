@@ -116,11 +116,21 @@ class Cloner:
 
     def value(self, value: Any) -> Any:
         """The copy of anything that a model may hold, or be given."""
+        if type(value) in weakref.ProxyTypes:  # before anything else: a dead one can't even be asked for its class
+            return self._proxy(value)
         if isinstance(value, _ATOMS):
             return value
         if id(value) not in self._memo:
             self._copy(value)
         return self._memo[id(value)]
+
+    def _proxy(self, value: Any) -> Any:
+        try:
+            referent = value.__init__.__self__
+        except ReferenceError:
+            return value
+        copied = self.value(referent)
+        return value if copied is referent else weakref.proxy(copied)
 
     def _remember(self, old: object, new: object) -> None:
         self._memo[id(old)] = new
@@ -271,6 +281,8 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape, strides and dtype that holds nothing; a sharded one has its outer shape."""
     if is_lazy(tensor):
         return _lazy(tensor, torch.device("meta"))
+    if tensor.is_nested:
+        raise NotImplementedError("a nested tensor has no copy on meta")
     plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
     if tensor.layout in _SPARSE:
         new = tensor.detach().to("meta")  # it stays sparse, so that no product of it is taken for a dense one

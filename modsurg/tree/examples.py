@@ -68,7 +68,9 @@ def _tensor(shape: tuple[int, ...], model: nn.Module, dtype: torch.dtype | None)
     if like.is_meta:
         return torch.empty(shape, dtype=dtype, device="meta")
     if not dtype.is_floating_point:
-        return torch.ones(shape, dtype=dtype, device=like.device)
+        tables = (each for each in model.modules() if isinstance(each, (nn.Embedding, nn.EmbeddingBag)))
+        index = 0 if any(table.num_embeddings == 1 for table in tables) else 1
+        return torch.full(shape, index, dtype=dtype, device=like.device)
     return torch.randn(shape, dtype=dtype, device=like.device)
 
 

@@ -116,14 +116,27 @@ def make_tensors(
         FormatError: A tensor is missing or of another shape than the tree says, or its dtype is of another kind; a file
             that was converted to another floating dtype is taken as it is.
     """
-    inline = [entry for entry in entries if "data" in entry]
-    if sum(_nbytes(entry) for entry in inline) > _INLINE_TOTAL:
-        raise FormatError(f"the tensors inside the tree take more than {_INLINE_TOTAL} bytes")
+    check_within(entries)
     made = [torch.empty(0) if "of" in entry else _stored(entry, values) for entry in entries]
     for number, entry in enumerate(entries):
         if "of" in entry:
             made[number] = _view(entry, made[entry["of"]])
     return [_finished(tensor, entry, names) for tensor, entry in zip(made, entries, strict=True)]
+
+
+def check_within(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the tensors whose values are in the tree itself are no more than a writer puts there.
+
+    Raises:
+        FormatError: They are.
+    """
+    if sum(_nbytes(entry) for entry in entries if "data" in entry) > _INLINE_TOTAL:
+        raise FormatError(f"the tensors inside the tree take more than {_INLINE_TOTAL} bytes")
+
+
+def within(entry: Mapping[str, Any]) -> torch.Tensor:
+    """A tensor whose values are in the tree itself; on meta where they are in another one's, or nowhere."""
+    return _stored(entry, None)
 
 
 def _problem(tensor: torch.Tensor) -> str | None:

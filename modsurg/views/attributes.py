@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -65,6 +66,8 @@ def text_of(value: object) -> str | None:
         return str(value)
     if isinstance(value, _SIMPLE):
         return repr(value)
+    if isinstance(value, _numpy("generic")):
+        return text_of(value.item()) if value.dtype.kind in "biufc" else None
     if isinstance(value, _NAMED):
         name = value.__name__ if isinstance(value, BuiltinFunctionType) else value.__qualname__
         return f"{value.__module__}.{name}".removeprefix("builtins.")
@@ -79,6 +82,23 @@ def text_of(value: object) -> str | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _joined([getattr(value, part.name) for part in dataclasses.fields(value)], "()")
     return None
+
+
+def as_tensor(value: object) -> torch.Tensor | None:
+    """The tensor that a value is, or that an array of numpy would be; None for anything else."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, _numpy("ndarray")):
+        return None
+    try:
+        return torch.from_numpy(value.copy())
+    except (TypeError, ValueError):  # of texts or objects, or of numbers that torch does not have
+        return None
+
+
+def _numpy(name: str) -> Any:
+    """A class of numpy; no class where that is not there, or not yet."""
+    return getattr(sys.modules.get("numpy"), name, ())
 
 
 def _unpacked(value: Any, names: Sequence[str]) -> str | None:

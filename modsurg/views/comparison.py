@@ -1,9 +1,11 @@
 """What differs between two models, states or files: `diff`."""
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+
+from torch import Tensor
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.opening import open_source
@@ -11,7 +13,7 @@ from modsurg.errors import listed
 from modsurg.tree.garbage import uncollected
 from modsurg.views.changes import Changes
 from modsurg.views.differences import Diff
-from modsurg.views.elements import Values, compare_values
+from modsurg.views.elements import Key, Values, compare_values
 from modsurg.views.matching_trees import Matching
 from modsurg.views.nodes import Leaf, Node, same_bytes
 from modsurg.views.sides import Side, two_sides
@@ -99,47 +101,45 @@ class _Comparison:
 
     def result(self, notes: list[str]) -> Diff:
         """All that differs, and the notes."""
-        changed = self._compare(self._pairs())
-        if changed and repair(self._matching, changed):
-            self._compare(self._pairs())
-        changes = Changes(self._old, self._new, self._matching, self._values)
+        changed = self._compare()
+        with uncollected():
+            moved = changed and repair(self._matching, changed)
+        if moved:
+            self._compare()
+        with uncollected():
+            changes = tuple(Changes(self._old, self._new, self._matching, self._values))
         if self._absent:
             notes = [*notes, f"the values of {self._absent:,} tensors are not there (meta), and were not compared"]
-        return Diff(self._old.label, self._new.label, tuple(changes), tuple(notes), self._tensors, self._done)
+        if opaque := [new.path for old, new in self._matching.new_of.items() if old.is_opaque and new.is_opaque]:
+            notes = [*notes, f"of {listed(opaque, 5)} only the class is known, and it was not compared further"]
+        return Diff(self._old.label, self._new.label, changes, tuple(notes), self._tensors, self._done)
 
-    def _pairs(self) -> list[tuple[Leaf, Leaf, Node]]:
-        """The pairs of tensors of one shape that were not yet compared, each once."""
-        pairs = {}
+    def _compare(self) -> list[Node]:
+        """Compare the pairs of tensors of one shape that were not yet compared; returns the old nodes that differ."""
+        pairs: dict[tuple[Hashable, Hashable], tuple[Leaf, Leaf, Node]] = {}
         for old, new in self._matching.new_of.items():
             if old.leaf is None or new.leaf is None or old.leaf.shape != new.leaf.shape:
                 continue
             key = (old.leaf.identity, new.leaf.identity)
             if key not in self._values:
                 pairs[key] = (old.leaf, new.leaf, old)
-        return list(pairs.values())
+        self._values.update(dict.fromkeys(pairs))
+        self._values.update(compare_values(self._read(pairs)))
+        return [node for key, (_, _, node) in pairs.items() if self._values[key] is not None]
 
-    def _compare(self, pairs: list[tuple[Leaf, Leaf, Node]]) -> list[Node]:
-        """Compare values; returns the old nodes of those that differ."""
-        total = self._done + sum(old.nbytes for old, _, _ in pairs)
-        changed = []
-        for old, new, node in pairs:
-            found = self._difference(old, new)
-            self._values[old.identity, new.identity] = found
-            if found is not None:
-                changed.append(node)
+    def _read(self, pairs: Mapping[Key, tuple[Leaf, Leaf, Node]]) -> Iterator[tuple[Key, Tensor, Tensor]]:
+        """The values of the pairs that can differ; each is given back before the next are read."""
+        total = self._done + sum(old.nbytes for old, _, _ in pairs.values())
+        for key, (old, new, _) in pairs.items():
+            if same_bytes(old, new):
+                self._tensors += 1
+            else:
+                before, after = old.read(), new.read()
+                if before is not None and after is not None:
+                    self._tensors += 1
+                    yield key, before, after
+                elif before is not after:
+                    self._absent += 1
+                del before, after
             self._done += old.nbytes
             self._progress(self._done, total)
-        return changed
-
-    def _difference(self, old: Leaf, new: Leaf) -> Values | None:
-        """How two tensors differ; both are given back before the next are read."""
-        if same_bytes(old, new):
-            self._tensors += 1
-            return None
-        before, after = old.read(), new.read()
-        if before is not None and after is not None:
-            self._tensors += 1
-            return compare_values(before, after)
-        if before is not after:
-            self._absent += 1
-        return None

@@ -5,12 +5,12 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modsurg.views.elements import Values
 from modsurg.views.layout import Line, folded, laid_out
-from modsurg.views.units import in_colour
+from modsurg.views.units import in_colour, visible
 
 Kind = Literal[
     "added",
@@ -163,12 +163,12 @@ class Diff:
 
     def _rows(self, width: int) -> list[tuple[str, str]]:
         """Mark and text of each row."""
-        rows = laid_out(folded([_line(change) for change in _spanning(self.changes)]), width)
+        rows = laid_out(folded([_visible(_line(change)) for change in _spanning(self.changes)]), width)
         if len(rows) > 1 and len(self.changes) > 1:
             counts = [f"{count:,} {_NAMES.get(kind, kind)}" for kind, count in self.counts.items()]
             rows += [(" ", " " + text) for text in textwrap.wrap(", ".join(counts), width - 2)]
         for note in self.notes:
-            first, *rest = textwrap.wrap(note, width - 2, break_long_words=False)
+            first, *rest = textwrap.wrap(visible(note), width - 2, break_long_words=False)
             rows += [("!", f" {first}"), *((" ", f" {text}") for text in rest)]
         return rows
 
@@ -199,6 +199,10 @@ def _line(change: Change) -> Line:
     word = "requires_grad " if change.kind == "requires_grad" else ""
     arrow = " -> " if change.old and change.new else ""
     return Line(mark, old_path if change.kind == "wrapped" else path, word + change.old + arrow + change.new)
+
+
+def _visible(line: Line) -> Line:
+    return replace(line, path=visible(line.path), text=visible(line.text), goal=visible(line.goal))
 
 
 def _measured(values: Values) -> str:

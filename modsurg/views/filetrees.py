@@ -18,7 +18,7 @@ from modsurg.errors import FormatError, counted, listed
 from modsurg.tree.outline import Slot, outline, read_tree, sound
 from modsurg.views.labels import detail
 from modsurg.views.rows import Content, Row, Totals, add_up, mark_frozen
-from modsurg.views.units import size, written
+from modsurg.views.units import size, visible, written
 
 if TYPE_CHECKING:
     from modsurg.checkpoints.formats.base import Source
@@ -261,4 +261,4 @@ def _finished(path: Path, rows: Mapping[str, Row], totals: Totals, usual: str, n
     totals.params, totals.trainable_params, totals.buffers = root.params, root.trainable, root.buffers
     totals.frozen_params = root.params - root.trainable
     totals.modules = len(kept)
-    return Content(root, totals, [each for each in (path.name, usual) if each], note)
+    return Content(root, totals, [visible(each) for each in (path.name, usual) if each], visible(note))

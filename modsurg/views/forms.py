@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable
 
+from modsurg.views.elements import sketches
 from modsurg.views.nodes import Node
 
 
@@ -41,15 +42,20 @@ class Forms:
             key = (node.kind, node.origin, tuple(node.details.items()), node.leaf is None, shape, *below)
             self._form[node] = self._numbers.setdefault(key, len(self._numbers))
 
-    def _sampled(self, root: Node) -> tuple[int, bool]:
-        if root in self._content:
-            return self._content[root]
-        for node in reversed(list(root.below())):
-            if node in self._content:
-                continue
-            sample = node.leaf.sample() if node.leaf is not None else ()
+    def sample(self, roots: Iterable[Node]) -> None:
+        """Look at the values below many nodes at once, before `content` is asked of each."""
+        new = [root for root in roots if root not in self._content]
+        nodes = {node: None for root in new for node in reversed(list(root.below())) if node not in self._content}
+        samples = {node: found for node in nodes if node.leaf and (found := node.leaf.sample()) is not None}
+        known = dict(zip(samples, sketches(list(samples.values())), strict=True))
+        for node in nodes:
+            sample = known.get(node, ())
             below = [self._content[child] for _, child in sorted(node.children.items())]
             key = (self._form[node], sample, *(number for number, _ in below))
             telling = len(set(sample)) > 1 or any(tells for _, tells in below)
             self._content[node] = (self._numbers.setdefault(key, len(self._numbers)), telling)
-        return self._content[root]
+
+    def _sampled(self, node: Node) -> tuple[int, bool]:
+        if node not in self._content:
+            self.sample([node])
+        return self._content[node]

@@ -27,8 +27,14 @@ def table(content: Content, lines: Sequence[Line]) -> str:
 
 
 def _cell(column: Column, number: int) -> str:
-    text = _safe(column.texts[number].strip())
-    return f"`{column.texts[number].strip()}`" if column.name == "name" else text
+    text = column.texts[number].strip()
+    return _code(text) if column.name == "name" else _safe(text)
+
+
+def _code(text: str) -> str:
+    """A text as code in a cell of a table, where a bar must be escaped even so."""
+    text = text.replace("|", r"\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _safe(text: str) -> str:

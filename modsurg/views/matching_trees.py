@@ -106,6 +106,7 @@ class Matching:
         known = {self.forms.form(node) for node in olds} & {self.forms.form(node) for node in news}
         moved = [node for node in olds if self.forms.form(node) in known]
         found = [node for node in news if self.forms.form(node) in known]
+        self.forms.sample([*moved, *found])
         pairs += [
             (child, twin)
             for child, twin in _unique_pairs(moved, found, self.forms.content)
@@ -124,6 +125,7 @@ class Matching:
         if len(olds) != len(news):
             kept = []
         pairs, gaps = _split(olds, news, kept)
+        self.forms.sample(node for gap in gaps for side in gap for node in side)
         keys: list[Callable[[Node], Hashable]] = [self.forms.content, self.forms.form, _kind]
         for key in keys:
             closer: list[Group] = []

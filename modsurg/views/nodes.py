@@ -12,7 +12,6 @@ from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.transfer import Region, memory, read_into
-from modsurg.views.elements import sketch
 
 SAMPLE = 64
 PIECE = 4 << 20
@@ -50,7 +49,7 @@ class Leaf(ABC):
         """The values; None where there are none, as on meta."""
 
     @abstractmethod
-    def sample(self) -> tuple[int, ...]:
+    def sample(self) -> Tensor | None:
         """A few values, to guess which tensors belong together."""
 
 
@@ -72,10 +71,10 @@ class Held(Leaf):
         gather = getattr(self.tensor, "full_tensor", None)
         return gather().detach() if gather is not None else self.tensor.detach()
 
-    def sample(self) -> tuple[int, ...]:
+    def sample(self) -> Tensor | None:
         """From the middle of the tensor."""
         values = self.read()
-        return () if values is None else sketch(_middle(values))
+        return None if values is None else _middle(values)
 
 
 class Stored(Leaf):
@@ -92,16 +91,16 @@ class Stored(Leaf):
         """The whole tensor, read anew each time."""
         return self.source.read(self.key)
 
-    def sample(self) -> tuple[int, ...]:
+    def sample(self) -> Tensor:
         """From the middle of the tensor, without reading the rest where the format allows that."""
         region = self.source.region(self.key)
         if region is None:
-            return sketch(_middle(self.source.read(self.key)))
+            return _middle(self.source.read(self.key)).clone()  # the rest is given back
         size = self.dtype.itemsize
         values = torch.empty(min(SAMPLE, region.nbytes // size), dtype=self.dtype)
         start = (region.nbytes // size - len(values)) // 2
         read_into(Region(region.fd, region.offset + start * size, values.nbytes), memory(values))
-        return sketch(values)
+        return values
 
 
 def same_bytes(old: Leaf, new: Leaf) -> bool:
@@ -159,6 +158,11 @@ class Node:
         return "" in self.details
 
     @property
+    def is_opaque(self) -> bool:
+        """Whether it is a value of which only the class is known."""
+        return self.details.get("") == opaque(self.kind)
+
+    @property
     def is_module(self) -> bool:
         """Whether it is a module of a known class."""
         return self.leaf is None and bool(self.kind) and not self.is_value
@@ -199,14 +203,19 @@ class Node:
             stack.extend(reversed(node.children.values()))
 
 
+def opaque(kind: str) -> str:
+    """The text for a value that can't be told from another of its class."""
+    return f"a {kind}"
+
+
 def shape_text(shape: tuple[int, ...] | None) -> str:
     """A shape as torch prints it."""
     return "of a shape not known yet" if shape is None else str(shape)
 
 
 def _middle(values: Tensor) -> Tensor:
-    if values.layout != torch.strided or values.is_quantized:
+    if values.layout != torch.strided or values.is_quantized or values.numel() <= SAMPLE:
         return values
     flat = values.reshape(-1)
-    start = (len(flat) - min(SAMPLE, len(flat))) // 2
+    start = (values.numel() - SAMPLE) // 2
     return flat[start : start + SAMPLE]

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from modsurg.views.units import visible
+
 Shape = tuple[int, ...]
 
 _LONGEST = "NonDynamicallyQuantizableLinear"  # a Linear but for its name, in every nn.MultiheadAttention
@@ -50,9 +52,9 @@ class Row:
 
     @property
     def layer(self) -> str:
-        """Class and arguments."""
+        """Class and arguments, fit to be printed."""
         kind = "Linear" if self.kind == _LONGEST else self.kind
-        return f"{kind} {self.detail}".strip()
+        return visible(f"{kind} {self.detail}".strip())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without the children."""

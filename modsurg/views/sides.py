@@ -13,10 +13,11 @@ from modsurg.checkpoints.states import State
 from modsurg.errors import SaveError
 from modsurg.tree.blueprint import draw
 from modsurg.tree.outline import BESIDE, outline, read_tree, sound
+from modsurg.tree.tensors import check_within, within
 from modsurg.tree.walk import walk
 from modsurg.tree.wrappers import unwrap
-from modsurg.views.attributes import attributes, packed_attributes, text_of
-from modsurg.views.nodes import ATTRIBUTE, UNSAVED, Held, Leaf, Node, Stored
+from modsurg.views.attributes import as_tensor, attributes, packed_attributes, text_of
+from modsurg.views.nodes import ATTRIBUTE, UNSAVED, Held, Leaf, Node, Stored, opaque
 
 
 @dataclass(slots=True)
@@ -89,6 +90,12 @@ def _from_outline(thing: object) -> Side | None:
 
 def _outlined(data: Mapping[str, Any], leaf: Callable[[str], Leaf]) -> Node:
     """The root of a described tree; `leaf` gives a tensor by its key."""
+
+    def held(number: int) -> Leaf:
+        entry = data["tensors"][number]
+        return leaf(entry["name"]) if "name" in entry else Held(within(entry), number)
+
+    check_within(data["tensors"])
     nodes: dict[str, Node] = {}
     for place in outline(data):
         parent = nodes[place.path.rpartition(".")[0]] if place.path else None
@@ -98,12 +105,16 @@ def _outlined(data: Mapping[str, Any], leaf: Callable[[str], Leaf]) -> Node:
         if parent is not None:
             parent.children[node.name] = node
         for slot in place.tensors:
-            if slot.key is None:
-                _insert(node, slot.name, (slot.dtype, slot.shape))
-                continue
-            tensor = leaf(slot.key)
-            tensor.requires_grad, tensor.role = slot.trainable, "parameter" if slot.parameter else "buffer"
+            tensor = held(slot.number)
+            tensor.requires_grad = slot.trainable
+            tensor.role = UNSAVED if slot.key is None else "parameter" if slot.parameter else "buffer"
             _insert(node, slot.name, tensor)
+        for name, value in place.attributes.items():
+            if name[0] != "_" and isinstance(value, dict) and not value.keys().isdisjoint(("tensor", "array")):
+                (number,) = value.values()
+                tensor = held(number)
+                tensor.role = ATTRIBUTE
+                _insert(node, name, tensor)
     return nodes[""]
 
 
@@ -171,8 +182,8 @@ def _add_tensors(node: Node, module: nn.Module) -> None:
     ]
     tensors += [(name, tensor, UNSAVED if name in transient else "buffer") for name, tensor in module._buffers.items()]
     for name, value in vars(module).items():
-        if name[0] != "_" and isinstance(value, Tensor):
-            tensors.append((name, value, ATTRIBUTE))
+        if name[0] != "_":
+            tensors.append((name, as_tensor(value), ATTRIBUTE))
     for name, tensor, role in tensors:
         if tensor is not None:
             leaf = Held(tensor, id(tensor))
@@ -196,13 +207,14 @@ def _insert(node: Node, key: str, value: object) -> None:
     for part in parents:
         node = node.children.setdefault(part, Node(_joined(node.path, part), node))
     path = _joined(node.path, name)
-    if isinstance(value, Tensor):
-        value = Held(value, _identity(value))
+    tensor = as_tensor(value)
+    if tensor is not None:
+        value = Held(tensor, _identity(tensor))
     if isinstance(value, (Held, Stored)):
         node.children[name] = Node(path, node, leaf=value)
     else:
         kind = type(value).__name__
-        node.children[name] = Node(path, node, kind, details={"": text_of(value) or f"a {kind}"})
+        node.children[name] = Node(path, node, kind, details={"": text_of(value) or opaque(kind)})
 
 
 def _joined(path: str, name: str) -> str:
@@ -214,7 +226,9 @@ def _flat(value: object, path: str) -> Iterator[tuple[str, object]]:
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         items = value.items()
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, list, tuple, Tensor)) for item in value):
+    elif isinstance(value, (list, tuple)) and any(
+        isinstance(item, (Mapping, list, tuple)) or as_tensor(item) is not None for item in value
+    ):
         items = enumerate(value)
     else:
         yield path, value

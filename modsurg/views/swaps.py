@@ -21,6 +21,7 @@ def repair(matching: Matching, changed: list[Node]) -> bool:
     news = [matching.new_of[node] for node in foreign]
     news += [node for node in matching.new.below() if node not in matching.old_of]
     content = matching.forms.content
+    matching.forms.sample([*olds, *news])
     places: dict[int, list[Node]] = {}
     for new in news:
         places.setdefault(content(new), []).append(new)
@@ -45,6 +46,7 @@ def repair(matching: Matching, changed: list[Node]) -> bool:
 def _foreign(matching: Matching, changed: list[Node]) -> list[Node]:
     """The old blocks most of which holds quite other values than that of their partners, which look alike."""
     weights = Counter[Node]()
+    matching.forms.sample([*changed, *(matching.new_of[node] for node in changed)])
     for node in changed:
         if matching.forms.content(node) != matching.forms.content(matching.new_of[node]):
             for above in node.upward():

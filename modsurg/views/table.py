@@ -6,7 +6,7 @@ from typing import Literal
 
 from modsurg.views.folding import Line
 from modsurg.views.rows import Content, Shape, Totals
-from modsurg.views.units import cut, percent, scaled, size, widest, written
+from modsurg.views.units import cut, percent, scaled, size, visible, widest, written
 
 Style = Literal["plain", "title", "dim", "kind", "number", "bar", "note"]
 GAP = 2
@@ -38,6 +38,7 @@ class Column:
     width: int = 0
 
     def __post_init__(self) -> None:
+        self.texts = list(map(visible, self.texts))
         self.width = widest([self.title, *self.texts])
 
 
