@@ -289,7 +289,7 @@ def test_any_sequence_of_edits(edits, two):
     assert math.isfinite(sum(p.sum().item() for p in model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW", "LBFGS"])
+@pytest.mark.parametrize("name", ["SGD", "SGD, fused", "AdamW", "LBFGS"])
 def test_what_was_learnt_after_an_edit_does_not_outlive_its_undo(name):
     for verb in (
         lambda model, optimizer: modsurg.resize(model, "3", out_features=5, optimizer=optimizer),
@@ -313,3 +313,35 @@ def test_fused_sgd_steps_what_is_thawed():
     modsurg.unfreeze(model, "0", optimizer=optimizer)
     step(model, optimizer)
     assert not torch.equal(model[0].weight, before)
+
+
+UNDONE = {
+    "resize": lambda model, optimizer: modsurg.resize(model, "3", out_features=5, optimizer=optimizer),
+    "remove": lambda model, optimizer: modsurg.remove(model, "1", optimizer=optimizer),
+    "insert": lambda model, optimizer: modsurg.insert_after(model, "2", nn.Linear(4, 4), optimizer=optimizer),
+    "freeze": lambda model, optimizer: modsurg.freeze(model, "0", optimizer=optimizer),
+}
+
+
+@pytest.mark.parametrize("verb", UNDONE)
+@pytest.mark.parametrize("first", [True, False], ids=["before the first step", "after a step"])
+def test_fused_sgd_goes_on_after_an_undo(verb, first):
+    model = net()
+    optimizer = torch.optim.SGD(
+        [{"params": model[:2].parameters()}, {"params": model[2:].parameters()}], momentum=0.9, fused=True
+    )
+    if not first:
+        step(model, optimizer)
+    report = UNDONE[verb](model, optimizer)
+    step(model, optimizer)
+    learnt = {id(p): optimizer.state[p]["momentum_buffer"].clone() for p in optimizer.state}
+    report.undo()
+    touched = {"remove": [0], "freeze": [0], "resize": [1], "insert": []}[verb]
+    for number, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            assert (p in optimizer.state) == (not first or number not in touched)
+            if first and number not in touched:
+                assert torch.equal(optimizer.state[p]["momentum_buffer"], learnt[id(p)])
+    before = [p.detach().clone() for p in model.parameters()]
+    step(model, optimizer)
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

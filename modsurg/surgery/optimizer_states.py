@@ -1,6 +1,6 @@
 """What an optimizer remembers of each parameter, when parameters leave, enter or change their shape."""
 
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection, MutableMapping, Set
 from functools import partial
 from typing import Any
 
@@ -124,9 +124,21 @@ def _restore(
     later = [(p, entry) for p, entry in state.items() if id(p) not in known and id(p) not in changed]
     if isinstance(optimizer, LBFGS):  # one history over all
         later = []
+    if isinstance(optimizer, SGD):
+        lost = _without_momentum(optimizer, known, {id(p) for p, _ in later})
+        later = [(p, entry) for p, entry in later if id(p) not in lost]
     if state is not kept:
         items = [(p, state.get(p, entry)) for p, entry in items]
     _refill(state, items + later)
+
+
+def _without_momentum(optimizer: SGD, known: Set[int], later: Set[int]) -> set[int]:
+    """`id` of those that begin anew so that a fused step is possible: all have momentum in it or none has; see `begin`.
+
+    They are in a group in which none had momentum before, and one that comes back has none now.
+    """
+    fused = ({id(p) for p in group["params"]} for group in optimizer.param_groups if group.get("fused"))
+    return set().union(*(members for members in fused if not members & known and not members <= later))
 
 
 def _resize_back(optimizer: Optimizer, number: int, parameter: torch.Tensor, items: list[tuple[Any, Any]]) -> None:
