@@ -1,3 +1,5 @@
+import copy
+
 import torch
 from torch import nn
 
@@ -48,3 +50,15 @@ def test_statistics_and_counts_stay():
     assert norm.num_batches_tracked == 0
     assert norm.running_mean.tolist() == [0, 0]
     assert repr(held(norm)) == "held in evaluation mode (modsurg.unfreeze lets it go)"
+
+
+def test_a_shallow_copy_does_not_hold_the_original_back():
+    norm = nn.BatchNorm1d(2)
+    hold(norm)
+    shallow = copy.copy(norm)
+    release(norm)
+    shallow.train()
+    assert (norm.training, shallow.training) == (True, False)
+    hold(norm)
+    release(shallow)
+    assert (norm.train().training, shallow.train().training) == (False, True)

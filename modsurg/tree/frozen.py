@@ -21,7 +21,8 @@ class Held:
     def __call__(self, mode: bool = True) -> nn.Module:
         """Take note of the mode and hand it on to the children; the module itself stays in evaluation mode."""
         self.mode = mode
-        self.module.training = False
+        if held(self.module) is self:  # not so where a copy.copy of the module shares this, and the module was let go
+            self.module.training = False
         for child in self.module.children():
             child.train(mode)
         return self.module
