@@ -32,13 +32,13 @@ def test_ctrl_c_while_the_page_cache_is_asked(tmp_path, monkeypatch):
             return -1
 
         def mincore(self, *arguments):
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("while asking")
 
     model = net()
     before = copies(model)
     monkeypatch.setattr(filling, "JOURNAL_LIMIT", 0)
     monkeypatch.setattr(pagecache, "_libc", Interrupted())
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="while asking"):
         load_state(model, save_state(net(), tmp_path / "a.safetensors"))
     assert same(model, before)
 

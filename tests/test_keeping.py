@@ -520,7 +520,7 @@ class TestEdits:
         def start(directory, kill=None, **options):
             def die(moment):
                 if moment == kill:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(f"at {moment}")
 
             def on_step(trainer):
                 if trainer.step in (4, 7):
@@ -539,7 +539,7 @@ class TestEdits:
             return trainer
 
         whole = start(None)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match=f"at {kill}"):
             start(tmp_path, kill)
         again = start(tmp_path, resume=True, seed=7 if (tmp_path / "last.safetensors").exists() else 0)
         assert timeless(again.history) == timeless(whole.history)

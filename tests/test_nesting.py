@@ -32,20 +32,20 @@ def changes_within(model, fails=False):
         with edit(model[0]) as first:
             first.replace("1", nn.GELU)
         outer.replace("0.0", lambda old: nn.Linear(2, 2))
-        with pytest.raises(ZeroDivisionError), edit(model) as second:
+        with pytest.raises(ZeroDivisionError, match="the second"), edit(model) as second:
             second.remove("0.0")
-            raise ZeroDivisionError
+            raise ZeroDivisionError("the second")
         insert_after(model, "0.0", nn.Tanh)
         outer.insert_before("0", nn.ReLU)
         if fails:
-            raise Fault
+            raise Fault("the outer")
     return outer.report
 
 
 def test_a_transaction_within_another_goes_back_with_it():
     model = tower()
     before = fingerprint(model)
-    with pytest.raises(Fault):
+    with pytest.raises(Fault, match="the outer"):
         changes_within(model, fails=True)
     assert fingerprint(model) == before
     state = model.state_dict()

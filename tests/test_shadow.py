@@ -333,9 +333,9 @@ def test_an_interrupted_run_leaves_nothing_that_functions_remember():
     class Interrupted(nn.Module):
         def forward(self, x):
             table(301)
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("in forward")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="in forward"):
         run(Interrupted(), (2, 301))
     assert table(301).device.type == "cpu"
 
