@@ -1,10 +1,12 @@
-"""What a file of `save_checkpoint` says of itself in its metadata; read without torch."""
+"""What a file says of itself in its metadata, above all one of `save_checkpoint`; read without torch."""
 
 from collections.abc import Container
 from typing import Final
 
 RUN: Final = "modsurg.run"
 """The name in the metadata under which a run says what it holds."""
+TIES: Final = "modsurg.ties"
+"""The name under which tied tensors stand: position, name and stored name of each."""
 UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 EXTRA_STATE: Final = "_extra_state"
 """The last segment of the key under which torch keeps what a module gives besides tensors."""

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modsurg.checkpoints.documents import RUN, UNREADABLE, is_state
+from modsurg.checkpoints.documents import RUN, TIES, UNREADABLE, is_state
 from modsurg.checkpoints.formats.header import BITS, read_header
 from modsurg.errors import FormatError, counted, listed
 from modsurg.tree.outline import Slot, outline, read_tree, sound
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from modsurg.checkpoints.formats.base import Source
 
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
-_TIES = "modsurg.ties"
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -67,7 +66,7 @@ def collect_file(path: str | os.PathLike[str], part: str | None = None) -> Conte
         with sound():
             return _from_tree(path, tree, stored, note)
     try:
-        ties = {str(key): str(to) for _, key, to in json.loads(metadata.get(_TIES, "[]"))}
+        ties = {str(key): str(to) for _, key, to in json.loads(metadata.get(TIES, "[]"))}
     except (ValueError, TypeError):
         raise FormatError(f"{path}: the ties that modsurg noted in the metadata are damaged") from None
     if RUN in metadata:
@@ -95,7 +94,7 @@ def _contents(path: Path, part: str | None) -> tuple[dict[str, Stored], Mapping[
             if key not in source.notes.ties
         }
         ties = json.dumps([[0, key, to] for key, to in source.notes.ties.items()])
-        return entries, {**source.notes.metadata, _TIES: ties}, _part(source)
+        return entries, {**source.notes.metadata, TIES: ties}, _part(source)
 
 
 def _part(source: "Source") -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from modsurg.checkpoints.documents import TIES
 from modsurg.checkpoints.encoding import Tensors, decode, encode
 from modsurg.checkpoints.formats.base import Notes
 from modsurg.checkpoints.formats.hashes import SEAL
@@ -17,7 +18,6 @@ from modsurg.checkpoints.formats.transfer import as_plain, memory
 from modsurg.errors import FormatError
 
 HASHES = "modsurg.hashes"
-TIES = "modsurg.ties"
 EXTRA = "modsurg.extra"
 VERSIONS = "modsurg.versions"
 SHARDS = "modsurg.shards"
