@@ -49,9 +49,9 @@ def listed(names: Sequence[str], most: int) -> str:
 
     Example:
         >>> listed(["a", "b", "c"], 2), listed(["a"], 2)
-        ('a, b, ...', 'a')
+        ('a, b and 1 more', 'a')
     """
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class ModsurgError(ValueError):

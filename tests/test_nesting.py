@@ -11,9 +11,9 @@ def test_the_verbs_stand_in_the_block():
     e = edit(model)
     with pytest.raises(EditError, match=r"the verbs of a transaction stand in its block: with edit\(model\) as e"):
         e.replace("0", nn.GELU)
-    with pytest.raises(KeyboardInterrupt), e:
+    with pytest.raises(KeyboardInterrupt, match="in the block"), e:
         e.replace("0", nn.GELU)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("in the block")
     with pytest.raises(EditError, match="there is no report: the block failed, and everything is as it was before"):
         e.report  # noqa: B018  # a property that raises
     with pytest.raises(EditError, match="this transaction is over; open another"):

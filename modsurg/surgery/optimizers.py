@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modsurg.errors import OptimizerError
+from modsurg.errors import OptimizerError, listed
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.membership import Ancestry, Membership, Named, Place, admits, first_names, places
 from modsurg.surgery.optimizer_states import begin, forget, keep, resize_state, restart, wrapped
@@ -52,7 +52,7 @@ class Synced:
         said = [f"{self.left} parameter{'s' * (self.left != 1)} left it"] if self.left else []
         for group in sorted(set(self.entered.values())):
             names = [name for name, number in self.entered.items() if number == group]
-            said.append(f"{_some(names)} entered group {group}")
+            said.append(f"{listed(names, 3)} entered group {group}")
         return f"{type(self.optimizer).__name__}: " + "; ".join([*said, *self.notes] or ["nothing to do"])
 
 
@@ -264,7 +264,3 @@ def _homeless(optimizers: Sequence[Optimizer], entry: Entry) -> OptimizerError:
         f"{kinds} takes matrices only, and {name} is {shape}; give the optimizer of the other parameters too: "
         "optimizer=[muon, adamw]."
     )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from modsurg.errors import EditError, counted
+from modsurg.errors import EditError, counted, listed
 from modsurg.surgery.aliases import rewire, tell_untied
 from modsurg.surgery.containers import in_order, neighbours, without
 from modsurg.surgery.guards import (
@@ -72,7 +72,8 @@ def outermost(
         matches = counted(
             len(inner), "match lies inside an edited one and was", "matches lie inside an edited one and were"
         )
-        step.warnings.append(f"{matches} left alone: {_some(inner)}.")
+        quoted = [f'"{path}"' for path in inner]
+        step.warnings.append(f"{matches} left alone: {listed(quoted, 5)}.")
     return made
 
 
@@ -236,7 +237,8 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
             step.changes.append(Change("remove", rest, site.module, identity))
     moved = without(step, cut)
     if moved:
-        step.notes.append(f"renumbered: {_some([path or type(step.tree.root).__name__ for path in moved])}")
+        names = [f'"{path or type(step.tree.root).__name__}"' for path in moved]
+        step.notes.append(f"renumbered: {listed(names, 5)}")
     stays = {id(site.module): new for site, paths, new in made if not cut or not set(paths) & set(cut)}
     rewire(step, stays, _gone(step, made), ties=False)
     tell_untied(step, made)
@@ -309,8 +311,3 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     _tell_if_spoken_of(step, paths[0], f'under "{name}"')
     at = tuple(f"{owner}.{old}" if owner else old for owner in step.tree.paths[id(parent)])
     step.changes.append(Change("rename", at, site.module, site.module, name))
-
-
-def _some(paths: list[str]) -> str:
-    shown = ", ".join(f'"{path}"' for path in paths[:5])
-    return f"{shown} and {len(paths) - 5} more" if len(paths) > 5 else shown

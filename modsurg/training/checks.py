@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from modsurg.checkpoints.loaders import length
-from modsurg.errors import BatchError, DeviceError, TrainingError, counted, warn
+from modsurg.errors import BatchError, DeviceError, TrainingError, counted, listed, warn
 from modsurg.training import processes
 from modsurg.training.history import NO_RESULT
 from modsurg.tree.selection import select
@@ -174,8 +174,7 @@ def check_run(run: "Run") -> None:
     ours = {id(p) for p in trainer.model.parameters() if p.requires_grad} | thawed
     lost = [name for number, name in names.items() if number in ours and number not in held]
     if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        text = f"{', '.join(lost[:3])}{more} {'is' if len(lost) == 1 else 'are'} in no optimizer and will not train"
+        text = f"{listed(lost, 3)} {'is' if len(lost) == 1 else 'are'} in no optimizer and will not train"
         warn(f"{text}: modsurg.sync(optimizer, model), or freeze them.")
     loss = {id(p) for p in trainer.loss.parameters()} if isinstance(trainer.loss, nn.Module) else set()
     foreign = held - set(names) - loss
