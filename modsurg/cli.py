@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from modsurg.errors import ModsurgError, counted
+from modsurg.errors import FormatError, ModsurgError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ SAME, DIFFERENT, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 _SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _PART = "of a file of torch.save with several things in it, the one under this name, such as optimizer"
+_EACH_ITS_PART = ". --part is for both files; in Python: diff(read_state(A, part=...), read_state(B))"
 _TARGET = "the suffix chooses: .safetensors, .pt, .pth, .bin; none is a directory of DCP"
 _EPILOG = "exit status: 0 same or well, 1 different or damaged, 2 error. Each command has its own --help."
 
@@ -129,7 +130,12 @@ def _diff(options: argparse.Namespace) -> int:
     from modsurg.views.units import in_colour, size
 
     with _Bar("comparing") as progress, ExitStack() as files:
-        old, new = (files.enter_context(open_source(path, options.part)) for path in (options.old, options.new))
+        try:
+            old, new = (files.enter_context(open_source(path, options.part)) for path in (options.old, options.new))
+        except FormatError as error:
+            if options.part is None:
+                raise
+            raise FormatError(f"{error}{_EACH_ITS_PART}") from error
         found = diff(old, new, progress=progress)
     same = "" if found else f"same: {counted(found.tensors, 'tensor', 'tensors')}, {size(found.nbytes)}"
     _print(options, found.to_dict, lambda: "\n".join(filter(None, [same, found.render(color=in_colour())])))

@@ -100,6 +100,21 @@ def test_a_part_of_a_checkpoint(capsys, tmp_path):
     assert run(capsys, "diff", a, a)[1].count("!") == 1
 
 
+def test_a_part_that_only_one_of_two_has(capsys, tmp_path):
+    model = nn.Linear(2, 2)
+    run_of, state = tmp_path / "run.safetensors", tmp_path / "state.safetensors"
+    modsurg.save_checkpoint(run_of, step=1, ema=model)
+    modsurg.save_state(model, state)
+    for paths in ((run_of, state), (state, run_of)):
+        status, _, err = run(capsys, "diff", *paths, "--part", "ema")
+        assert (status, err) == (
+            2,
+            f"modsurg: {state} has one state and no parts: leave the part out. "
+            "--part is for both files; in Python: diff(read_state(A, part=...), read_state(B))\n",
+        )
+    assert not modsurg.diff(modsurg.read_state(run_of, part="ema"), modsurg.read_state(state))
+
+
 def test_summary_does_not_import_torch(files):
     code = (
         "import sys; from modsurg.cli import main; status = main(sys.argv[1:]); "

@@ -296,5 +296,5 @@ class TestParts:
 
     def test_other_formats_have_no_parts(self, tmp_path):
         save_state(nn.Linear(2, 2), tmp_path / "x.safetensors")
-        with pytest.raises(FormatError, match="has one state and no parts: choose among its keys by where"):
+        with pytest.raises(FormatError, match="has one state and no parts: leave the part out"):
             read_state(tmp_path / "x.safetensors", part="ema")

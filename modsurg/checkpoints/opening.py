@@ -98,7 +98,7 @@ def _part(source: Source, part: str) -> Source:
     try:
         found = run_part(source, part)
         if found is source:
-            raise FormatError(f"{source.path} has one state and no parts: choose among its keys by where")
+            raise FormatError(f"{source.path} has one state and no parts: leave the part out")
     except BaseException:
         source.close()
         raise
