@@ -1,6 +1,8 @@
 """What `load_state` can be told: options, and what they refuse."""
 
+import ast
 import copy
+import re
 
 import pytest
 import torch
@@ -226,3 +228,10 @@ def test_whole_numbers_that_do_not_fit(file, model, bad):
     refused(
         place, {"x": torch.tensor([1, bad], dtype=file)}, f"x  file {names[0]}, model {names[1]}, which loses values"
     )
+
+
+def test_a_suggestion_can_be_pasted_also_with_a_rule_that_leaves_keys_out():
+    state = {"head.weight": torch.ones(2, 2), **{f"backbone.{key}": value for key, value in net().state_dict().items()}}
+    text = refused(net(), state, "They fit with load_state", rename={"head": None})
+    rules = re.search(r"rename=(\{.*\})", text)[1]
+    assert ast.literal_eval(rules) == {"head": None, "backbone.": ""}

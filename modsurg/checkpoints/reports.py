@@ -116,4 +116,7 @@ def table(rows: Mapping[str, str], start: str) -> list[str]:
 
 def as_code(value: str | Sequence[str] | Mapping[str, str | None]) -> str:
     """Strings or rename rules as Python would read them, in double quotes."""
+    if isinstance(value, Mapping):
+        rules = (f"{as_code(old)}: {None if new is None else as_code(new)}" for old, new in value.items())
+        return f"{{{', '.join(rules)}}}"
     return json.dumps(value, ensure_ascii=False)
