@@ -65,6 +65,15 @@ def test_what_makes_no_module():
     assert isinstance(model[1], nn.ReLU)
 
 
+@pytest.mark.parametrize("verb", [replace, wrap])
+def test_what_fails_in_the_function_says_for_which_place(verb):
+    model = nn.Sequential(nn.BatchNorm1d(8), nn.BatchNorm1d(6))
+    with pytest.raises(ValueError, match=r"must be divisible") as raised:
+        verb(model, nn.BatchNorm1d, lambda old: nn.GroupNorm(4, old.num_features))
+    assert raised.value.__notes__ == ['It was called for "1" (BatchNorm1d); nothing was changed.']
+    assert isinstance(model[0], nn.BatchNorm1d)
+
+
 @pytest.mark.parametrize("function", [lambda: nn.ReLU(), lambda old, path, more: nn.ReLU()])
 def test_a_function_of_other_arguments_is_refused(function):
     with pytest.raises(

@@ -53,7 +53,11 @@ def caller(function: Callable[..., object]) -> Maker:
     wants_path = _wants_path(function)
 
     def make(old: nn.Module, path: str) -> nn.Module | None:
-        made = function(old, path) if wants_path else function(old)
+        try:
+            made = function(old, path) if wants_path else function(old)
+        except Exception as error:
+            error.add_note(f'It was called for "{path}" ({type(old).__name__}); nothing was changed.')
+            raise
         if made is not None and not isinstance(made, nn.Module):
             raise EditError(
                 f'for "{path}" the function returned a {type(made).__name__}, not a module; '
