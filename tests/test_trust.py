@@ -231,3 +231,12 @@ def test_a_path_has_one_name_in_every_python():
         pathlib.PurePosixPath,
         pathlib.PosixPath,
     ]
+
+
+def test_a_module_that_moved_whole_needs_one_rule():
+    with pytest.raises(TrustError, match=r'rename=\{"gone": "new_gone"\}, trust=\("new_gone",\)\)$'):
+        Trust("gone").resolve(["gone.nets:Net", "gone.nets:Block"])
+    with pytest.raises(TrustError, match=r'rename=\{"gone\.nets\.Net": Net\}\)$'):
+        Trust("gone").resolve(["gone.nets:Net"])
+    with pytest.raises(TrustError, match=r'rename=\{"gone\.nets\.Net": Net\}\)$'):
+        Trust(("gone", "lost")).resolve(["lost:Block", "gone.nets:Net"])

@@ -164,18 +164,18 @@ class Trust:
         if untrusted:
             raise TrustError(_untrusted(sorted(set(untrusted))))
         found: list[object] = []
-        lost: list[str] = []
+        lost: dict[str, ImportError | LookupError] = {}
         for target in targets:
             try:
                 found.append(self._load(target) if isinstance(target, str) else target)
             except (ImportError, LookupError) as error:
-                lost.append(f"  {_dotted(str(target))}: {error}")
+                lost[_dotted(str(target))] = error
             except TrustError:
                 untrusted.append(str(target))
         if untrusted:
             raise TrustError(_untrusted(sorted(set(untrusted))))
         if lost:
-            raise TrustError(_lost(sorted(set(lost))))
+            raise TrustError(_lost(lost))
         return found
 
     def _target(self, name: str) -> object:
@@ -292,9 +292,15 @@ def _untrusted(names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _lost(lines: Sequence[str]) -> str:
-    old = lines[0].strip().partition(":")[0]
+def _lost(lost: Mapping[str, ImportError | LookupError]) -> str:
+    names = sorted(lost)
+    modules = {error.name if isinstance(error, ModuleNotFoundError) else None for error in lost.values()}
+    module = next(iter(modules)) if len(modules) == 1 and len(names) > 1 else None
+    rename = f'{{"{names[0]}": {names[0].rpartition(".")[2]}}}'
+    if module is not None:
+        rename = f'{{"{module}": "new_{module}"}}, trust=("new_{module}",)'
+    lines = [f"  {name}: {lost[name]}" for name in names]
     return (
         "not there any more:\n" + "\n".join(lines) + f"\nInstall the package, or say what took its place: "
-        f'load_model(path, rename={{"{old}": {old.rpartition(".")[2]}}})'
+        f"load_model(path, rename={rename})"
     )
