@@ -125,7 +125,7 @@ def test_bytes_in_extra_state(tmp_path):
         (torch.ones(1), r"it holds a tensor, not a state_dict: use torch\.load"),
         ([torch.ones(1)], "it holds a list, not a state_dict"),
         (3, "it holds a int, not a state_dict"),
-        ({"epoch": 3, "lr": 0.1}, "there is no state_dict in it. It holds: epoch, lr"),
+        ({"epoch": 3, "lr": 0.1}, "there is no state_dict in it. It holds: epoch 3, lr 0\\.1"),
         ({0: torch.ones(1)}, "no state_dict"),
         ({"w": torch.ones(2).to_sparse()}, r"w is a sparse tensor: only torch\.load"),
         ({"w": torch.empty(2, device="meta")}, "w is a tensor on meta, without values"),

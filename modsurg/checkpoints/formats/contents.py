@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -264,7 +265,8 @@ def _collect(value: Mapping[Any, Any], found: Found) -> Found:
             continue
         found.order.append(key)
     if not found.order and value:
-        raise FormatError(f"there is no state_dict in it. It holds: {', '.join(shown(key) for key in list(value)[:8])}")
+        items = (f"{shown(key)} {item!r:.60}" if _is_plain(item) else shown(key) for key, item in value.items())
+        raise FormatError(f"there is no state_dict in it. It holds: {', '.join(islice(items, 8))}")
     metadata = value.state.get("_metadata") if isinstance(value, Ordered) and isinstance(value.state, dict) else None
     found.versions = _versions(metadata)
     return found

@@ -67,6 +67,11 @@ def open_torch(fd: int, path: Path) -> TorchFile:
         raise FormatError("it is empty: it was never written, or the copy failed")
     if start[8:9] == b"{":
         raise FormatError(f"it is a safetensors file: rename it to {path.stem}.safetensors")
+    if start.startswith(b"\x80"):
+        raise FormatError(
+            "it is no file of torch.save but a plain pickle. If you trust whoever made it: save_state({key: "
+            "torch.as_tensor(value) for key, value in pickle.load(open(path, 'rb')).items()}, 'state.safetensors')"
+        )
     raise FormatError(f"it is no file of torch.save: it begins with {start[:8]!r}")
 
 
