@@ -143,6 +143,10 @@ def test_the_nearest_paths_and_no_others():
         ("blocks.0. conv", 'Nearest: "blocks.0.conv"'),
         (".", "nothing at"),
         (".blocks", 'Nearest: "blocks"'),
+        ("blocks[-1].conv", 'Nearest: "blocks.1.conv"'),
+        ("blocks[-2].conv", 'Nearest: "blocks.0.conv"'),
+        ("Conv2d", r"in ModuleDict: Conv2d is the class of 3 modules; give the class, not its name\.$"),
+        ("**.Sequential", "Sequential is the class of 1 module; give the class"),
     ],
 )
 def test_what_is_meant_by_a_path_of_another_kind_is_named(where, said):

@@ -45,6 +45,11 @@ def _hint(tree: Tree, where: str) -> str:
         segments = [segment for segment in re.split(r"[./\[\]]", where) if segment]  # as in layers[0].conv, layers/0
     descended = [*_descend(tree, "", segments), *_shifted(tree, segments)]
     found = list(dict.fromkeys([*descended, *_same_end(tree, segments[-1:], close=not descended)]))[:3]
+    name = "".join(segments[-1:])
+    if not any(path.rpartition(".")[2] == name for path in found):
+        alike = sum(type(tree.modules[paths[0]]).__name__ == name for paths in tree.paths.values())
+        if alike:
+            return f": {name} is the class of {counted(alike, 'module', 'modules')}; give the class, not its name."
     if not found:
         return ": print(select(model, '**')) lists its paths."
     return f". Nearest: {_quoted(found)}."
@@ -92,7 +97,9 @@ def _descend(tree: Tree, path: str, segments: list[str]) -> list[str]:
         candidates = list(islice(filter(matcher(head), names), 3))
     else:
         candidates = get_close_matches(head.strip(), names[:2000], 3, 0.6)
-        if head.isdecimal() and names and names[-1].isdecimal():
+        if head[:1] == "-" and head[1:].isdecimal() and 0 < int(head[1:]) <= len(names):
+            candidates = [names[int(head)]]
+        elif head.isdecimal() and names and names[-1].isdecimal():
             candidates = names[: -3 if len(names) > 2 else -len(names) - 1 : -1]
     found: list[str] = []
     for name in candidates:
