@@ -327,6 +327,27 @@ class TestRefusals:
         with pytest.raises(BatchError, match=r"batch 2 .*Sequential and the loss can't take \(float32\[50, 5\], int64"):
             make().fit([(x, y), (x[:, :5], y)])
 
+    @pytest.mark.parametrize(
+        ("inputs", "target", "loss", "fix"),
+        [
+            (torch.ones(4, 3, 2, 2).double(), torch.ones(4).long(), nn.CrossEntropyLoss(), r"inputs.float\(\)"),
+            (torch.ones(4, 12).byte(), torch.ones(4).long(), nn.CrossEntropyLoss(), r"inputs.float\(\)"),
+            (torch.ones(4, 12), torch.ones(4), nn.CrossEntropyLoss(), r"target.long\(\)"),
+            (torch.ones(4, 12), torch.ones(4, 1).long(), nn.CrossEntropyLoss(), r"target.squeeze\(1\)"),
+            (torch.ones(4, 12), torch.ones(4, 2).long(), nn.BCEWithLogitsLoss(), r"target.float\(\)"),
+            (torch.ones(4, 12), torch.ones(4).long().numpy(), nn.CrossEntropyLoss(), r"torch.as_tensor\(array\)"),
+        ],
+    )
+    def test_a_batch_of_another_dtype_says_what_to_write(self, inputs, target, loss, fix):
+        body = [nn.Conv2d(3, 3, 1)] if inputs.ndim > 2 else []
+        model = nn.Sequential(*body, nn.Flatten(), nn.Linear(12, 2))
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.1), loss, device="cpu", progress=False)
+        with pytest.raises(BatchError, match=rf"Sequential and the loss can't take .*\. .*: {fix}\.$"):
+            trainer.fit([(inputs, target)])
+        if isinstance(target, torch.Tensor):
+            mended = target.squeeze(1) if "squeeze" in fix else target.float() if target.ndim > 1 else target.long()
+            trainer.fit([(inputs.float(), mended)])
+
     def test_an_error_of_the_model_itself_stays_what_it_is(self):
         class OwnError(ValueError):
             pass

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 EXPECTED = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 
+_CASTS = {
+    " and Float": "The weights are float32: inputs.float().",  # a linear layer's words
+    "type (float) should be the same": "The weights are float32: inputs.float().",  # a convolution's
+    "expected target dtype to be Long": "Class numbers are whole numbers: target.long().",
+    "multi-target not supported": "It takes one class number for each sample: target.squeeze(1).",
+    "to the desired output type Long": "It compares with floating numbers: target.float().",
+}
+
 
 def measured(trainer: "Trainer", model: Any, batch: Any, where: object, *, look: bool) -> tuple[torch.Tensor, Any, Any]:
     """Loss, output and target of a batch on the device, in the trainer's precision.
@@ -80,7 +88,8 @@ def explain(error: Exception, trainer: "Trainer", where: object, batch: Any) -> 
         error = TypeError(
             f'{error}. The loss gets the whole batch: loss=lambda output, batch: f(output, batch["name"]).'
         )
-    return BatchError(f"{where}: {model} and the loss can't take {describe(batch)}: {error}")
+    has = describe(batch)
+    return BatchError(f"{where}: {model} and the loss can't take {has}: {error}{_cast(error, has)}")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -184,6 +193,13 @@ def _range(target: torch.Tensor, classes: int) -> str:
     elif lowest < 0:
         fix = f"CrossEntropyLoss(ignore_index={lowest}) leaves {lowest} out"
     return f"labels go from {lowest} to {highest}, the model's {classes} outputs stand for 0 to {top}: {fix}."
+
+
+def _cast(error: Exception, has: str) -> str:
+    """What to write where the batch has the right numbers in another dtype or shape."""
+    if "ndarray" in has:
+        return ". Make tensors of the arrays: torch.as_tensor(array)."
+    return next((f". {fix}" for said, fix in _CASTS.items() if said in str(error)), "")
 
 
 def _no_gradient(error: Exception, trainer: "Trainer") -> str:
