@@ -329,3 +329,43 @@ def test_torchscript_as_a_new_module_and_as_one_that_goes(make):
     parent.layer = make(nn.ReLU())
     remove(parent, "layer")
     assert isinstance(parent.layer, nn.Identity)
+
+
+class NormAct(nn.BatchNorm1d):
+    """As in timm: the activation stands in the norm."""
+
+    def __init__(self, features, act):
+        super().__init__(features)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+def normed():
+    return nn.Sequential(nn.Linear(4, 4), NormAct(4, nn.SiLU()), nn.Linear(4, 4), NormAct(4, nn.Identity()))
+
+
+def test_an_activation_that_goes_with_its_norm_is_told():
+    with pytest.warns(
+        ModsurgWarning, match=r'what stood in a norm went with it: "1\.act" \(SiLU\)\. To keep it: .*old\.act'
+    ):
+        replace(normed(), nn.BatchNorm1d, lambda old: nn.GroupNorm(2, old.num_features))
+    with pytest.warns(ModsurgWarning, match=r'went with it: "1\.act" \(SiLU\)'):
+        remove(normed(), nn.BatchNorm1d)
+
+
+@pytest.mark.filterwarnings("error::modsurg.errors.ModsurgWarning")
+@pytest.mark.parametrize(
+    "new",
+    [
+        lambda old: nn.Sequential(nn.GroupNorm(2, old.num_features), old.act),
+        lambda old: NormAct(old.num_features, nn.ReLU()),
+        lambda old: Held(old),
+    ],
+)
+def test_an_activation_that_stays_is_not_told(new):
+    model = normed()
+    replace(model, nn.BatchNorm1d, new, example=(2, 4))
+    assert any(isinstance(module, nn.SiLU | nn.ReLU) for module in model.modules())
+    replace(nn.Sequential(nn.BatchNorm1d(4)), "0", nn.GroupNorm(2, 4))

@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from modsurg.errors import EditError, WrapperError
+from modsurg.errors import EditError, WrapperError, listed
 from modsurg.surgery.making import accepts
 from modsurg.surgery.reading import reads
 from modsurg.surgery.steps import Step, last
+from modsurg.tree.selection import Site
 from modsurg.tree.walk import Tree
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _UNWRAP = {
     "DDP": "edit the model inside it, `ddp.module`, before wrapping: DDP(edited)",
     "DataParallel": "edit the model inside it, `parallel.module`, before wrapping",
@@ -151,6 +153,23 @@ def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | N
         f'"{path}": {type(parent).__name__} reads {", ".join(missing)} of it, which {type(new).__name__} does not '
         "have; replace the parent, or give the new module these attributes"
     )
+
+
+def tell_what_went(step: Step, made: Iterable[tuple[Site, tuple[str, ...], nn.Module]]) -> None:
+    """Warn where a norm that is gone held more than a norm, as those of timm hold the activation behind it."""
+    went = [
+        (f'"{paths[0]}.{name}" ({type(child).__name__})', name)
+        for site, paths, new in made
+        if isinstance(site.module, _NORMS)
+        for name, child in site.module._modules.items()
+        if child is not None and not isinstance(child, nn.Identity | ParametrizationList | nn.ModuleDict)
+        if name not in new._modules and not any(child is module for module in new.modules())
+    ]
+    if went:
+        step.warnings.append(
+            f"what stood in a norm went with it: {listed([each for each, _ in went], 3)}. "
+            f"To keep it: replace(model, ..., lambda old: nn.Sequential(<the new norm>, old.{went[0][1]}))."
+        )
 
 
 def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:

@@ -15,6 +15,7 @@ from modsurg.surgery.guards import (
     refuse_offloaded,
     refuse_wrapped,
     tell_if_bypassed,
+    tell_what_went,
     unreadable,
 )
 from modsurg.surgery.inheritance import settle, take_place
@@ -137,6 +138,7 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
         step, {id(site.module): new for site, paths, new in made if len(paths) == len(site.paths)}, _gone(step, made)
     )
     tell_untied(step, made)
+    tell_what_went(step, made)
 
 
 def _has_fast_path(tree: Tree) -> bool:
@@ -242,6 +244,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
     stays = {id(site.module): new for site, paths, new in made if not cut or not set(paths) & set(cut)}
     rewire(step, stays, _gone(step, made), ties=False)
     tell_untied(step, made)
+    tell_what_went(step, made)
 
 
 def _tell_if_spoken_of(step: Step, path: str, how: str) -> None:
