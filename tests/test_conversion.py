@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from modsurg import convert, load_state, read_state, save_state
-from modsurg.errors import FormatError, SaveError, TrustError
+from modsurg.errors import FormatError, ModsurgWarning, SaveError, TrustError
 
 TARGETS = ["a.safetensors", "a.safetensors.index.json", "a.pt", "a.pth", "a.bin", "directory"]
 
@@ -243,6 +244,16 @@ def extra_memory(folder, count, size, targets):
 def test_memory_is_two_tensors(tmp_path, target):
     size = 40 << 20  # given back to the system at once when it is freed
     assert extra_memory(tmp_path, 8, size, [target]) < 2 * size + (8 << 20)
+
+
+def test_one_file_of_several_is_not_taken_for_all(tmp_path):
+    index = save_state({"a": torch.ones(9), "b": torch.ones(9)}, tmp_path / "a.safetensors", shard_size=36)
+    part = sorted(tmp_path.glob("a-*"))[0]
+    with pytest.warns(ModsurgWarning, match=rf"is one of several files; for all of them: convert {index}$"):
+        convert(part, tmp_path / "b.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert convert(index, tmp_path / "b.pt").tensors == 2
 
 
 @pytest.mark.soak

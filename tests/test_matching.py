@@ -235,3 +235,12 @@ def test_a_suggestion_can_be_pasted_also_with_a_rule_that_leaves_keys_out():
     text = refused(net(), state, "They fit with load_state", rename={"head": None})
     rules = re.search(r"rename=(\{.*\})", text)[1]
     assert ast.literal_eval(rules) == {"head": None, "backbone.": ""}
+
+
+def test_one_file_of_several_names_the_index(tmp_path):
+    index = save_state(net(), tmp_path / "a.safetensors", shard_size=64)
+    part = sorted(tmp_path.glob("a-*"))[0]
+    refused(net(), part, rf"a-00001-of-\d+\.safetensors is one of several files: load_state\(model, \"{index}\"\)$")
+    assert "is one of several files" in str(load_state(net(), part, strict=False))
+    index.unlink()
+    assert "several files" not in refused(net(), part, "not in the file")

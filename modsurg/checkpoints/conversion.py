@@ -9,9 +9,10 @@ import torch
 
 from modsurg.checkpoints.formats.base import Source
 from modsurg.checkpoints.formats.derived import DerivedSource, floating
+from modsurg.checkpoints.formats.shards import index_of
 from modsurg.checkpoints.opening import open_source, write_source
 from modsurg.checkpoints.renaming import Only, Rename, chooser, renamer
-from modsurg.errors import LoadError, SaveError, counted, listed
+from modsurg.errors import LoadError, SaveError, counted, listed, warn
 
 Progress = Callable[[int, int], None]
 
@@ -89,6 +90,9 @@ def convert(
     """
     with open_source(source) as opened:
         names = _names(opened, rename, only)
+        whole = index_of(Path(source)) if only is None else None
+        if whole is not None:
+            warn(f"{source} is one of several files; for all of them: convert {whole}")
         derived = _Watched(DerivedSource(opened, names=names, dtype=floating(dtype, SaveError)), progress)
         written = _write(Path(target), derived, shard_size)
         kept = set(names.values())

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.base import Entry, Source
 from modsurg.checkpoints.formats.derived import is_general
+from modsurg.checkpoints.formats.shards import index_of
 from modsurg.checkpoints.renaming import Only, Rename, chooser, pair, renamer
 from modsurg.checkpoints.reports import SHOWN, LoadReport, Problems, as_code
 from modsurg.checkpoints.sharing import check_sharing
@@ -202,7 +203,10 @@ def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems,
     for name, key in plan.leftover.items():
         problems.unexpected[key] = f', as "{name}"' if name != key else ""
     problems.part = _part(plan)
-    if rules:
+    whole = index_of(source.path) if source.path and plan.missing else None
+    if whole is not None:
+        problems.advice = f"{source.path} is one of several files: load_state(model, {as_code(str(whole))})"
+    elif rules:
         problems.mended = len(left) == served and not any(map(_renumbers, rules.items()))
         share = "They fit" if len(left) == served else counted(served, "of them fits", "of them fit")
         problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from modsurg.errors import EditError
+from modsurg.errors import EditError, ModsurgError
 
 New: TypeAlias = (
     nn.Module | type[nn.Module] | Callable[[Any], nn.Module | None] | Callable[[Any, str], nn.Module | None]
@@ -55,6 +55,8 @@ def caller(function: Callable[..., object]) -> Maker:
     def make(old: nn.Module, path: str) -> nn.Module | None:
         try:
             made = function(old, path) if wants_path else function(old)
+        except ModsurgError:
+            raise
         except Exception as error:
             error.add_note(f'It was called for "{path}" ({type(old).__name__}); nothing was changed.')
             raise

@@ -27,6 +27,7 @@ from modsurg.checkpoints.formats.transfer import Region
 from modsurg.errors import FormatError, SaveError
 
 INDEX = ".safetensors.index.json"
+_PART = re.compile(r"(.+?)(?:-[0-9a-f]{8})?-\d{5}-of-\d{5}(\.\w+)")
 _LARGEST_INDEX = 256 << 20
 _UNITS = {"": 1, "B": 1} | {
     f"{prefix}{ending}": base**power
@@ -110,6 +111,18 @@ class ShardedSource(Source):
             header = getattr(self._shards.get(name), "header", None)
             if header is None or header.metadata.get(SEAL) != expected:
                 raise FormatError(f"{path}: {name} is a file of another save than the index")
+
+
+def index_of(path: Path) -> Path | None:
+    """The index beside a file, if by its name the file is one of several.
+
+    Example:
+        >>> index_of(Path("model-00001-of-00002.safetensors")) is None  # there is no index
+        True
+    """
+    part = _PART.fullmatch(path.name)
+    index = part and path.with_name(f"{part[1]}{part[2]}.index.json")
+    return index if index and index.exists() else None
 
 
 def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
