@@ -1,3 +1,4 @@
+import copy
 import functools
 import types
 from collections import OrderedDict
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from modsurg import add, edit, insert_after, insert_before, remove, rename
+from modsurg import add, edit, insert_after, insert_before, remove, rename, replace
 from modsurg.errors import ContainerError, EditError, ModsurgWarning, NoMatchError
 from modsurg.surgery import containers
 
@@ -264,3 +265,52 @@ def test_a_configuration_that_says_no_number(said):
     model.num_layers, model.config = said, said
     assert remove(model, "blocks.2").notes == ()
     assert len(model.blocks) == 2
+
+
+class Layer(nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.attention = nn.Linear(2, 2)
+        self.attention.layer_idx = number
+
+    def forward(self, x):
+        return self.attention(x)
+
+
+def numbered_layers():
+    model = nn.Module()
+    model.layers = nn.ModuleList(Layer(number) for number in range(4))
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: remove(model, "layers.1"),
+        lambda model: insert_after(model, "layers.1", copy.deepcopy),
+        lambda model: insert_after(model, "layers.3", copy.deepcopy),
+        lambda model: replace(model, "layers.3", copy.deepcopy(model.layers[2])),
+    ],
+)
+def test_layers_that_know_their_number_are_told(change):
+    model = numbered_layers()
+    (note,) = (note for note in change(model).notes if "number" in note and "renumbered" not in note)
+    said, _, code = note.partition(": ")
+    assert said == "layers know their own number, which changed"
+    exec(code.replace("): ", "):\n  "), {"model": model})
+    assert [layer.attention.layer_idx for layer in model.layers] == list(range(len(model.layers)))
+
+
+def test_numbers_that_still_hold_and_those_that_are_no_places_are_not_told():
+    model = numbered_layers()
+    reports = [remove(model, "layers.3"), replace(model, "layers.1", copy.deepcopy)]
+    model.layers[0].attention.layer_idx = 7
+    reports.append(remove(model, "layers.1"))
+    assert not any("own number" in note for report in reports for note in report.notes)
+
+
+def test_a_list_of_the_kinds_of_the_layers_is_told():
+    model = numbered_layers()
+    model.config = types.SimpleNamespace(num_hidden_layers=4, layer_types=["full"] * 4)
+    notes = remove(model, "layers.3").notes
+    assert notes[-1] == "model.config.layer_types has an entry for each of 4 layers: make it one of 3"

@@ -1,6 +1,6 @@
 """Sequential and ModuleList: their numbering, a neighbour for a child, a child less."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
@@ -12,6 +12,7 @@ from modsurg.surgery.steps import Step, last
 from modsurg.tree.walk import Tree, walk
 
 _COUNTS = ("num_layers", "num_hidden_layers", "n_layer", "n_layers", "depth", "num_blocks")  # as libraries call it
+_PLACES = ("layer_idx", "layer_id", "layer_number")  # by which a layer finds its keys and values in a cache
 Entry = tuple[str | None, nn.Module | None]
 
 
@@ -133,7 +134,7 @@ def without(step: Step, paths: Iterable[str]) -> list[str]:
 
 
 def outdated(tree: Tree, journal: Journal) -> list[str]:
-    """Notes about the numbers of layers by which a model may go, and which its containers no longer hold.
+    """Notes about the numbers by which a model may go, and which its containers no longer hold: how many, and which.
 
     Args:
         tree: The model before the edit.
@@ -149,7 +150,33 @@ def outdated(tree: Tree, journal: Journal) -> list[str]:
                 name = next((name for name, value in said.items() if type(value) is int and value == old), None)
                 if name:
                     notes.append(f"the model may go by its {name}, which still says {old}: {place}.{name} = {new}")
+                kinds = attribute(owner, "layer_types")
+                if isinstance(kinds, list) and len(kinds) == old:
+                    notes.append(f"{place}.layer_types has an entry for each of {old} layers: make it one of {new}")
+        is_list = isinstance(module, nn.ModuleList)  # a Sequential gives its layers no cache
+        known = _misnumbered(journal.dicts[id(module._modules)][1], module) if is_list else []
+        if known:
+            each = " = ".join(f"layer.{name}" for name in known)
+            at = f'model.get_submodule("{path}")' if path else "model"
+            notes.append(f"layers know their own number, which changed: for n, layer in enumerate({at}): {each} = n")
     return notes
+
+
+def _misnumbered(before: Sequence[tuple[str, nn.Module | None]], container: nn.Module) -> list[str]:
+    """Attributes in which the children of a container knew their place, and which are wrong for one of them now."""
+    old = [child for _, child in before]
+    moved = [(n, child) for n, child in enumerate(container._modules.values()) if n >= len(old) or old[n] is not child]
+    wrong = dict.fromkeys(name for n, child in moved for name, value in _own_numbers(child) if value != n)
+    said = [dict(_own_numbers(child)) for child in old] if wrong else []
+    return [name for name in wrong if all(one.get(name, n) == n for n, one in enumerate(said))]
+
+
+def _own_numbers(layer: nn.Module | None) -> Iterator[tuple[str, int]]:
+    for path, module in layer.named_modules() if layer is not None else ():
+        for name in _PLACES:
+            value = vars(module).get(name)
+            if type(value) is int:
+                yield f"{path}.{name}".lstrip("."), value
 
 
 def _owners(tree: Tree, path: str, container: nn.Module) -> dict[str, object]:
