@@ -72,6 +72,13 @@ def test_what_fails_in_the_function_says_for_which_place(verb):
         verb(model, nn.BatchNorm1d, lambda old: nn.GroupNorm(4, old.num_features))
     assert raised.value.__notes__ == ['It was called for "1" (BatchNorm1d); nothing was changed.']
     assert isinstance(model[0], nn.BatchNorm1d)
+    with pytest.raises(EditError, match="it has no child") as raised:
+        verb(model, "0", lambda old: refuse())
+    assert not hasattr(raised.value, "__notes__")
+
+
+def refuse():
+    raise EditError("it has no child")
 
 
 @pytest.mark.parametrize("function", [lambda: nn.ReLU(), lambda old, path, more: nn.ReLU()])
