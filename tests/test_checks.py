@@ -153,8 +153,16 @@ def test_what_will_be_thawed_is_looked_at_before_the_first_step():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     freeze(model, "0")
     trainer = make(model=model, optimizer=torch.optim.SGD(model[1].parameters(), lr=0.1))
-    with pytest.warns(ModsurgWarning, match=r"0.weight, 0.bias are in no optimizer .*modsurg.sync"):
+    with pytest.warns(ModsurgWarning, match=r"0.weight, 0.bias are in no optimizer .*: make it of model.parameters"):
         trainer.fit(BATCHES, epochs=2, thaw={1: "0"})
+    freeze(model, "0")
+    before = model[0].weight.detach().clone()
+    trainer = make(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.fit(BATCHES, epochs=1, thaw={1: "0"})
+    assert torch.equal(model[0].weight, before)
+    freeze(model, "0")
+    trainer.fit(BATCHES, epochs=2, thaw={1: "0"})
+    assert not torch.equal(model[0].weight, before)
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):

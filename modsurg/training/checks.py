@@ -171,11 +171,14 @@ def check_run(run: "Run") -> None:
     }
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     names = {id(p): name for name, p in trainer.model.named_parameters()}
-    ours = {id(p) for p in trainer.model.parameters() if p.requires_grad} | thawed
-    lost = [name for number, name in names.items() if number in ours and number not in held]
-    if lost:
-        text = f"{listed(lost, 3)} {'is' if len(lost) == 1 else 'are'} in no optimizer and will not train"
-        warn(f"{text}: modsurg.sync(optimizer, model), or freeze them.")
+    ours = {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    for those, fix in (
+        (ours, "modsurg.sync(optimizer, model), or freeze them"),
+        (thawed - ours, "make it of model.parameters(); what is frozen does not move until it is thawed"),
+    ):
+        lost = [name for number, name in names.items() if number in those and number not in held]
+        if lost:
+            warn(f"{listed(lost, 3)} {'is' if len(lost) == 1 else 'are'} in no optimizer and will not train: {fix}.")
     loss = {id(p) for p in trainer.loss.parameters()} if isinstance(trainer.loss, nn.Module) else set()
     foreign = held - set(names) - loss
     if foreign and not held & set(names):
