@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import convert, load_state, read_state, save_state
+from modsurg import (
+    convert,
+    load_checkpoint,
+    load_model,
+    load_state,
+    read_state,
+    save_checkpoint,
+    save_model,
+    save_state,
+    summary,
+)
 from modsurg.errors import FormatError, ModsurgWarning, SaveError, TrustError
 
 TARGETS = ["a.safetensors", "a.safetensors.index.json", "a.pt", "a.pth", "a.bin", "directory"]
@@ -244,6 +254,40 @@ def extra_memory(folder, count, size, targets):
 def test_memory_is_two_tensors(tmp_path, target):
     size = 40 << 20  # given back to the system at once when it is freed
     assert extra_memory(tmp_path, 8, size, [target]) < 2 * size + (8 << 20)
+
+
+@pytest.mark.parametrize("target", ["b.safetensors", "b.pt"])
+def test_a_whole_model_in_another_dtype_says_so(tmp_path, target):
+    path = save_model(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), tmp_path / "a.safetensors")
+    convert(path, tmp_path / target, dtype=torch.float16)
+    shown = summary(tmp_path / target)
+    assert str(shown).splitlines()[0].split() == ["Sequential", f"{target},", "float16"]
+    assert shown.to_dict()["total"]["param_bytes"] == 2 * 28
+    if target.endswith("tensors"):
+        assert load_model(tmp_path / target)[0].weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("options", [{"only": "0"}, {"rename": {"0": "first"}}, {"rename": {"1": None}}])
+@pytest.mark.parametrize("target", ["b.safetensors", "b.pt"])
+def test_part_of_a_whole_model_is_a_state(tmp_path, options, target):
+    path = save_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), tmp_path / "a.safetensors")
+    done = convert(path, tmp_path / target, **options)
+    state = state_of(done.target)
+    assert summary(done.target).to_dict()["total"]["params"] == sum(value.numel() for value in state.values())
+    with pytest.raises(FormatError, match=r"build the model, then load_state\(model, path\)"):
+        load_model(done.target)
+
+
+def test_a_model_taken_out_of_a_run_is_a_state(tmp_path):
+    model = nn.Linear(4, 2)
+    path = save_checkpoint(tmp_path / "run.safetensors", step=3, model=model)
+    convert(path, tmp_path / "b.safetensors", only="model", rename={"model.": ""})
+    shown = summary(tmp_path / "b.safetensors")
+    assert "a run at" not in str(shown)
+    assert shown.to_dict()["total"]["params"] == 10
+    assert load_state(nn.Linear(4, 2), tmp_path / "b.safetensors")
+    convert(path, tmp_path / "whole.safetensors")
+    assert load_checkpoint(tmp_path / "whole.safetensors", model=model) == 3
 
 
 def test_one_file_of_several_is_not_taken_for_all(tmp_path):

@@ -241,9 +241,10 @@ def load_state(
     options = Options(strict, rename, only, on_mismatch)
     if isinstance(path_or_state, State):
         names = {key: key for key in path_or_state}
-        source = run_part(DerivedSource(path_or_state.source, names=names))
+        whole = path_or_state.source
+        source = run_part(DerivedSource(whole, names=names, metadata=whole.notes.metadata))
         loaded = load(model, source, options, verify)
-        return replace(loaded, taken=source.taken or path_or_state.source.taken)
+        return replace(loaded, taken=source.taken or whole.taken)
     if isinstance(path_or_state, Mapping):
         try:
             return load(model, MemorySource(path_or_state), options, verify)

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,8 +214,8 @@ def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, Stored]
             row.notes = ["repeated", f"= {modules[place.number]}"]
             continue
         modules[place.number] = place.path
-        slots[place.path] = place.tensors
-        for slot in place.tensors:
+        slots[place.path] = tuple(_as_stored(slot, stored.get(slot.key or "")) for slot in place.tensors)
+        for slot in slots[place.path]:
             _weigh(row, slot, tensors, totals, stored)
     usual = _usual((slot.dtype, prod(slot.shape)) for held in slots.values() for slot in held if slot.parameter)
     for at, held in slots.items():
@@ -223,6 +223,11 @@ def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, Stored]
     for row in rows.values():
         row.notes = [note for note in row.notes if note != "repeated"]
     return _finished(path, rows, totals, usual, note)
+
+
+def _as_stored(slot: Slot, held: Stored | None) -> Slot:
+    """The slot with the dtype that its values have: `convert` may have changed it."""
+    return slot if held is None or held.dtype == slot.dtype else replace(slot, dtype=held.dtype)
 
 
 def _weigh(row: Row, slot: Slot, met: dict[int, str], totals: Totals, stored: Mapping[str, Stored]) -> None:

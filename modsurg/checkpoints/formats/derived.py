@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import torch
 
+from modsurg.checkpoints.documents import RUN
 from modsurg.checkpoints.formats.base import Entry, Notes, Source
 from modsurg.checkpoints.formats.transfer import Region
 from modsurg.errors import CheckpointError
+from modsurg.tree.outline import KEY as TREE
 
 # Of values that are quantised in blocks: the scales, which are powers of two, and the values.
 _PARTS = {getattr(torch, name, None) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2")}
@@ -20,7 +22,8 @@ class DerivedSource(Source):
         source: Where the values come from; closed with this one.
         names: New name -> the source's name, of tensors and extra state, in the new order. None keeps all.
         dtype: For floating tensors; others keep theirs, and so do those of a format that is quantised in blocks.
-        metadata: The user's strings instead of the source's.
+        metadata: These strings instead of the source's; of those, what describes a whole model or run stays only while
+            every tensor is there by its name.
     """
 
     def __init__(
@@ -42,8 +45,11 @@ class DerivedSource(Source):
             if same != name:
                 ties[name] = same
         extra = {name: source.notes.extra[old] for name, old in names.items() if old in source.notes.extra}
-        versions = source.notes.versions if all(name == old for name, old in names.items()) else {}
+        same_names = all(name == old for name, old in names.items())
+        versions = source.notes.versions if same_names else {}
         strings = source.notes.metadata if metadata is None else metadata
+        if metadata is None and not (same_names and len(names) == len(source.keys_in_order)):
+            strings = {name: text for name, text in strings.items() if name not in (RUN, TREE)}
         super().__init__(source.path, entries, Notes(strings, ties, extra, versions, list(names)))
 
     def region(self, key: str) -> Region | None:
