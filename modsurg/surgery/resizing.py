@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from modsurg.errors import ResizeError, counted
+from modsurg.errors import ResizeError, counted, listed
 from modsurg.surgery.attention import Attention
 from modsurg.surgery.convolutions import Convolutions
 from modsurg.surgery.journal import Journal, set_data
@@ -102,9 +102,7 @@ def resize_modules(
     if fill not in ("init", "zeros"):
         raise ResizeError(f'fill={fill!r} is neither "init" (the layer\'s own way to begin) nor "zeros".')
     plans = _plans(tree, sites, sizes)
-    refuse_shared_memory(
-        tree, {f"{p.path}.{n}": t for p in plans for n, t in _tensors(p).items() if _changes(p.axes[n])}
-    )
+    refuse_shared_memory(tree, _changing(plans))
     values: dict[int, _Value] = {}
     results = []
     for plan in plans:
@@ -118,6 +116,10 @@ def resize_modules(
             journal.keep_attr(owner, name)
             setattr(owner, name, size)
     return results
+
+
+def _changing(plans: Sequence[_Plan]) -> dict[str, torch.Tensor]:
+    return {f"{p.path}.{name}": t for p in plans for name, t in _tensors(p).items() if _changes(p.axes[name])}
 
 
 def layer_of(module: nn.Module) -> Layer | None:
@@ -193,8 +195,7 @@ def _plan(path: str, module: nn.Module, asked: Mapping[str, object]) -> _Plan:
     axes = layer.axes(module, old, new)
     own = [name for name in refuse_unknown(path, module, axes) if name != "num_batches_tracked"]
     note = layer.note(module, old, new)
-    more = f" and {len(own) - 3} more" if own[3:] else ""
-    notes = [f"{path}: {kind} has {', '.join(own[:3])}{more} of its own, and keeps it"] if own else []
+    notes = [f"{path}: {kind} has {listed(own, 3)} of its own, and keeps it"] if own else []
     return _Plan(path, module, layer, old, new, axes, [note, *notes] if note else notes)
 
 

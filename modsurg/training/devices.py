@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from modsurg.errors import DeviceError
+from modsurg.errors import DeviceError, listed
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -61,8 +61,7 @@ def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> Non
     """
     empty = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if empty:
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise DeviceError(f"{empty[0]}{more} of the model has no values (meta): load_state(model, path) first.")
+        raise DeviceError(f"{listed(empty, 1)} of the model has no values (meta): load_state(model, path) first.")
     model.to(device)
     if channels_last:
         for module in model.modules():

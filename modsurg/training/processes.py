@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 
 from modsurg.checkpoints.loaders import length, parts, rebuilt
-from modsurg.errors import BatchError, TrainingError, counted
+from modsurg.errors import BatchError, TrainingError, counted, listed
 
 Strategy = Literal["ddp", "fsdp"]
 
@@ -130,9 +130,8 @@ def check_gradients(model: nn.Module, where: object) -> None:
     """
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if without:
-        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
         fix = 'modsurg.freeze(model, "...") what the loss does not depend on'
-        raise TrainingError(f"{where}: {without[0]}{more} got no gradient, and DDP waits for one: {fix}.")
+        raise TrainingError(f"{where}: {listed(without, 1)} got no gradient, and DDP waits for one: {fix}.")
 
 
 def check_loss(loss: object, optimizer: Optimizer) -> None:
