@@ -19,6 +19,7 @@ _CASTS = {
     " and Float": "The weights are float32: inputs.float().",  # a linear layer's words
     "type (float) should be the same": "The weights are float32: inputs.float().",  # a convolution's
     "expected target dtype to be Long": "Class numbers are whole numbers: target.long().",
+    "expected scalar type Long": "Class numbers are whole numbers: target.long().",  # the same in torch 2.6
     "multi-target not supported": "It takes one class number for each sample: target.squeeze(1).",
     "to the desired output type Long": "It compares with floating numbers: target.float().",
 }
