@@ -38,6 +38,7 @@ WRONG = (
         ("modules", 0, "attributes", {"_parameters": {}}),
         ("modules", 0, "attributes", {"_compiled_call_impl": None}),
         ("modules", 0, "attributes", {"x": {"module": 9}}),
+        ("modules", 0, "attributes", {"training": {"array": 0}}),
         ("modules", 0, "attributes", 44),
         ("modules", 0, "parametrized", ["weight"]),
         ("modules", 0, "hooks", {"_forward_hooks": [["x", {"name": 0}]]}),

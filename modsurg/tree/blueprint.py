@@ -162,6 +162,8 @@ class _Building:
         for name in attributes:
             if not is_attribute(name):
                 raise FormatError(f"{name!r} of a {type(module).__name__}, which belongs to nn.Module itself")
+        if getattr(attributes.get("training"), "shape", ()):
+            raise ValueError(f"'training' of a {type(module).__name__} is an array")
         if self._slotted[type(module)]:
             set_attributes(module, attributes)
         else:
