@@ -31,7 +31,7 @@ docs: .venv/dev ## build the site into site/, strict: a warning is an error
 serve: .venv/dev ## show the site at 127.0.0.1:8000 while it is written
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-bench: .venv/bench ## the measurements that gate a change, in two minutes
+bench: .venv/bench ## the measurements that gate a change, in four minutes
 	$(BIN)/python -m benchmarks
 
 bench-full: .venv/bench ## every table of the benchmarks page (half an hour on an idle machine)
