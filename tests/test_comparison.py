@@ -532,3 +532,17 @@ def test_a_sharded_model_is_compared_by_its_values(tmp_path):
         assert diff(model, sharded).counts == {"replaced": 1, "values": 1}
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_default_device_changes_nothing(tmp_path):
+    """As after torch.set_default_device("cuda"): the files and what is counted of them are on the CPU all the same."""
+    states = {}
+    for name, dtype, shift in (("a", torch.float32, 0), ("b", torch.float16, 1)):
+        states[name] = {f"layers.{n}.weight": torch.full((4, 4), float(n + shift), dtype=dtype) for n in range(3)}
+        states[name]["head"] = torch.arange(6.0) + shift
+        modsurg.save_state(states[name], tmp_path / f"{name}.safetensors")
+    paths = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    expected = diff(*paths).render()
+    with torch.device("meta"):
+        assert diff(*paths).render() == expected
+    assert "head" in expected

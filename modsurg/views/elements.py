@@ -158,7 +158,7 @@ def _tally(key: Key, old: Tensor, new: Tensor) -> _Tally[Key] | None:
 def _measured(tallies: Sequence[_Tally[Key]]) -> Iterator[tuple[Key, Values]]:
     """How the pairs of the same two dtypes differ, those that do."""
     old, new = _joined([tally.old for tally in tallies]), _joined([tally.new for tally in tallies])
-    ends = torch.tensor(list(accumulate(tally.total for tally in tallies)))
+    ends = torch.tensor(list(accumulate(tally.total for tally in tallies)), device="cpu")
     for start in range(0, len(old), PIECE):
         where, x, y = _differing(old[start : start + PIECE].cpu(), new[start : start + PIECE].cpu())
         if len(where):
@@ -181,7 +181,7 @@ def _add(tallies: Sequence[_Tally[Key]], ends: Tensor, where: Tensor, x: Tensor,
     relative.nan_to_num_(0.0, math.inf)
     cuts = [0, *torch.searchsorted(where, ends).tolist()]
     parts = [(place, a, b) for place, (a, b) in enumerate(pairwise(cuts)) if a < b]
-    worst = torch.tensor([a + int(distance[a:b].argmax()) for _, a, b in parts])
+    worst = torch.tensor([a + int(distance[a:b].argmax()) for _, a, b in parts], device="cpu")
     found = zip(
         distance[worst].tolist(),
         [float(relative[a:b].max()) for _, a, b in parts],
@@ -218,7 +218,7 @@ def _differing(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         same = x.isnan() & y.isnan()
     else:
         x, y = _widened(x), _widened(y)
-        where = torch.arange(len(x))
+        where = torch.arange(len(x), device="cpu")
         same = (x == y) | (x.isnan() & y.isnan())
     if not same.any():
         return where, x, y

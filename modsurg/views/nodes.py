@@ -97,7 +97,7 @@ class Stored(Leaf):
         if region is None:
             return _middle(self.source.read(self.key)).clone()  # the rest is given back
         size = self.dtype.itemsize
-        values = torch.empty(min(SAMPLE, region.nbytes // size), dtype=self.dtype)
+        values = torch.empty(min(SAMPLE, region.nbytes // size), dtype=self.dtype, device="cpu")
         start = (region.nbytes // size - len(values)) // 2
         read_into(Region(region.fd, region.offset + start * size, values.nbytes), memory(values))
         return values
