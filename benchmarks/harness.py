@@ -153,7 +153,7 @@ def there(name: str) -> bool:
 def machine() -> dict[str, str]:
     """What ran it."""
     from modsurg.views.environment import environment
-    from modsurg.views.units import size
+    from modsurg.views.text import size
 
     known = environment()
     cpu, memory = known["cpu"], known["memory"]

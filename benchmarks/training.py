@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.harness import Table, interleaved, there
 from modsurg import Trainer
-from modsurg.training.devices import kept_memory, place
+from modsurg.training.device import kept_memory, place
 
 CPU = torch.device("cpu")
 Batches = list[tuple[torch.Tensor, torch.Tensor]]

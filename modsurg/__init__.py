@@ -8,17 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from modsurg.checkpoints.conversion import convert
-    from modsurg.checkpoints.models import load_model, save_model
-    from modsurg.checkpoints.runs import load_checkpoint, save_checkpoint
-    from modsurg.checkpoints.states import load_state, read_state, save_state
-    from modsurg.checkpoints.verification import verify
-    from modsurg.surgery.optimizers import sync
-    from modsurg.surgery.parameters import freeze, resize, unfreeze
-    from modsurg.surgery.recipes import Recipe
-    from modsurg.surgery.replaying import replay
-    from modsurg.surgery.reports import Report
-    from modsurg.surgery.verbs import (
+    from modsurg.checkpoints.convert import convert
+    from modsurg.checkpoints.model import load_model, save_model
+    from modsurg.checkpoints.run_file import load_checkpoint, save_checkpoint
+    from modsurg.checkpoints.state import load_state, read_state, save_state
+    from modsurg.checkpoints.verify import verify
+    from modsurg.surgery.api import (
         add,
         edit,
         insert_after,
@@ -28,44 +23,49 @@ if TYPE_CHECKING:
         replace,
         wrap,
     )
+    from modsurg.surgery.optimizers.sync import sync
+    from modsurg.surgery.parameters import freeze, resize, unfreeze
+    from modsurg.surgery.recipes.recipe import Recipe
+    from modsurg.surgery.recipes.replay import replay
+    from modsurg.surgery.report import Report
     from modsurg.training.history import History
     from modsurg.training.trainer import Trainer
     from modsurg.tree.selection import Selection, select
-    from modsurg.views.comparison import diff
-    from modsurg.views.summary import Summary, summary
+    from modsurg.views.diff.api import diff
+    from modsurg.views.summary.api import Summary, summary
 
 _HOMES = {
-    "convert": "checkpoints.conversion",
-    "load_model": "checkpoints.models",
-    "save_model": "checkpoints.models",
-    "load_checkpoint": "checkpoints.runs",
-    "save_checkpoint": "checkpoints.runs",
-    "load_state": "checkpoints.states",
-    "read_state": "checkpoints.states",
-    "save_state": "checkpoints.states",
-    "verify": "checkpoints.verification",
-    "sync": "surgery.optimizers",
-    "Recipe": "surgery.recipes",
-    "replay": "surgery.replaying",
-    "Report": "surgery.reports",
-    "add": "surgery.verbs",
-    "edit": "surgery.verbs",
+    "convert": "checkpoints.convert",
+    "load_model": "checkpoints.model",
+    "save_model": "checkpoints.model",
+    "load_checkpoint": "checkpoints.run_file",
+    "save_checkpoint": "checkpoints.run_file",
+    "load_state": "checkpoints.state",
+    "read_state": "checkpoints.state",
+    "save_state": "checkpoints.state",
+    "verify": "checkpoints.verify",
+    "sync": "surgery.optimizers.sync",
+    "Recipe": "surgery.recipes.recipe",
+    "replay": "surgery.recipes.replay",
+    "Report": "surgery.report",
+    "add": "surgery.api",
+    "edit": "surgery.api",
     "freeze": "surgery.parameters",
-    "insert_after": "surgery.verbs",
-    "insert_before": "surgery.verbs",
-    "remove": "surgery.verbs",
-    "rename": "surgery.verbs",
-    "replace": "surgery.verbs",
+    "insert_after": "surgery.api",
+    "insert_before": "surgery.api",
+    "remove": "surgery.api",
+    "rename": "surgery.api",
+    "replace": "surgery.api",
     "resize": "surgery.parameters",
     "unfreeze": "surgery.parameters",
-    "wrap": "surgery.verbs",
+    "wrap": "surgery.api",
     "History": "training.history",
     "Trainer": "training.trainer",
     "Selection": "tree.selection",
     "select": "tree.selection",
-    "diff": "views.comparison",
-    "Summary": "views.summary",
-    "summary": "views.summary",
+    "diff": "views.diff.api",
+    "Summary": "views.summary.api",
+    "summary": "views.summary.api",
 }
 
 __all__ = [

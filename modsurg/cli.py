@@ -116,8 +116,8 @@ class _Version(argparse.Action):
 
 
 def _summary(options: argparse.Namespace) -> int:
-    from modsurg.views.summary import summary
-    from modsurg.views.units import at_terminal, in_colour
+    from modsurg.views.summary.api import summary
+    from modsurg.views.text import at_terminal, in_colour
 
     found = summary(options.file, depth=options.depth, where=options.where, part=options.part)
     _print(options, found.to_dict, lambda: found.render(color=in_colour(), bars=at_terminal()))
@@ -125,9 +125,9 @@ def _summary(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from modsurg.checkpoints.opening import open_source
-    from modsurg.views.comparison import diff
-    from modsurg.views.units import in_colour, size
+    from modsurg.checkpoints.formats.registry import open_source
+    from modsurg.views.diff.api import diff
+    from modsurg.views.text import in_colour, size
 
     with _Bar("comparing") as progress, ExitStack() as files:
         try:
@@ -143,8 +143,8 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from modsurg.checkpoints.conversion import convert
-    from modsurg.views.units import size
+    from modsurg.checkpoints.convert import convert
+    from modsurg.views.text import size
 
     for text in options.rename or ():
         if "=" not in text:
@@ -173,7 +173,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from modsurg.checkpoints.verification import verify
+    from modsurg.checkpoints.verify import verify
 
     with _Bar("checking") as progress:
         found = verify(options.file, progress=progress)
@@ -202,7 +202,7 @@ def _print(options: argparse.Namespace, data: Callable[[], Any], text: Callable[
 
 
 def _seen(text: str) -> str:
-    from modsurg.views.units import visible
+    from modsurg.views.text import visible
 
     return "\n".join(map(visible, text.splitlines()))
 
@@ -217,7 +217,7 @@ def _dtype(name: str | None) -> "torch.dtype | None":
 
 
 def _complain(text: str) -> None:
-    from modsurg.views.units import visible
+    from modsurg.views.text import visible
 
     print(f"modsurg: {visible('; '.join(line.strip() for line in text.splitlines()))}", file=sys.stderr)
 

@@ -5,7 +5,7 @@ import json
 import torch
 from torch import nn
 
-from modsurg.tree.blueprint import build, describe, draw
+from modsurg.structure.build import build, describe, draw
 
 
 class Net(nn.Module):

@@ -2,7 +2,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-collect_ignore = ["data_parallel.py"]  # a script for torchrun
+collect_ignore = ["training/data_parallel.py"]  # a script for torchrun
 
 # A loaded machine is no fault of the code. The gate gives one verdict on one code; elsewhere examples are new.
 settings.register_profile(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.optimizers import Moved, follow, named_parameters
+from modsurg.surgery.optimizers.sync import Moved, follow, named_parameters
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1),

@@ -3,7 +3,7 @@
 import torch
 
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.resizing import resize_modules
+from modsurg.surgery.resize.resize import resize_modules
 from modsurg.tree.walk import walk
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modsurg import convert, load_state, read_state, summary, verify
-from modsurg.checkpoints.formats.torchzip import TorchSource
+from modsurg.checkpoints.formats.torch_save.reader import TorchSource
 
 pytestmark = [
     pytest.mark.legacy,

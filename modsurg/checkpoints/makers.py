@@ -12,7 +12,7 @@ from fractions import Fraction
 from types import FunctionType
 from typing import Any, Final
 
-from modsurg.checkpoints.formats.unpickling import Made, Name, checked_key
+from modsurg.checkpoints.formats.torch_save.unpickler import Made, Name, checked_key
 
 _ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes, Name})
 _BASES: Final[tuple[tuple[type, tuple[type, ...]], ...]] = (

@@ -20,21 +20,21 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.serialization import get_safe_globals, get_unsafe_globals_in_checkpoint, safe_globals
 
-from modsurg.checkpoints.formats.archives import Archive
 from modsurg.checkpoints.formats.atomic import pending
-from modsurg.checkpoints.formats.header import foreign
-from modsurg.checkpoints.formats.pickledmodels import is_module, module_tree
-from modsurg.checkpoints.formats.torchpickle import Storage, loading, stored_id
-from modsurg.checkpoints.formats.transfer import Region
-from modsurg.checkpoints.formats.unpickling import Loading, Made, Unpickled, shown, unpickle
+from modsurg.checkpoints.formats.file_io import Region
+from modsurg.checkpoints.formats.safetensors.header import foreign
+from modsurg.checkpoints.formats.torch_save.module import is_module, module_tree
+from modsurg.checkpoints.formats.torch_save.tensors import Storage, loading, stored_id
+from modsurg.checkpoints.formats.torch_save.unpickler import Loading, Made, Unpickled, shown, unpickle
+from modsurg.checkpoints.formats.torch_save.zip import Archive
 from modsurg.checkpoints.makers import FUNCTIONS, classes_of_numbers, frozen, may_be_hashed, may_be_made, torch_function
 from modsurg.errors import FormatError, SaveError, TrustError
-from modsurg.tree.blueprint import describe
-from modsurg.tree.drawing import children_first
-from modsurg.tree.frozen import Held, held
-from modsurg.tree.slots import COMPILED, methods
-from modsurg.tree.trust import Renames, Trust, Trusted
-from modsurg.tree.values import slots
+from modsurg.structure.build import describe
+from modsurg.structure.describe import children_first
+from modsurg.structure.encode import slots
+from modsurg.structure.module_state import COMPILED, methods
+from modsurg.structure.trust import Renames, Trust, Trusted
+from modsurg.tree.eval_lock import Held, held
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
 PICKLED: Final = (".pt", ".pth", ".bin")

@@ -2,10 +2,10 @@
 
 from torch import nn
 
+from modsurg.surgery.api import Optimizers, Schedulers, edit
 from modsurg.surgery.preflight import Example
-from modsurg.surgery.reports import Report
-from modsurg.surgery.resizing import Fill
-from modsurg.surgery.verbs import Optimizers, Schedulers, edit
+from modsurg.surgery.report import Report
+from modsurg.surgery.resize.resize import Fill
 from modsurg.tree.selection import Where
 
 

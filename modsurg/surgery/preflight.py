@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from modsurg.errors import ExampleError
-from modsurg.tree.shadow import run
+from modsurg.tracing.trace import run
 from modsurg.tree.walk import walk
 
 Example: TypeAlias = torch.Tensor | tuple[Any, ...] | Mapping[str, Any]

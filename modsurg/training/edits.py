@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modsurg.checkpoints.runs import Run
-from modsurg.checkpoints.stepping import carried, parameter_names
+from modsurg.checkpoints.optimizer_state import carried, parameter_names
+from modsurg.checkpoints.run_file import Run
 from modsurg.errors import RecipeError, TrainingError, TrustError, warn
-from modsurg.training.devices import place
+from modsurg.training.device import place
 
 if TYPE_CHECKING:
-    from modsurg.surgery.reports import Report
+    from modsurg.surgery.report import Report
     from modsurg.training.trainer import Trainer
 
 
@@ -65,8 +65,8 @@ def again(trainer: "Trainer", recipes: list[str | None], file: Path) -> None:
         TrustError: A new module is of a class that is not in `trainer.trust`.
         TrainingError: One of them could not be recorded.
     """
-    from modsurg.surgery.recipes import Recipe
-    from modsurg.surgery.replaying import replay
+    from modsurg.surgery.recipes.recipe import Recipe
+    from modsurg.surgery.recipes.replay import replay
 
     missing = recipes[len(trainer.reports) :]
     if None in missing:

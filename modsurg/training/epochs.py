@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modsurg.errors import BatchError, TrainingError
-from modsurg.training import processes
+from modsurg.training import distributed as processes
 from modsurg.training.batches import count, describe, move
+from modsurg.training.error_messages import EXPECTED, check_scalar, explain, measured
 from modsurg.training.loop import Meter
-from modsurg.training.trouble import EXPECTED, check_scalar, explain, measured
 
 if TYPE_CHECKING:
     from modsurg.training.run import Run

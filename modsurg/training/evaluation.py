@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modsurg.checkpoints.loaders import generators
-from modsurg.checkpoints.randomness import random_states, set_random_states
+from modsurg.checkpoints.rng import random_states, set_random_states
 from modsurg.errors import BatchError
 from modsurg.training.batches import count, fields, forward, move, part
-from modsurg.training.checks import check_loader
+from modsurg.training.data import generators
+from modsurg.training.distributed import share_of
+from modsurg.training.error_messages import EXPECTED, check_scalar, explain, measured
 from modsurg.training.logs import Board
 from modsurg.training.loop import Meter
-from modsurg.training.processes import share_of
-from modsurg.training.trouble import EXPECTED, check_scalar, explain, measured
+from modsurg.training.validation import check_loader
 
 if TYPE_CHECKING:
     from modsurg.training.trainer import Trainer

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from modsurg.errors import BatchError, NonFiniteError
 from modsurg.training.batches import describe, fields
-from modsurg.training.processes import lost, summed
-from modsurg.training.trouble import EXPECTED, out_of_memory
+from modsurg.training.distributed import lost, summed
+from modsurg.training.error_messages import EXPECTED, out_of_memory
 
 Metric = Callable[[Any, Any], Any]
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from modsurg.checkpoints.loaders import Feed, generators
-from modsurg.checkpoints.randomness import seed
+from modsurg.checkpoints.rng import seed
 from modsurg.errors import TrainingError, counted
 from modsurg.surgery.parameters import unfreeze
-from modsurg.training import checks, evaluation, keeping, processes
-from modsurg.training.devices import kept_memory
+from modsurg.training import checkpointing as keeping
+from modsurg.training import distributed as processes
+from modsurg.training import evaluation
+from modsurg.training import validation as checks
+from modsurg.training.data import Feed, generators
+from modsurg.training.device import kept_memory
 from modsurg.training.epochs import Epoch
 from modsurg.training.logs import Board
 from modsurg.training.loop import Meter, Window

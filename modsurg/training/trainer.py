@@ -12,22 +12,24 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from modsurg.errors import TrainingError
-from modsurg.training import edits, evaluation, keeping, processes
+from modsurg.training import checkpointing as keeping
+from modsurg.training import distributed as processes
+from modsurg.training import edits, evaluation
 from modsurg.training.batches import parameters_of
-from modsurg.training.checks import check_options, named_metrics, split_schedulers
-from modsurg.training.devices import Precision, autocast, check_precision, pick_device, place
+from modsurg.training.checkpointing import Position
+from modsurg.training.device import Precision, autocast, check_precision, pick_device, place
+from modsurg.training.distributed import Strategy
 from modsurg.training.epochs import Epoch
 from modsurg.training.history import History
-from modsurg.training.keeping import Position
 from modsurg.training.logs import Board, Screen
 from modsurg.training.loop import Metric, Watch
-from modsurg.training.processes import Strategy
 from modsurg.training.run import Run
+from modsurg.training.validation import check_options, named_metrics, split_schedulers
 from modsurg.tree.selection import Where
 
 if TYPE_CHECKING:
-    from modsurg.surgery.reports import Report
-    from modsurg.surgery.transaction import Edit
+    from modsurg.surgery.edit import Edit
+    from modsurg.surgery.report import Report
 
 
 @dataclass(eq=False, repr=False)
@@ -281,7 +283,7 @@ class Trainer:
             >>> print(e.report)
             ~ 1  ReLU -> GELU(approximate='none')
         """
-        from modsurg.surgery.verbs import edit
+        from modsurg.surgery.api import edit
 
         if self.running is not None:
             self.running.keep_best()

@@ -10,8 +10,8 @@ from torch import nn
 
 from modsurg.errors import CountError, NoMatchError, WhereError, counted
 from modsurg.tree.garbage import uncollected
-from modsurg.tree.nearest import nearest
 from modsurg.tree.patterns import is_exact, matcher
+from modsurg.tree.suggestions import nearest
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
 

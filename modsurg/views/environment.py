@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any, TypeVar
 
-from modsurg.views.units import size
+from modsurg.views.text import size
 
 Value = TypeVar("Value")
 

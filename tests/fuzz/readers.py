@@ -20,12 +20,12 @@ import torch
 from fuzz.mutation import Mutate, mutate_bytes, mutate_json, mutate_pickle
 from fuzz.seeds import Net, folder, header, pickles, recipes, small
 from modsurg import diff, load_checkpoint, load_model, load_state, read_state, replay, summary, verify
-from modsurg.checkpoints.documents import TIES
-from modsurg.checkpoints.formats.notes import EXTRA, HASHES, VERSIONS
+from modsurg.checkpoints.formats.documents import TIES
+from modsurg.checkpoints.formats.safetensors.metadata import EXTRA, HASHES, VERSIONS
 from modsurg.cli import main
 from modsurg.errors import ModsurgError, ModsurgWarning
-from modsurg.surgery.recipes import Recipe
-from modsurg.tree.outline import KEY
+from modsurg.structure.schema import KEY
+from modsurg.surgery.recipes.recipe import Recipe
 
 _SPLIT = b"\n--8<--\n"
 _MOST = 1 << 16

@@ -13,7 +13,7 @@ from torch import nn
 
 import modsurg
 from modsurg import edit, save_checkpoint, save_model, save_state
-from modsurg.checkpoints.conversion import convert
+from modsurg.checkpoints.convert import convert
 
 
 class Net(nn.Module):

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from modsurg.checkpoints.documents import RUN
-from modsurg.checkpoints.formats.base import Entry, Notes, Source
-from modsurg.checkpoints.formats.transfer import Region
+from modsurg.checkpoints.formats.documents import RUN
+from modsurg.checkpoints.formats.file_io import Region
+from modsurg.checkpoints.formats.source import Entry, Notes, Source
 from modsurg.errors import CheckpointError
-from modsurg.tree.outline import KEY as TREE
+from modsurg.structure.schema import KEY as TREE
 
 # Of values that are quantised in blocks: the scales, which are powers of two, and the values.
 _PARTS = {getattr(torch, name, None) for name in ("float8_e8m0fnu", "float4_e2m1fn_x2")}

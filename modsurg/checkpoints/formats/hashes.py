@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import xxhash
 
-from modsurg.checkpoints.formats.transfer import Region, read_into
+from modsurg.checkpoints.formats.file_io import Region, read_into
 
 STEP = 1 << 20  # a piece that is still in the processor's cache when it is written after being hashed
 EMPTY = "0" * 16

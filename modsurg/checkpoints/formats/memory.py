@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from modsurg.checkpoints.documents import EXTRA_STATE
-from modsurg.checkpoints.formats.base import Entry, Notes, Source
-from modsurg.checkpoints.formats.transfer import why_not_kept
+from modsurg.checkpoints.formats.documents import EXTRA_STATE
+from modsurg.checkpoints.formats.file_io import why_not_kept
+from modsurg.checkpoints.formats.source import Entry, Notes, Source
 from modsurg.errors import SaveError, counted
 
 

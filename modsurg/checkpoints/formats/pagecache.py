@@ -4,7 +4,7 @@ import ctypes
 import mmap
 import sys
 
-from modsurg.checkpoints.formats.transfer import Region
+from modsurg.checkpoints.formats.file_io import Region
 
 _CACHESTAT = 451  # Linux 6.5, the same number on every architecture; the C library has no name for it
 _libc = ctypes.CDLL(None)

@@ -1,0 +1,152 @@
+"""From one checkpoint format to another, tensor by tensor: `convert`."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modsurg.checkpoints.formats.derived import DerivedSource, floating
+from modsurg.checkpoints.formats.registry import open_source, write_source
+from modsurg.checkpoints.formats.safetensors.sharded import index_of
+from modsurg.checkpoints.formats.source import Source
+from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, renamer
+from modsurg.errors import LoadError, SaveError, counted, listed, warn
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` wrote. Prints as one line.
+
+    Attributes:
+        source: What was read.
+        target: What to load: the file, the index of the shards, or the directory.
+        tensors: How many there are in it, tied ones included.
+        nbytes: Their size in bytes, tied ones once.
+        taken: Where in a checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
+        left: What lay in the source and was not taken: keys that were not chosen, and what is no state.
+    """
+
+    source: Path
+    target: Path
+    tensors: int
+    nbytes: int
+    taken: str = ""
+    left: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        taken = f" (its {self.taken!r})" if self.taken else ""
+        left = f"; left out: {listed(self.left, 5)}" if self.left else ""
+        tensors = counted(self.tensors, "tensor", "tensors")
+        return f"{self.source}{taken} -> {self.target}: {tensors}, {self.nbytes:,} bytes{left}"
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    rename: Rename = None,
+    only: Only = None,
+    dtype: torch.dtype | None = None,
+    shard_size: int | str | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    r"""Write a checkpoint in another format, under other names, in another dtype, or split into shards.
+
+    Tensor by tensor: a file larger than the memory is no matter. Ties, key order, metadata, extra state and module
+    versions come along. The target appears when it is whole; it may be the source itself.
+
+    Args:
+        source: A checkpoint of any format that `load_state` reads. Nothing that it holds is run.
+        target: The suffix chooses: `.safetensors`, `.safetensors.index.json`, or `.pt`, `.pth`, `.bin`. A name without
+            a suffix is a new directory of torch.distributed.checkpoint.
+        rename: From the source's keys to the target's, as in `load_state`: `{"backbone.": "", "head": None}`, rules
+            `{r"re:blocks\.(\d+)\.(.*)": r"layer\1.\2"}`, or a function. None as the new name leaves the key out.
+        only: Only these keys of the source: a name, glob or `re:`, of keys or of what holds them, or several.
+        dtype: For floating tensors, such as `torch.bfloat16`; others keep theirs.
+        shard_size: Bytes of values in one file at most, a number or `"5GB"`; for safetensors.
+        progress: Called with the bytes done and all the bytes, after each tensor.
+
+    Returns:
+        What was written, and what of the source was left out.
+
+    Raises:
+        FileNotFoundError: No source.
+        FormatError: The source is not what its name says.
+        TrustError: The source wants something done that is no data. Nothing of it ran.
+        SaveError: A name or value that the target's format can't keep, `only` or a rule of `rename` that fits no key,
+            or a full disk. The target is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> torch.save({"model": torch.nn.Linear(3, 2).state_dict(), "epoch": 3}, f"{folder}/old.pt")
+        >>> done = convert(f"{folder}/old.pt", f"{folder}/new.safetensors", rename={"": "head."})
+        >>> done.taken, done.left, done.tensors, done.nbytes
+        ('model', ('epoch',), 2, 32)
+    """
+    with open_source(source) as opened:
+        names = _names(opened, rename, only)
+        whole = index_of(Path(source)) if only is None else None
+        if whole is not None:
+            warn(f"{source} is one of several files; for all of them: convert {whole}")
+        derived = _Watched(DerivedSource(opened, names=names, dtype=floating(dtype, SaveError)), progress)
+        written = _write(Path(target), derived, shard_size)
+        kept = set(names.values())
+        left = (*opened.left, *(key for key in opened.keys_in_order if key not in kept))
+        nbytes = sum(derived[key].nbytes for key in derived.stored)
+        return Conversion(Path(source), written, len(derived), nbytes, opened.taken, left)
+
+
+class _Watched(Source):
+    """A source that tells how much of it was read."""
+
+    def __init__(self, source: Source, progress: Progress | None) -> None:
+        super().__init__(source.path, source, source.notes)
+        self._source = source
+        self._progress = progress
+        self._total = sum(source[key].nbytes for key in source.stored)
+        self._done = 0
+
+    def read(self, key: str) -> torch.Tensor:
+        tensor = self._source.read(key)
+        if self._progress:
+            self._done = min(self._done + self[key].nbytes, self._total)
+            self._progress(self._done, self._total)
+        return tensor
+
+
+def _write(target: Path, source: Source, shard_size: int | str | None) -> Path:
+    if target.suffix and not target.is_dir():
+        return write_source(target, source, shard_size=shard_size)
+    if shard_size is not None:
+        raise SaveError(f"{target} is to be a directory of torch.distributed.checkpoint, which knows no shard_size")
+    from modsurg.checkpoints.formats.dcp.writer import write_distributed  # importing DCP takes its time
+
+    write_distributed(target, source)
+    return target
+
+
+def _names(source: Source, rename: Rename, only: Only) -> dict[str, str]:
+    """New name -> the source's name, in the source's order."""
+    try:
+        keys = list(filter(chooser(only), source.keys_in_order))
+        if not keys and only is not None:
+            shown = ", ".join(source.keys_in_order[:3])
+            raise SaveError(
+                f"only={only!r} fits no key of {source.path}; nothing was written. The keys are like {shown}"
+            )
+        new_name = renamer(rename, keys)
+        renamed = [(key, new_name(key)) for key in keys]
+    except LoadError as error:
+        raise SaveError(str(error).replace("nothing was loaded", "nothing was written")) from None
+    names: dict[str, str] = {}
+    for key, new in renamed:
+        if new in names:
+            raise SaveError(f"rename gives {names[new]!r} and {key!r} the same name {new!r}; nothing was written")
+        if new is not None:
+            names[new] = key
+    return names

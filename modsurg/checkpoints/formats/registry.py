@@ -1,0 +1,112 @@
+"""Which format a path has. The one place where a suffix is looked at."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from modsurg.checkpoints.formats.atomic import in_home
+from modsurg.checkpoints.formats.dcp.reader import DistributedSource
+from modsurg.checkpoints.formats.parts import run_part
+from modsurg.checkpoints.formats.safetensors.sharded import INDEX, ShardedSource, write_shards
+from modsurg.checkpoints.formats.safetensors.source import SafetensorsSource, write_safetensors
+from modsurg.checkpoints.formats.source import Source
+from modsurg.checkpoints.formats.torch_save.reader import TorchSource
+from modsurg.checkpoints.formats.torch_save.writer import write_torch
+from modsurg.errors import FormatError, SaveError
+from modsurg.tree.garbage import uncollected
+
+_TORCH = (".pt", ".pth", ".bin")
+_TORCH_TOO = (".ckpt", ".tar", ".jit", ".th")  # other names under which such files are found
+_KNOWN = f"name.safetensors, name{INDEX}, name.pt, name.pth and name.bin"
+
+
+@uncollected()
+def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source:
+    """Open a checkpoint of any format for reading.
+
+    Args:
+        path: A file, or a directory of torch.distributed.checkpoint. `name.safetensors` also opens a set of that name,
+            by its index; so does `name.bin`.
+        part: Which of the states in a file of torch.save, where by default it is looked for; or in a run.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        FormatError: The name says no format, or the file is not what its name says, or has no such part.
+    """
+    path = Path(path)
+    index = Path(f"{path}.index.json")
+    if not os.path.exists(path) and os.path.exists(index):
+        path = index
+    if not os.path.exists(path):  # unlike Path.exists it says no to a name that no file can have
+        raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
+    if path.is_file() and path.suffix in (*_TORCH, *_TORCH_TOO):
+        return TorchSource(path, part) if part is None else _torch_part(path, part)
+    if part is not None:
+        return _part(open_source(path), part)
+    if (path / ".metadata").exists():
+        return DistributedSource(path)
+    if not path.is_file():
+        raise FormatError(
+            f"{path} is no file, and no directory of torch.distributed.checkpoint: it has no .metadata{_inside(path)}"
+        )
+    if path.name.endswith(".index.json"):
+        return ShardedSource(path, open_source)
+    if path.suffix == ".safetensors":
+        return SafetensorsSource(path)
+    raise FormatError(f"{path}: the name does not say which format it has. Known are {_KNOWN}")
+
+
+@uncollected()
+def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: int | str | None = None) -> Path:
+    """Write a state in the format that the name says; returns the path to load it from.
+
+    Args:
+        path: The target; its suffix chooses the format.
+        source: What to write, with its notes: metadata, ties, extra state.
+        shard_size: Bytes in one file at most (a number or `"5GB"`): a set of files with an index. A larger tensor has
+            a file of its own.
+
+    Raises:
+        SaveError: The name says no format, or something can't be kept in it. No file was touched.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX):
+        return write_shards(path, source, shard_size or "5GB")
+    if path.suffix == ".safetensors" and shard_size is not None:
+        return write_shards(path, source, shard_size)
+    if shard_size is not None:
+        raise SaveError(f"{path}: only safetensors are split into shards: name it {path.stem}.safetensors")
+    if path.suffix == ".safetensors":
+        write_safetensors(path, source)
+        return path
+    if path.suffix in _TORCH:
+        write_torch(path, source)
+        return path
+    raise SaveError(f"{path}: the name does not say which format to write. Known are {_KNOWN}")
+
+
+def _torch_part(path: Path, part: str) -> Source:
+    try:
+        return TorchSource(path, part)
+    except FormatError as error:
+        with contextlib.suppress(FormatError):
+            return _part(TorchSource(path), part)
+        raise error
+
+
+def _part(source: Source, part: str) -> Source:
+    try:
+        found = run_part(source, part)
+        if found is source:
+            raise FormatError(f"{source.path} has one state and no parts: leave the part out")
+    except BaseException:
+        source.close()
+        raise
+    return found
+
+
+def _inside(path: Path) -> str:
+    """What could be meant instead of a directory."""
+    names = sorted(name.name for name in path.iterdir()) if path.is_dir() else []
+    found = [name for kind in (".index.json", _TORCH, ".safetensors") for name in names if name.endswith(kind)]
+    return f"; open {str(path / found[0])!r}" if found else ""

@@ -1,0 +1,1 @@
+"""The safetensors format, single files and sharded sets."""

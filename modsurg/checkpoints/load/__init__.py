@@ -1,0 +1,1 @@
+"""Plan a load, copy it, report it."""

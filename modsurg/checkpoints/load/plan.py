@@ -1,0 +1,301 @@
+"""The plan of a load: what goes where, or all the reasons why it can't. Nothing is changed here."""
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from modsurg.checkpoints.formats.derived import is_general
+from modsurg.checkpoints.formats.safetensors.sharded import index_of
+from modsurg.checkpoints.formats.source import Entry, Source
+from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, pair, renamer
+from modsurg.checkpoints.load.model_tensors import Target, Targets
+from modsurg.checkpoints.load.report import SHOWN, LoadReport, Problems, as_code
+from modsurg.checkpoints.load.sharing import check_sharing
+from modsurg.checkpoints.load.suggestions import Shapes, nearest_key, suggest_rules
+from modsurg.errors import LoadError, counted
+
+OnMismatch = Literal["error", "skip", "slice"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a state may be bent to fit; the arguments of `load_state`."""
+
+    strict: bool = True
+    rename: Rename = None
+    only: Only = None
+    on_mismatch: OnMismatch = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One tensor to be filled.
+
+    Attributes:
+        target: Where.
+        key: The source's key.
+        overlap: Only the part that both shapes have.
+    """
+
+    target: Target
+    key: str
+    overlap: bool = False
+
+
+@dataclass
+class Plan:
+    """What a load will do.
+
+    Attributes:
+        fills: Tensors to be filled.
+        extra: Module and the source's key of the extra state that it is given.
+        leftover: Name -> the source's key, for what the model has no place for.
+        missing: Names of the model that nothing fills.
+        covered: Names that need no key, because another one fills their memory.
+        skipped: Name -> why it is left alone.
+        sliced: Name -> the two shapes.
+        reshaped: Name -> the source's key, for shapes that do not fit: loading code of the model's own may mend them.
+        translated: Names that loading code of the model's own filled from keys that mean nothing to the model.
+        dispensable: Names that the file lacks, which does not matter.
+    """
+
+    fills: list[Fill] = field(default_factory=list)
+    extra: list[tuple[str, nn.Module, str]] = field(default_factory=list)
+    leftover: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    sliced: dict[str, str] = field(default_factory=dict)
+    covered: frozenset[str] = frozenset()
+    reshaped: dict[str, str] = field(default_factory=dict)
+    translated: list[str] = field(default_factory=list)
+    dispensable: list[str] = field(default_factory=list)
+
+    def keys(self, source: Source) -> list[str]:
+        """The source's keys of the tensors that will be read."""
+        extra = [key for _, _, key in self.extra if key in source]
+        return [*(fill.key for fill in self.fills), *extra, *self.reshaped.values()]
+
+    def places(self, targets: Targets) -> list[Target]:
+        """All targets that get their values."""
+        filled = {fill.target.name for fill in self.fills} | self.covered | self.reshaped.keys()
+        return [target for name, target in targets.tensors.items() if name in filled]
+
+    def report(self, advice: str = "") -> LoadReport:
+        """The plan, carried out."""
+        filled = [*(fill.target.name for fill in self.fills), *self.reshaped, *self.translated]
+        loaded = [*filled, *(name for name, _, _ in self.extra)]
+        return LoadReport(loaded, self.missing, list(self.leftover.values()), self.skipped, self.sliced, advice=advice)
+
+
+def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan, Problems]:
+    """Match a source with a model.
+
+    Raises:
+        LoadError: Arguments that fit nothing: a rename rule, `only`, two keys for one name.
+    """
+    if options.on_mismatch not in ("error", "skip", "slice"):
+        raise LoadError(f'on_mismatch={options.on_mismatch!r} has to be "error", "skip" or "slice"')
+    chosen = chooser(options.only)
+    everything = [*targets.tensors, *targets.extra]
+    names = [name for name in everything if chosen(name)]
+    if not names and options.only is not None:
+        raise LoadError(f"only={options.only!r} fits no key of the model; nothing was loaded")
+    renamed = _renamed(source, options)
+    homes = {name: renamed[key] for key, name in pair(renamed, everything).items()}
+    planner = _Planner(source, targets, options)
+    for name in names:
+        if name in homes:
+            planner.place(name, homes[name])
+    plan, problems = planner.plan, planner.problems
+    used = set(homes.values())
+    plan.leftover = {new: key for new, key in renamed.items() if key not in used and chosen(new)}
+    planner.check_sharing()
+    absent = [name for name in names if name not in homes and name not in plan.covered]
+    for name in absent:
+        (plan.dispensable if planner.is_dispensable(name) else plan.missing).append(name)
+    problems.total = len(names) - len(plan.covered) - len(plan.dispensable)
+    return plan, problems
+
+
+class _Planner:
+    """Decides about one name after the other."""
+
+    def __init__(self, source: Source, targets: Targets, options: Options) -> None:
+        self.source = source
+        self.targets = targets
+        self.options = options
+        self.plan = Plan()
+        self.problems = Problems()
+
+    def place(self, name: str, key: str) -> None:
+        """Decide about a name for which the source has a key."""
+        if name in self.targets.tensors and key in self.source:
+            self._place_tensor(self.targets.tensors[name], self.source[key])
+        elif name in self.targets.tensors:
+            self._misfit(name, "file extra state, model a tensor")
+        else:
+            self.plan.extra.append((name, self.targets.extra[name], key))
+
+    def _place_tensor(self, target: Target, entry: Entry) -> None:
+        name = target.name
+        if is_lazy(target.tensor):
+            self.plan.reshaped[name] = entry.name
+            return
+        shape = tuple(target.tensor.shape)
+        lossy = _lossy(self.source, entry, target.tensor)
+        problem = lossy or f"file {entry.shape}, model {shape}"
+        if entry.shape == shape and not lossy:
+            self.plan.fills.append(Fill(target, entry.name))
+        elif self.options.on_mismatch == "skip":
+            self.plan.skipped[name] = problem
+        elif self._sliceable(target, entry) and not lossy:
+            self.plan.fills.append(Fill(target, entry.name, overlap=True))
+            self.plan.sliced[name] = problem
+        else:
+            self._misfit(name, problem)
+            if not lossy:
+                self.plan.reshaped[name] = entry.name
+
+    def _sliceable(self, target: Target, entry: Entry) -> bool:
+        """A part can be filled, and the rest has values already."""
+        fits = len(entry.shape) == target.tensor.dim() and not target.tensor.is_meta
+        return self.options.on_mismatch == "slice" and fits
+
+    def _misfit(self, name: str, problem: str) -> None:
+        known = self.problems.misfits
+        advice = "" if known else ': load_state(..., on_mismatch="skip") leaves the model\'s own'
+        known[name] = problem + advice
+
+    def is_dispensable(self, name: str) -> bool:
+        """A batch counter, which files from before it existed lack."""
+        target = self.targets.tensors.get(name)
+        return (
+            target is not None
+            and target.attribute == "num_batches_tracked"
+            and isinstance(target.module, nn.modules.batchnorm._NormBase)
+            and not target.tensor.is_meta
+            and not self.source.notes.versions
+        )
+
+    def check_sharing(self) -> None:
+        """Find names that need no key of their own, and those whose values would overwrite each other."""
+        keys = {fill.target.name: fill.key for fill in self.plan.fills}
+        sharing = check_sharing(self.source, list(self.targets.tensors.values()), keys)
+        for name, other in sharing.conflicts.items():
+            what = f"shares memory with {other} in the model" if name != other else "has many places for one value"
+            fix = f"load_state(..., rename={{{as_code(keys[name])}: None}}) leaves it out"
+            self.problems.misfits[name] = f"{what}, and the file has differing values: {fix}"
+        self.plan.covered = sharing.covered
+
+
+def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems, options: Options) -> None:
+    """Add what is missing and what is too much to the problems, with the `rename=` that would mend it."""
+    left = {key: source[key].shape if key in source else None for key in plan.leftover.values()}
+    wanted = {name: _shape(targets, name) for name in (*plan.missing, *plan.dispensable)}
+    rules, served = _suggestion(source, targets, plan, options, (left, wanted))
+    for place, name in enumerate(plan.missing):
+        near = nearest_key(name, list(left)) if place < SHOWN and not rules else None
+        problems.missing[name] = f'; nearest: "{near}"' if near else ""
+    for name, key in plan.leftover.items():
+        problems.unexpected[key] = f', as "{name}"' if name != key else ""
+    problems.part = _part(plan)
+    whole = index_of(source.path) if source.path and plan.missing else None
+    if whole is not None:
+        problems.advice = f"{source.path} is one of several files: load_state(model, {as_code(str(whole))})"
+    elif rules:
+        problems.mended = len(left) == served and not any(map(_renumbers, rules.items()))
+        share = "They fit" if len(left) == served else counted(served, "of them fits", "of them fit")
+        problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
+
+
+def _part(plan: Plan) -> list[str]:
+    """What `only=` would have to be, if the source has some children of the model whole, and nothing of the others."""
+    whole = dict.fromkeys(fill.target.name.split(".")[0] for fill in plan.fills)
+    return [] if plan.leftover or any(name.split(".")[0] in whole for name in plan.missing) else list(whole)
+
+
+def _renumbers(rule: tuple[str, str | None]) -> bool:
+    """Whether a layer gets another number, as after an edit, where more of them may have moved than keys tell."""
+    old, new = (re.findall(r"(?<![^.])\d+(?![^.])", name or "") for name in rule)
+    return bool(old and new and old != new)
+
+
+def _suggestion(
+    source: Source, targets: Targets, plan: Plan, options: Options, apart: tuple[Shapes, Shapes]
+) -> tuple[dict[str, str | None], int]:
+    """A `rename=` that was tried, and how many keys without a name it brings to one; none if it spoils others."""
+    left, wanted = apart
+    if callable(options.rename) or not left or not wanted:
+        return {}, 0
+    rules = {**(options.rename or {}), **suggest_rules(left, wanted, [fill.key for fill in plan.fills])}
+    try:
+        renamed = _renamed(source, replace(options, rename=rules))
+        homes = {renamed[new]: name for new, name in pair(renamed, [*targets.tensors, *targets.extra]).items()}
+    except LoadError:
+        return {}, 0
+    served = sum(homes[key] in wanted and wanted[homes[key]] == shape for key, shape in left.items() if key in homes)
+    spoilt = any(homes.get(fill.key) != fill.target.name for fill in plan.fills)
+    return ({}, 0) if spoilt or not served else (rules, served)
+
+
+def _renamed(source: Source, options: Options) -> dict[str, str]:
+    """New name -> the source's key."""
+    try:
+        new_name = renamer(options.rename, source.keys_in_order)
+    except LoadError as error:
+        raise LoadError(f"{error}, of its {source.taken!r}" if source.taken else str(error)) from None
+    renamed: dict[str, str] = {}
+    for key in source.keys_in_order:
+        name = new_name(key)
+        if name is None:
+            continue
+        if name in renamed:
+            raise LoadError(f"rename: {renamed[name]!r} and {key!r} both become {name!r}; nothing was loaded")
+        renamed[name] = key
+    return renamed
+
+
+def _shape(targets: Targets, name: str) -> tuple[int, ...] | None:
+    target = targets.tensors.get(name)
+    return None if target is None or is_lazy(target.tensor) else tuple(target.tensor.shape)
+
+
+def _rank(dtype: torch.dtype) -> int:
+    if dtype.is_complex or dtype.is_floating_point:
+        return 3 if dtype.is_complex else 2
+    return 0 if dtype is torch.bool else 1
+
+
+def _lossy(source: Source, entry: Entry, tensor: torch.Tensor) -> str:
+    """Why the values would not survive in the model's tensor; empty if they do."""
+    dtype = tensor.dtype
+    if tensor.layout is not torch.strided:
+        return f"file a dense tensor, model a sparse one ({str(tensor.layout).removeprefix('torch.')})"
+    if entry.dtype is dtype:
+        return ""
+    names = [str(each).removeprefix("torch.") for each in (entry.dtype, dtype)]
+    text = f"file {names[0]}, model {names[1]}, which loses values"
+    ranks = _rank(entry.dtype), _rank(dtype)
+    narrows = dtype.is_floating_point and not is_general(dtype)
+    if ranks[0] > ranks[1] or narrows or not _convertible(entry.dtype, dtype):
+        return text
+    if ranks == (1, 1) and not _holds(torch.iinfo(dtype), torch.iinfo(entry.dtype)):
+        values = source.read(entry.name)
+        return "" if values.to(dtype).double().equal(values.double()) else text
+    return ""
+
+
+def _holds(wide: torch.iinfo, narrow: torch.iinfo) -> bool:
+    return wide.min <= narrow.min and narrow.max <= wide.max
+
+
+def _convertible(old: torch.dtype, new: torch.dtype) -> bool:
+    try:
+        torch.zeros(1, dtype=torch.uint8, device="cpu").expand(old.itemsize).contiguous().view(old).to(new)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False
+    return True

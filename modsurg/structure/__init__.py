@@ -1,0 +1,1 @@
+"""A module tree as plain data, and back."""

@@ -1,0 +1,188 @@
+"""A module tree as plain data, and back: what a whole-model file says of a model besides its weights.
+
+    {"version": 1,
+     "names": ["torch.nn.modules.linear:Linear", ...],        every class and function that the tree asks for
+     "attributes": [{"training": true, "in_features": 4}],    attributes that several modules have alike
+     "shared": [...],                                         mutable objects that are reached more than once
+     "tensors": [{"name": "0.weight", "dtype": "float32", "shape": [8, 4], "parameter": true}, ...],
+     "modules": [{"class": 0, "attributes": 0, "parameters": {"weight": 0, "bias": 1}}, ...,
+                 {"class": 1, "attributes": {...}, "children": {"0": 0, "1": 1}}],
+     "root": 1}
+
+Modules and tensors are numbered; a number that stands at two places is one object there. Children come before their
+parents, so that no tree can hold itself. `values` says how attributes are written.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from modsurg.errors import FormatError, TrustError
+from modsurg.structure.decode import Unpacker, set_attributes
+from modsurg.structure.describe import Drawing, children_first, is_own_method
+from modsurg.structure.encode import slots as slots_of
+from modsurg.structure.module_state import (
+    fresh_slots,
+    is_attribute,
+    methods,
+    reparametrize,
+    unpack_hooks,
+)
+from modsurg.structure.schema import checked
+from modsurg.structure.tensors import TensorTable, make_tensors
+from modsurg.structure.trust import Renames, Trust, Trusted
+from modsurg.tree.wrappers import unwrap
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A model taken apart.
+
+    Attributes:
+        data: The tree, JSON-able.
+        state: The state_dict, tied tensors under each of their names, and after it the tensors that the tree names and
+            the state_dict does not know.
+    """
+
+    data: dict[str, Any]
+    state: "OrderedDict[str, Any]"
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """The structure of a model as JSON-able data, without its weights.
+
+    Args:
+        module: Any model. A torch.compile wrapper is looked through.
+
+    Raises:
+        SaveError: Something that no data can stand for (a lambda, an open file), all of it, each by its path.
+
+    Example:
+        >>> data = describe(nn.Linear(2, 3))
+        >>> data["names"], data["modules"][0]["parameters"]
+        (['torch.nn.modules.linear:Linear'], {'weight': 0, 'bias': 1})
+    """
+    return draw(module).data
+
+
+def draw(module: nn.Module) -> Blueprint:
+    """Take a model apart into its structure and its state; see `describe`."""
+    root = unwrap(module)
+    order = children_first(root)
+    known = root.state_dict(keep_vars=True)
+    state = OrderedDict((key.replace("_orig_mod.", ""), value) for key, value in known.items())
+    state.__dict__.update(vars(known))  # the versions of the modules
+    names: dict[int, str] = {}
+    for key, value in state.items():
+        names.setdefault(id(value), key)
+    drawing = Drawing(order, TensorTable(names))
+    data = drawing.data()
+    for tensor, entry in zip(drawing.table.tensors, data["tensors"], strict=True):
+        if "name" in entry:
+            state.setdefault(entry["name"], tensor)
+    return Blueprint(data, state)
+
+
+def build(
+    data: Mapping[str, Any],
+    trust: Trusted = (),
+    rename: Renames | None = None,
+    values: Mapping[str, torch.Tensor] | None = None,
+) -> nn.Module:
+    """Build a model from its description. No constructor is called, and nothing is initialised.
+
+    Args:
+        data: What `describe` gave, also by way of JSON.
+        trust: Packages and classes besides torch.nn and torchvision, as in `load_model`.
+        rename: Old dotted name -> the class that took its place, as in `load_model`.
+        values: The tensors in the state of `draw`, used as they are. Without them parameters and buffers are empty, on
+            the meta device.
+
+    Raises:
+        TrustError: Classes or functions that are not trusted, all of them; nothing was imported.
+        FormatError: Data that `describe` does not write.
+
+    Example:
+        >>> build(describe(nn.Linear(2, 3)))
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+    checked(data)
+    if "partial" in data:
+        raise FormatError("its tree was taken from a pickle to be looked at: open the .pt itself with load_model")
+    names = Trust(trust, rename).resolve(data["names"])
+    try:
+        return _Building(data, names, make_tensors(data["tensors"], names, values)).module()
+    except (FormatError, TrustError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, re.error) as error:
+        raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from error
+
+
+class _Building:
+    """One model being built."""
+
+    def __init__(self, data: Mapping[str, Any], names: list[object], tensors: list[torch.Tensor]) -> None:
+        self._data = data
+        self._tensors = tensors
+        self._kinds = [_module_class(names[node["class"]]) for node in data["modules"]]
+        self._modules: list[nn.Module] = [object.__new__(kind) for kind in self._kinds]
+        self._unpacker = Unpacker(names, self._modules, tensors, data["shared"])
+        self._forbidden = {kind: methods(kind) for kind in set(self._kinds)}
+        self._slotted = {kind: bool(slots_of(kind)) for kind in self._forbidden}
+
+    def module(self) -> nn.Module:
+        """The root, with everything in its place."""
+        for module in self._modules:
+            module.__dict__.update(fresh_slots())
+        alike = [self._unpack(attributes) for attributes in self._data["attributes"]]
+        for module, node in zip(self._modules, self._data["modules"], strict=True):
+            attributes = node["attributes"]
+            self._set(module, alike[attributes] if isinstance(attributes, int) else self._unpack(attributes))
+            self._fill(module, node)
+        for tensor, entry in zip(self._tensors, self._data["tensors"], strict=True):
+            if "state" in entry:
+                set_attributes(tensor, self._unpack(entry["state"]))
+        for module, node in zip(self._modules, self._data["modules"], strict=True):
+            reparametrize(module, node.get("parametrized", ()))
+        root: int = self._data["root"]
+        return self._modules[root]
+
+    def _unpack(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._unpacker.unpack(value) for name, value in attributes.items()}
+
+    def _set(self, module: nn.Module, attributes: Mapping[str, Any]) -> None:
+        for name in self._forbidden[type(module)] & attributes.keys():
+            if not is_own_method(attributes[name], module):
+                raise TrustError(f"the file replaces {name!r} of a {type(module).__name__}; nothing of it ran")
+        for name in attributes:
+            if not is_attribute(name):
+                raise FormatError(f"{name!r} of a {type(module).__name__}, which belongs to nn.Module itself")
+        if getattr(attributes.get("training"), "shape", ()):
+            raise ValueError(f"'training' of a {type(module).__name__} is an array")
+        if self._slotted[type(module)]:
+            set_attributes(module, attributes)
+        else:
+            module.__dict__.update(attributes)
+
+    def _fill(self, module: nn.Module, node: Mapping[str, Any]) -> None:
+        for kind, slots, objects in (
+            ("parameters", module._parameters, self._tensors),
+            ("buffers", module._buffers, self._tensors),
+            ("children", module._modules, self._modules),
+        ):
+            for name, number in node.get(kind, {}).items():
+                slots[name] = None if number is None else objects[number]
+        module._non_persistent_buffers_set.update(node.get("transient", ()))
+        if "hooks" in node:
+            unpack_hooks(module, node["hooks"], self._unpacker)
+
+
+def _module_class(kind: object) -> type[nn.Module]:
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise FormatError(f"{kind!r:.80} as the class of a module")
+    return kind

@@ -1,0 +1,213 @@
+"""One model being described: every module, tensor and value gets its number and its line."""
+
+import itertools
+import json
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from modsurg.errors import SaveError, counted
+from modsurg.structure.encode import Packer
+from modsurg.structure.module_state import HOOKS, attributes, methods, pack_hooks
+from modsurg.structure.schema import VERSION
+from modsurg.structure.tensors import TensorTable
+from modsurg.structure.trust import qualified_name
+from modsurg.tree.eval_lock import Held
+from modsurg.tree.walk import walk
+from modsurg.tree.wrappers import unwrap, wrapper_kind
+
+
+class Drawing:
+    """A model, and what has been said of it so far.
+
+    Args:
+        order: Its modules, as `children_first` gives them.
+        table: Takes the tensors.
+    """
+
+    def __init__(self, order: list[nn.Module], table: TensorTable) -> None:
+        tree = walk(order[-1])
+        self.table = table
+        self._all = tree.modules.values()
+        self._paths = {number: paths[0].replace("._orig_mod", "") for number, paths in tree.paths.items()}
+        self._order = order
+        numbers = {id(module): number for number, module in enumerate(order)}
+        self._numbers = {id(module): numbers[id(unwrap(module))] for module in self._all}
+        self._root = len(order) - 1
+        self._packer = Packer(self)
+        self._alike: dict[str, int] = {}
+        self._methods: dict[type, set[str]] = {}
+
+    def data(self) -> dict[str, Any]:
+        """The whole tree as data."""
+        for module in self._all:  # first, so that tensors are in the order of the state_dict
+            self._slots(module)
+        modules: list[dict[str, Any]] = []
+        while len(modules) < len(self._order):  # an attribute may bring in a module from outside the tree
+            modules.append(self._node(self._order[len(modules)]))
+        details = self._tensor_details()
+        self._raise_problems()
+        tensors = [{**entry, **more} for entry, more in zip(self.table.entries(), details, strict=True)]
+        self._raise_problems()
+        return {
+            "version": VERSION,
+            "names": list(self._packer.names),
+            "attributes": [json.loads(text) for text in self._alike],
+            "shared": self._packer.shared,
+            "tensors": tensors,
+            "modules": modules,
+            "root": self._root,
+        }
+
+    def module(self, module: nn.Module, path: str) -> int:
+        """The number of a module; one from outside the tree (in a plain list) comes in with all that it holds."""
+        if id(module) not in self._numbers:
+            for inner in children_first(unwrap(module)):
+                if id(inner) not in self._numbers:
+                    self._numbers[id(inner)] = len(self._order)
+                    self._order.append(inner)
+            for name, inner in walk(module).modules.items():
+                self._numbers.setdefault(id(inner), self._numbers[id(unwrap(inner))])
+                self._paths.setdefault(id(inner), f"{path}.{name}".strip("."))
+        return self._numbers[id(module)]
+
+    def tensor(self, tensor: torch.Tensor, path: str) -> int:
+        """The number of a tensor."""
+        return self.table.number(tensor, path)
+
+    def hooks(self, hooks: object) -> list[Any] | None:
+        """Whose hooks these are."""
+        for number, module in enumerate(self._order):
+            for slot in HOOKS:
+                if module.__dict__.get(slot) is hooks:
+                    return [number, slot]
+        return None
+
+    def _raise_problems(self) -> None:
+        problems = sorted({*self._packer.problems, *self.table.problems})
+        if problems:
+            count = counted(len(problems), "thing", "things")
+            raise SaveError("\n  ".join([f"{count} can't be kept; nothing was written.", *problems]))
+
+    def _slots(self, module: nn.Module) -> dict[str, dict[str, int | None]]:
+        path = self._paths[id(module)]
+        return {
+            kind: {
+                name: None if tensor is None else self.table.number(tensor, f"{path}.{name}".strip("."))
+                for name, tensor in slots.items()
+            }
+            for kind, slots in (("parameters", module._parameters), ("buffers", module._buffers))
+            if slots
+        }
+
+    def _node(self, module: nn.Module) -> dict[str, Any]:
+        path = self._paths[id(module)]
+        if self._refuses(module, path):
+            return {}
+        kind = parametrize.type_before_parametrizations(module)
+        name = qualified_name(kind) or f"{kind.__module__}:{kind.__qualname__}"
+        names = self._packer.names
+        children = {key: None if child is None else self._numbers[id(child)] for key, child in module._modules.items()}
+        hooks = pack_hooks(module, self._packer, path or kind.__name__)
+        parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]  # a ModuleDict
+        parts = {
+            "children": children,
+            "transient": sorted(module._non_persistent_buffers_set),
+            "hooks": hooks,
+            "parametrized": parametrized,
+        }
+        return {
+            "class": names.setdefault(name, len(names)),
+            "attributes": self._attributes(module, kind, path),
+            **self._slots(module),
+            **{part: value for part, value in parts.items() if value},
+        }
+
+    def _attributes(self, module: nn.Module, kind: type, path: str) -> int | dict[str, Any]:
+        before = self._packer.marks
+        remedy = "use a subclass; after Accelerate, remove_hook_from_module(model, recurse=True)"
+        held = attributes(module)
+        if kind not in self._methods:
+            self._methods[kind] = methods(kind)
+        for name in self._methods[kind] & held.keys():
+            if not is_own_method(held[name], module):
+                self._packer.refuse(f"{path}.{name}".strip("."), "a method replaced on this object", remedy)
+                del held[name]
+        packed = {name: self._packer.pack(value, f"{path}.{name}".strip(".")) for name, value in held.items()}
+        if self._packer.marks > before:
+            return packed
+        return self._alike.setdefault(json.dumps(packed), len(self._alike))
+
+    def _refuses(self, module: nn.Module, path: str) -> bool:
+        """Whether this is a wrapper that owns what is in it."""
+        kind = "torch.fx" if isinstance(module, torch.fx.GraphModule) else wrapper_kind(module)
+        if kind is None:
+            return False
+        remedy = {
+            "torch.fx": "save the model that it was traced from, or its state with save_state",
+            "ScriptModule": "keep it with torch.jit.save, or its state with save_state",
+            "FSDP2": "keep its state with save_state",
+        }.get(kind, "save the module inside it, .module")
+        self._packer.refuse(path or "the model", f"a {kind} module", remedy)
+        return True
+
+    def _tensor_details(self) -> list[dict[str, Any]]:
+        """The class of each tensor where it is not torch's own, and the attributes that somebody put on it."""
+        details: list[dict[str, Any]] = []
+        while len(details) < len(self.table.tensors):  # an attribute may be another tensor
+            tensor = self.table.tensors[len(details)]
+            place = f"tensor {len(details)}"
+            more: dict[str, Any] = {}
+            if type(tensor) not in (torch.Tensor, nn.Parameter):
+                more["class"] = self._packer.name(type(tensor), place)
+            if tensor.__dict__:
+                more["state"] = {
+                    name: self._packer.pack(value, f"{place}.{name}") for name, value in vars(tensor).items()
+                }
+            details.append(more)
+        return details
+
+
+def children_first(root: nn.Module) -> list[nn.Module]:
+    """Every module once, children before their parents; torch.compile wrappers looked through.
+
+    Raises:
+        SaveError: A module that holds itself.
+    """
+    order: dict[int, nn.Module] = {}
+    open_: set[int] = set()
+    stack = [root]
+    while stack:
+        module = unwrap(stack[-1])
+        if id(module) in order:
+            stack.pop()
+        elif id(module) in open_:
+            order[id(module)] = module
+            stack.pop()
+        else:
+            open_.add(id(module))
+            children = [unwrap(child) for child in module._modules.values() if child is not None]
+            for child in children:
+                if id(child) in open_ and id(child) not in order:
+                    around = [each for each in stack if id(each) in open_ and id(each) not in order]
+                    raise SaveError(_endless([*map(unwrap, around), child]))
+            stack.extend(reversed(children))
+    return list(order.values())
+
+
+def _endless(chain: list[nn.Module]) -> str:
+    """What to say of modules each of which holds the next, when the last one holds the others."""
+    steps = itertools.pairwise(chain)
+    names = [name for outer, inner in steps for name, child in outer._modules.items() if child is inner]
+    path = ".".join(names)
+    return f"{path} leads back to a {type(chain[-1]).__name__} that it lies in: keep the way back in a list, [module]"
+
+
+def is_own_method(value: object, module: nn.Module) -> bool:
+    """Whether this may stand before a method of the module: another method of its own, or what `freeze` puts there."""
+    if isinstance(value, Held):
+        return value.module is module
+    return isinstance(value, types.MethodType) and value.__self__ is module

@@ -1,0 +1,1 @@
+"""What each verb plans and changes."""

@@ -1,0 +1,1 @@
+"""Edits as data that can be replayed."""

@@ -1,0 +1,148 @@
+"""What an edit did: readable, undoable, and able to carry an old checkpoint over."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from torch import nn
+
+from modsurg.errors import UndoError, counted
+from modsurg.surgery.changes import Change
+from modsurg.surgery.journal import Journal
+from modsurg.surgery.key_mapping import Remapping
+from modsurg.surgery.recipes.recipe import Recipe
+
+Value = TypeVar("Value")
+Committed = tuple[Journal, Remapping, Callable[[], Recipe]]
+_SHOWN = 40
+_WIDE = 120
+
+
+class Report:
+    """The result of a verb or of a transaction.
+
+    Attributes:
+        changes: One for each site, in the order in which they were made: kind, paths, old, new.
+        warnings: What may not be as it was meant. Each was also issued as a `ModsurgWarning`.
+        notes: What else happened: renumbered containers, parameters that changed their group in an optimizer.
+
+    Example:
+        >>> import modsurg
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> report = modsurg.replace(model, nn.ReLU, nn.GELU)
+        >>> print(report)
+        ~ 1  ReLU -> GELU(approximate='none')
+        >>> report.undo()
+        >>> model[1]
+        ReLU()
+    """
+
+    def __init__(
+        self,
+        changes: tuple[Change, ...],
+        warnings: tuple[str, ...],
+        notes: tuple[str, ...],
+        committed: Committed | None = None,
+    ) -> None:
+        self.changes = changes
+        self.warnings = warnings
+        self.notes = notes
+        self._journal: Journal | None
+        self._remapping: Remapping | None
+        self._recipe: Callable[[], Recipe] | None
+        self._journal, self._remapping, self._recipe = committed or (None, None, None)
+
+    def __repr__(self) -> str:
+        warned = f", {counted(len(self.warnings), 'warning', 'warnings')}" if self.warnings else ""
+        return f"<Report of {counted(len(self.changes), 'change', 'changes')}{warned}: print it to read them>"
+
+    def undo(self) -> None:
+        """Bring back the model, its optimizers and schedulers as they were before, bit for bit.
+
+        Weights that were trained since stay trained; only what the edit changed is taken back. What comes back goes
+        where the model has been moved since (`model.cuda()`, `model.half()`).
+
+        Raises:
+            UndoError: It was undone already, or a part that this edit touched was changed since.
+        """
+        if self._journal is None:
+            raise UndoError("nothing to undo: this edit was undone already, or is only a plan.")
+        changed = self._remapping.changed_since(self._journal) if self._remapping is not None else None
+        if changed is not None:
+            raise UndoError(f"{changed} was changed since; undo the later edits first.")
+        moved = self._remapping.moved_since() if self._remapping is not None else {}
+        self._journal.rollback()
+        self._journal = None
+        for change in self.changes if moved else ():
+            if change.old is not None:
+                change.old.to(**moved)
+
+    def remap(self, state_dict: Mapping[str, Value], *, inverse: bool = False) -> dict[str, Value]:
+        """Put the keys of a checkpoint from before the edit under their new names.
+
+        Args:
+            state_dict: A model's state_dict, or an optimizer's (the positions of its parameters are carried over).
+            inverse: From the new names back to the old ones.
+
+        Returns:
+            The same values, in the same order. Keys of modules that are gone are left out.
+
+        Example:
+            >>> import modsurg
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+            >>> old = model.state_dict()
+            >>> list(modsurg.insert_after(model, "0", nn.ReLU).remap(old))
+            ['0.weight', '0.bias', '2.weight', '2.bias']
+        """
+        if self._remapping is None:
+            raise UndoError("a plan can't remap; use the report, after the edit.")
+        return self._remapping.apply(state_dict, inverse=inverse)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The edit as plain data, to be replayed on another copy of the model."""
+        if self._recipe is None:
+            raise UndoError("a plan has no recipe; use the report, after the edit.")
+        return self._recipe()
+
+    def __str__(self) -> str:
+        lines = [line(change) for change in self.changes[:_SHOWN]]
+        if len(self.changes) > _SHOWN:
+            lines.append(f"... {len(self.changes) - _SHOWN} more changes")
+        lines += [f"! {warning}" for warning in self.warnings]
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join(lines) or "nothing changed"
+
+
+def line(change: Change) -> str:
+    """One change in the signs of a diff: + added, - gone, ~ changed."""
+    at = " = ".join(change.paths[:3]) + (f" = ... {len(change.paths) - 3} more" if len(change.paths) > 3 else "")
+    if change.kind == "rename":
+        return f"~ {at} -> {change.detail}  {shown(change.new)}"
+    if change.kind == "wrap":
+        return f"~ {at}  {type(change.old).__name__} -> {type(change.new).__name__}({type(change.old).__name__})"
+    if change.kind in ("resize", "freeze", "unfreeze"):
+        return f"~ {at}  {type(change.new).__name__}  {change.detail}"
+    if change.old is None:
+        return f"+ {at}  {shown(change.new)}"
+    if change.new is None:
+        return f"- {at}  {shown(change.old)}"
+    text = f"~ {at}  {shown(change.old)} -> {shown(change.new)}"
+    return text if len(text) <= _WIDE else f"~ {at}  {_brief(change.old)} -> {_brief(change.new)}"
+
+
+def shown(module: nn.Module | None) -> str:
+    """A module on one line: its class, with its arguments if it has any."""
+    arguments = module.extra_repr() if module is not None else ""
+    name = type(module).__name__
+    return f"{name}({arguments})" if arguments and "\n" not in arguments else name
+
+
+def _brief(module: nn.Module) -> str:
+    """As `shown`, without the arguments that have their defaults."""
+    parameters = inspect.signature(type(module).__init__).parameters.values()
+    defaults = {f"{each.name}={each.default}" for each in parameters}
+    name, _, arguments = shown(module).removesuffix(")").partition("(")
+    kept = [argument for argument in re.split(r", (?=\w+=)", arguments) if argument and argument not in defaults]
+    return f"{name}({', '.join(kept)})" if kept else name

@@ -1,0 +1,1 @@
+"""Change the size of one layer."""

@@ -1,0 +1,1 @@
+"""Run a model without computing: meta copy, observer, inputs, multiply-adds."""

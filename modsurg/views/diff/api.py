@@ -1,0 +1,145 @@
+"""What differs between two models, states or files: `diff`."""
+
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import Tensor
+
+from modsurg.checkpoints.formats.registry import open_source
+from modsurg.checkpoints.formats.source import Source
+from modsurg.errors import listed
+from modsurg.tree.garbage import uncollected
+from modsurg.views.diff.build import Side, two_sides
+from modsurg.views.diff.changes import Changes
+from modsurg.views.diff.match import Matching
+from modsurg.views.diff.nodes import Leaf, Node, same_bytes
+from modsurg.views.diff.result import Diff
+from modsurg.views.diff.swaps import repair
+from modsurg.views.diff.values import Key, Values, compare_values
+
+Progress = Callable[[int, int], object]
+
+
+def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
+    """Compare two models, states or files, in any mix: structure, shapes, dtypes, requires_grad, ties and values.
+
+    Modules and tensors are matched by what they are and hold, not only by name: what was renamed, moved, wrapped or
+    renumbered is one line, and is compared with what it was. Values are compared bit for bit (NaN equals NaN), all of
+    them, one pair of tensors at a time: files are never read whole. Two dtypes are compared by value.
+
+    Classes and their arguments are compared where both sides have them: models, and whole-model files, whose code is
+    not needed. Otherwise the comparison is that of the two state_dicts. The mode (train or eval) does not count.
+
+    Args:
+        old: A model, a state_dict or any nested dictionary of tensors and numbers, what `read_state` gives, or a path.
+        new: The same.
+        progress: Called with the bytes compared so far and in all, after each tensor.
+
+    Returns:
+        Empty and false if nothing differs. Prints as a tree: + added, - removed, ~ changed.
+
+    Raises:
+        FileNotFoundError: No file there.
+        FormatError: A file that is not what its name says.
+
+    Example:
+        >>> import copy, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> before = copy.deepcopy(model)
+        >>> bool(diff(before, model))
+        False
+        >>> model[1] = nn.GELU()
+        >>> with torch.no_grad():
+        ...     _ = before[0].bias.fill_(0.0), model[0].bias.copy_(torch.tensor([0.0, 0.5]))
+        >>> print(diff(before, model))
+        ~ 0.bias  1 of 2 differs at [1]: 0 -> 0.5, by 0.5 (relative 1)
+        ~ 1       ReLU -> GELU(approximate='none')
+          1 with other values, 1 replaced
+    """
+    with ExitStack() as stack:
+        opened = [_opened(thing, stack) for thing in (old, new)]
+        with uncollected():
+            comparison = _Comparison(*two_sides(*opened), progress)
+        return comparison.result(_notes(*opened))
+
+
+def _opened(thing: object, stack: ExitStack) -> object:
+    return stack.enter_context(open_source(Path(thing))) if isinstance(thing, (str, os.PathLike)) else thing
+
+
+def _notes(old: object, new: object) -> list[str]:
+    """What lies in the files beside the states: numbers and texts that differ, and what was not looked at."""
+    sources = [thing for thing in (old, new) if isinstance(thing, Source)]
+    notes: list[str] = []
+    both: set[str] = set()
+    if len(sources) == 2:
+        before, after = (source.plain for source in sources)
+        both = before.keys() & after.keys()
+        notes = [
+            f"beside what was compared, {key} {before[key]!r} -> {after[key]!r}"
+            for key in before
+            if key in both and repr(before[key]) != repr(after[key])
+        ]
+    for source in sources:
+        if left := [name for name in source.left if name not in both]:
+            notes.append(f"of {source.path} only {source.taken or 'the state'} was compared, not {listed(left, 5)}")
+    return list(dict.fromkeys(notes))
+
+
+class _Comparison:
+    """Two sides being compared."""
+
+    def __init__(self, old: Side, new: Side, progress: Progress | None) -> None:
+        self._old, self._new = old, new
+        self._progress = progress or (lambda done, total: None)
+        self._matching = Matching(old.root, new.root)
+        self._values: dict[tuple[Hashable, Hashable], Values | None] = {}
+        self._done = self._tensors = self._absent = 0
+
+    def result(self, notes: list[str]) -> Diff:
+        """All that differs, and the notes."""
+        changed = self._compare()
+        with uncollected():
+            moved = changed and repair(self._matching, changed)
+        if moved:
+            self._compare()
+        with uncollected():
+            changes = tuple(Changes(self._old, self._new, self._matching, self._values))
+        if self._absent:
+            notes = [*notes, f"the values of {self._absent:,} tensors are not there (meta), and were not compared"]
+        if opaque := [new.path for old, new in self._matching.new_of.items() if old.is_opaque and new.is_opaque]:
+            notes = [*notes, f"of {listed(opaque, 5)} only the class is known, and it was not compared further"]
+        return Diff(self._old.label, self._new.label, changes, tuple(notes), self._tensors, self._done)
+
+    def _compare(self) -> list[Node]:
+        """Compare the pairs of tensors of one shape that were not yet compared; returns the old nodes that differ."""
+        pairs: dict[tuple[Hashable, Hashable], tuple[Leaf, Leaf, Node]] = {}
+        for old, new in self._matching.new_of.items():
+            if old.leaf is None or new.leaf is None or old.leaf.shape != new.leaf.shape:
+                continue
+            key = (old.leaf.identity, new.leaf.identity)
+            if key not in self._values:
+                pairs[key] = (old.leaf, new.leaf, old)
+        self._values.update(dict.fromkeys(pairs))
+        self._values.update(compare_values(self._read(pairs)))
+        return [node for key, (_, _, node) in pairs.items() if self._values[key] is not None]
+
+    def _read(self, pairs: Mapping[Key, tuple[Leaf, Leaf, Node]]) -> Iterator[tuple[Key, Tensor, Tensor]]:
+        """The values of the pairs that can differ; each is given back before the next are read."""
+        total = self._done + sum(old.nbytes for old, _, _ in pairs.values())
+        for key, (old, new, _) in pairs.items():
+            if same_bytes(old, new):
+                self._tensors += 1
+            else:
+                before, after = old.read(), new.read()
+                if before is not None and after is not None:
+                    self._tensors += 1
+                    yield key, before, after
+                elif before is not after:
+                    self._absent += 1
+                del before, after
+            self._done += old.nbytes
+            self._progress(self._done, total)

@@ -1,0 +1,1 @@
+"""The summary of a model or a file."""

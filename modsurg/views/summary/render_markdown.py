@@ -1,0 +1,47 @@
+"""A summary as a Markdown table."""
+
+from collections.abc import Sequence
+
+from modsurg.views.summary.columns import Column, columns
+from modsurg.views.summary.fold import Line
+from modsurg.views.summary.render_text import flow_text, totals_parts
+from modsurg.views.summary.rows import Content
+
+
+def table(content: Content, lines: Sequence[Line]) -> str:
+    """Header, table and totals; a name is the whole path."""
+    shown = [column for column in columns(content, lines) if column.name != "bar"]
+    shown[0] = Column("name", "name", [line.path for line in lines], "plain")
+    title = " ".join(
+        filter(None, [f"**{_safe(content.root.layer)}**" if content.root.layer else "", flow_text(content)])
+    )
+    about = ", ".join(map(_safe, content.about))
+    rows = [
+        _row([column.title or " " for column in shown]),
+        _row(["---:" if column.right else "---" for column in shown]),
+        *(_row([_cell(column, number) for column in shown]) for number in range(len(lines))),
+    ]
+    notes = [content.note] if content.note else []
+    head = f"{title} ({about})" if title else about
+    return "\n\n".join([head, "\n".join(rows), " ".join(totals_parts(content.totals)), *map(_safe, notes)]) + "\n"
+
+
+def _cell(column: Column, number: int) -> str:
+    text = column.texts[number].strip()
+    return _code(text) if column.name == "name" else _safe(text)
+
+
+def _code(text: str) -> str:
+    """A text as code in a cell of a table, where a bar must be escaped even so."""
+    text = text.replace("|", r"\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _safe(text: str) -> str:
+    for character in "\\|*_<>[]`":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def _row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(texts) + " |"

@@ -1,0 +1,171 @@
+"""What is refused before the first step."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
+from torch.optim.swa_utils import AveragedModel
+
+from modsurg import Trainer, freeze
+from modsurg.errors import ModsurgWarning, NoMatchError, TrainingError
+from modsurg.training.validation import named_metrics
+
+BATCHES = [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))]
+
+
+def make(**options):
+    model = options.pop("model", None) or nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = options.pop("optimizer", None) or torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, optimizer, options.pop("loss", nn.CrossEntropyLoss()), **{"progress": False, **options})
+
+
+def lbfgs():
+    return torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "resnet"}, r"model is a str: pass the nn.Module"),
+        ({"optimizer": torch.optim.SGD}, r"optimizer is the class SGD, not made yet: .*AdamW\(model.parameters\(\)\)"),
+        ({"optimizer": lbfgs()}, "LBFGS needs a closure, .*: LBFGS in a loop of your own"),
+        ({"loss": nn.MSELoss}, r"loss is the class MSELoss, not made yet: loss=nn.CrossEntropyLoss\(\)"),
+        ({"loss": "mse"}, "loss is a str"),
+        ({"accumulate": 1.5}, "accumulate=1.5: a step takes at least one batch"),
+        ({"keep": -1}, "keep=-1: how many files, keep=0 for none"),
+        ({"save_every": 0}, "save_every=0: how many steps, save_every=None for none"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0: a norm is greater than 0"),
+        ({"scheduler": "cosine"}, r"scheduler is a str: .*StepLR\(optimizer, 10\)"),
+        ({"average": nn.Linear(3, 2)}, r"no AveragedModel of this model: AveragedModel\(model\)"),
+        ({"average": AveragedModel(nn.Linear(3, 2))}, r"no AveragedModel of this model: AveragedModel\(model\)"),
+        ({"metrics": {"loss": nn.L1Loss()}}, r"metrics are called loss: each needs a name of its own"),
+        ({"metrics": [lambda o, t: 1, lambda o, t: 2]}, "metrics are called <lambda>, <lambda>: each needs a name"),
+        ({"model": nn.Linear(3, 2).half(), "precision": "fp16"}, r"weights of float32, .*float16: model.float\(\)"),
+    ],
+)
+def test_options_that_cannot_work(options, message):
+    if isinstance(options.get("model"), str):
+        options = {"optimizer": lbfgs(), **options}
+    with pytest.raises(TrainingError, match=message):
+        make(**options)
+
+
+def test_schedulers_that_would_not_schedule():
+    model = nn.Linear(3, 2)
+    optimizer, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    with pytest.raises(TrainingError, match="StepLR is of another optimizer: make it from this trainer's"):
+        make(model=model, optimizer=optimizer, scheduler=StepLR(other, 1))
+    with pytest.raises(TrainingError, match=r'waits for an epoch\'s value: scheduler=\{"epoch": ...\}'):
+        make(model=model, optimizer=optimizer, scheduler={"step": ReduceLROnPlateau(optimizer)})
+
+
+class Wrapper:
+    """An optimizer around another, as Lookahead is."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+def test_an_optimizer_around_another_goes_with_a_scheduler_of_the_inner_one():
+    model = nn.Linear(3, 2)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = make(model=model, optimizer=Wrapper(inner), scheduler=StepLR(inner, 1, gamma=0.5))
+    trainer.fit(BATCHES, epochs=2)
+    assert (trainer.step, inner.param_groups[0]["lr"]) == (2, 0.025)
+    with pytest.raises(TrainingError, match="Wrapper needs a closure"):
+        make(optimizer=Wrapper(lbfgs()))
+
+
+class Counting(LambdaLR):
+    total_steps = 1
+
+
+def test_only_the_steps_of_a_bare_one_cycle_schedule_are_counted():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    parts = [LinearLR(optimizer), OneCycleLR(optimizer, 0.1, total_steps=7)]
+    for scheduler in (SequentialLR(optimizer, parts, [4]), {"step": Counting(optimizer, lambda step: 1.0)}):
+        trainer = make(model=model, optimizer=optimizer, scheduler=scheduler)
+        trainer.fit(BATCHES * 10)
+        assert trainer.step == 10
+    scheduler = OneCycleLR(optimizer, 0.1, total_steps=7)
+    with pytest.raises(TrainingError, match=r"7 steps, 0 of them done, and 10 are .*, total_steps=10"):
+        make(model=model, optimizer=optimizer, scheduler=scheduler).fit(BATCHES * 10)
+
+
+def test_a_one_cycle_schedule_that_counts_batches_for_steps():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = make(model=model, optimizer=optimizer, accumulate=3)
+    trainer.scheduler = OneCycleLR(optimizer, 0.1, total_steps=2 * 10)
+    told = r"20 steps, .* each batch, and accumulate=3 makes 8 of them, .*: total_steps=8, which is epochs \* ceil"
+    with pytest.warns(ModsurgWarning, match=told):
+        trainer.fit(BATCHES * 10, epochs=2)
+    trainer.scheduler = OneCycleLR(optimizer, 0.1, total_steps=8)
+    trainer.fit(BATCHES * 10, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 1.5}, "epochs=1.5: train for at least one epoch"),
+        ({"patience": 0}, "patience=0: how many epochs to wait, patience=None for no end"),
+        ({"thaw": ["0"]}, r"thaw=\['0'\]: epoch -> what, thaw=\{2: \"layer4.\*\*\"\}"),
+        ({"thaw": {"1": "0"}}, r"thaw=\{'1': '0'\}: epoch -> what"),
+    ],
+)
+def test_a_run_that_cannot_work(options, message):
+    with pytest.raises(TrainingError, match=message):
+        make().fit(BATCHES, **options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "best", "message"),
+    [
+        ("min", "val_accuracy", r'"min"\) gets val_accuracy, which is better when higher: .*mode="max"'),
+        ("max", "val_loss", r'"max"\) gets val_loss, which is better when lower: .*mode="min"'),
+        ("max", "min:val_accuracy", r'"max"\) gets val_accuracy, which is better when lower'),
+    ],
+)
+def test_a_plateau_that_looks_the_wrong_way(mode, best, message):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plateau, metrics = ReduceLROnPlateau(optimizer, mode), {"accuracy": lambda o, t: o.argmax(1) == t}
+    trainer = make(model=model, optimizer=optimizer, scheduler=plateau, metrics=metrics, best=best)
+    with pytest.raises(TrainingError, match=message):
+        trainer.fit(BATCHES, BATCHES)
+    plateau.mode = {"min": "max", "max": "min"}[mode]
+    trainer.fit(BATCHES, BATCHES)
+
+
+def test_one_metric_needs_no_list():
+    assert list(named_metrics(nn.functional.l1_loss)) == ["l1_loss"]
+
+
+def test_what_will_be_thawed_is_looked_at_before_the_first_step():
+    trainer = make()
+    with pytest.raises(NoMatchError, match='nothing at "body"'):
+        trainer.fit(BATCHES, epochs=3, thaw={2: "body"})
+    assert trainer.step == 0
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    freeze(model, "0")
+    trainer = make(model=model, optimizer=torch.optim.SGD(model[1].parameters(), lr=0.1))
+    with pytest.warns(ModsurgWarning, match=r"0.weight, 0.bias are in no optimizer .*: make it of model.parameters"):
+        trainer.fit(BATCHES, epochs=2, thaw={1: "0"})
+    freeze(model, "0")
+    before = model[0].weight.detach().clone()
+    trainer = make(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.fit(BATCHES, epochs=1, thaw={1: "0"})
+    assert torch.equal(model[0].weight, before)
+    freeze(model, "0")
+    trainer.fit(BATCHES, epochs=2, thaw={1: "0"})
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="checkpoint_dir can't be made: .*File exists"):
+        make(checkpoint_dir=tmp_path / "file").fit(BATCHES)
