@@ -1,4 +1,4 @@
-"""Imports between packages point down, and no files import each other in a circle. All of it is read from the source."""
+"""Imports between packages point down, and no files import each other in a circle: read from the source."""
 
 import ast
 from pathlib import Path

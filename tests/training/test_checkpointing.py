@@ -603,7 +603,7 @@ class TestEdits:
             script(stop)
         with pytest.warns(ModsurgWarning, match="has it twice: if not trainer.reports:") as told:
             assert len(script().model) == 7
-        assert [Path(one.filename).name for one in told] == ["test_keeping.py"]
+        assert [Path(one.filename).name for one in told] == ["test_checkpointing.py"]
 
     def test_an_edit_that_cannot_be_recorded_says_so(self, tmp_path):
         class Odd(nn.Module):
