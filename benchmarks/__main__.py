@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.harness import ROOT, Table, slower, write
+from benchmarks.harness import ROOT, Table, by_room, slower, write
 
 ROOMS = ("editing", "keeping", "looking", "training", "growth")
 
@@ -47,15 +47,19 @@ def main() -> int:
     parser.add_argument("--runs", type=int, help="of each way (5; 9 with --full)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there")
     parser.add_argument("--against", type=Path, metavar="FILE", help="tell what is slower than in this JSON")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="put the tables into docs/benchmarks.md, in place of those of the same rooms",
+    )
     options = parser.parse_args()
     compileall.compile_dir(ROOT / "modsurg", quiet=1)  # as pip does with every package that it installs
     tables, failed = measure(options.only or list(ROOMS), options.runs or (9 if options.full else 5), options.full)
     if options.json:
-        options.json.write_text(json.dumps({"tables": [table.as_json() for table in tables]}, indent=1))
+        options.json.write_text(json.dumps(by_room(tables), indent=1))
     if options.write:
         write(tables, ROOT / "docs/benchmarks.md")
-    worse = list(slower(tables, json.loads(options.against.read_text())["tables"])) if options.against else []
+    worse = list(slower(tables, json.loads(options.against.read_text()))) if options.against else []
     print(*(f"slower: {line}" for line in worse), sep="\n")
     return int(bool(worse or failed))
 

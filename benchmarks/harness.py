@@ -10,9 +10,10 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 Way = Callable[[], object]
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ class Table:
     against: tuple[str, ...] = ()
     unit: str = "s"
     note: str = ""
-    room: str = field(default="", init=False)
+    room: str = ""
 
     @property
     def ours(self) -> str:
@@ -92,8 +93,13 @@ class Table:
         return statistics.median(self.times[name])
 
     def as_json(self) -> dict[str, object]:
-        """Everything that was measured."""
+        """Return everything that was measured."""
         return vars(self) | {"value": self.value}
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "Table":
+        """Return the table that `as_json` described."""
+        return cls(**{name: value for name, value in entry.items() if name != "value"})
 
 
 def _number(value: float) -> str:
@@ -163,30 +169,41 @@ def machine() -> dict[str, str]:
     return facts | {name: version(name) for name in PEERS if importlib.util.find_spec(name.replace("pytorch-", ""))}
 
 
-def slower(new: list[Table], old: list[dict[str, object]], margin: float = 0.1) -> Iterator[str]:
+def slower(new: list[Table], old: dict[str, dict[str, Any]], margin: float = 0.1) -> Iterator[str]:
     """Lines about the tables whose value grew beyond the margin and both runs' noise."""
-    before = {str(entry["title"]): entry for entry in old}
+    before = {entry["title"]: entry for room in old.values() for entry in room["tables"]}
     for table in new:
         if table.title not in before:
             continue
         entry = before[table.title]
-        known = Table(table.title, entry["times"], entry["limit"], tuple(entry["against"]), entry["unit"])
+        known = Table.from_json(entry)
         if table.value > known.value * (1 + margin + max(table.noise, known.noise)):
             yield f"{table.title}: {known.value:.3g} before, {table.value:.3g} now"
 
 
-def write(tables: list[Table], page: Path) -> None:
-    """Put the tables between the page's markers, and everything measured into a JSON file beside it."""
-    begin, end = "<!-- measured -->\n", "<!-- end -->"
-    text = page.read_text()
-    head, rest = text.split(begin)
-    facts = machine()
-    said = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+def by_room(tables: list[Table]) -> dict[str, dict[str, Any]]:
+    """Return the machine and the tables of each room, as the JSON files hold them."""
+    facts = machine() if tables else {}
     rooms = dict.fromkeys(table.room for table in tables)
-    parts = [f'??? note "Machine and versions"\n\n{textwrap.indent(said, "    ")}\n']
-    for room in rooms:
-        parts.append(f"## {room.capitalize()}\n\n`python -m benchmarks --full --only {room}`\n")
-        parts += [table.markdown() for table in tables if table.room == room]
+    return {room: {"machine": facts, "tables": [t.as_json() for t in tables if t.room == room]} for room in rooms}
+
+
+def write(tables: list[Table], page: Path) -> None:
+    """Put the tables into the page and into the JSON file beside it, in place of those of the same rooms."""
+    begin, end = "<!-- measured -->\n", "<!-- end -->"
+    head, rest = page.read_text().split(begin)
+    file = page.with_suffix(".json")
+    known = json.loads(file.read_text()) if file.exists() else {}
+    known |= by_room(tables)
+    rooms = {room: known[room] for room in sorted(known)}
+    parts = [_section(room, **found) for room, found in rooms.items()]
     page.write_text(f"{head}{begin}\n{chr(10).join(parts)}\n{end}{rest.split(end)[1]}")
-    data = {"machine": facts, "tables": [table.as_json() for table in tables]}
-    page.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    file.write_text(json.dumps(rooms, indent=1) + "\n")
+
+
+def _section(room: str, machine: dict[str, str], tables: list[dict[str, Any]]) -> str:
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine.items())
+    parts = [f"## {room.capitalize()}\n\n`python -m benchmarks --full --only {room}`\n"]
+    parts += [Table.from_json(entry).markdown() for entry in tables]
+    parts.append(f'??? note "Machine and versions"\n\n{textwrap.indent(facts, "    ")}\n')
+    return "\n".join(parts)

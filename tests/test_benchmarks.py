@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import harness  # noqa: E402  # on the path only now
 from benchmarks.__main__ import measure  # noqa: E402
 from benchmarks.growth import exponent  # noqa: E402
-from benchmarks.harness import Table, extra_memory, fresh, interleaved, slower, write  # noqa: E402
+from benchmarks.harness import Table, by_room, extra_memory, fresh, interleaved, slower, write  # noqa: E402
 
 
 def table(ours, theirs=(2.0, 2.0, 2.0), limit=0.9):
@@ -72,7 +72,7 @@ def test_memory_is_the_highest_on_the_way():
 
 
 def test_what_got_slower_beyond_the_noise_is_named():
-    old = [json.loads(json.dumps(table((1.0, 1.0, 1.0)).as_json()))]
+    old = json.loads(json.dumps(by_room([table((1.0, 1.0, 1.0))])))
     assert list(slower([table((1.05, 1.05, 1.05))], old)) == []
     assert list(slower([table((1.5, 1.5, 1.5))], old)) == ["load: 0.5 before, 0.75 now"]
     assert list(slower([table((0.6, 1.3, 1.3))], old)) == [], "its range is wide"
@@ -92,9 +92,23 @@ def test_tables_are_written_between_the_markers(tmp_path):
     assert "old" not in text
     assert text.count("### load") == 1
     assert "`python -m benchmarks --full --only keeping`" in text
-    data = json.loads((tmp_path / "page.json").read_text())
+    data = json.loads((tmp_path / "page.json").read_text())["keeping"]
     assert data["tables"][0]["times"]["modsurg"] == [1.0, 1.0, 1.0]
     assert data["machine"]["torch"]
+
+
+def test_writing_one_room_leaves_the_others(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- measured -->\n<!-- end -->")
+    for room, value in (("keeping", 1.0), ("editing", 2.0), ("keeping", 3.0)):
+        measured = table((value,))
+        measured.room = room
+        write([measured], page)
+    text = page.read_text()
+    assert text.index("## Editing") < text.index("## Keeping")
+    assert "| modsurg | 2 |" in text
+    assert "| modsurg | 3 |" in text
+    assert "| modsurg | 1 |" not in text
 
 
 def test_the_exponent_of_what_grows():
