@@ -20,7 +20,6 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = re.compile(r"^( *)```python\n(?= *>>>)", re.MULTILINE)
 OUTPUT = re.compile(r"^<!-- output: (.+) -->$", re.MULTILINE)
 SOURCE = re.compile(r"^<!-- source: (.+) -->$", re.MULTILINE)
 
@@ -74,7 +73,6 @@ def source(name: str) -> str:
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Replace each request; colour prompts as prompts."""
-    markdown = PROMPTS.sub(r"\1```pycon\n", markdown)
+    """Replace each request."""
     markdown = SOURCE.sub(lambda asked: source(asked[1]), markdown)
     return OUTPUT.sub(lambda asked: f"```console\n$ {asked[1]}\n{printed[asked[1]]}\n```", markdown)
