@@ -3,6 +3,7 @@
 import doctest
 import io
 import re
+import runpy
 import sys
 import textwrap
 import types
@@ -49,6 +50,13 @@ def test_page(page, tmp_path, monkeypatch):
             run_prompts(code, main.__dict__, page, line)
         else:
             exec(compile("\n" * line + code, str(page), "exec"), main.__dict__)
+
+
+def test_the_drawings_of_the_verbs_are_those_that_the_code_makes():
+    drawings = runpy.run_path(str(ROOT / "docs/drawings.py"))["drawings"]()
+    for name, picture in drawings.items():
+        if name.startswith("verbs/"):  # the terminal shows a message of torch, which each release words anew
+            assert (ROOT / "docs/pictures" / name).read_text() == picture, "run: python docs/drawings.py"
 
 
 def test_blocks_name_their_language():
