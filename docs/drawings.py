@@ -1,7 +1,7 @@
 """Draw what each verb does to a small tree, and the terminal of the README: `python docs/drawings.py`.
 
-Each picture comes from the code: the model before, the edit, the model after. A test holds that the files are those that
-this script draws.
+Each picture comes from the code: the model before, the edit, the model after. A test holds that the files are those
+that this script draws.
 """
 
 import html
