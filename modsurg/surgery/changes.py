@@ -1,33 +1,91 @@
-"""One verb at work: the tree as it was, and what the verb did, until the transaction takes it over."""
+"""What an edit did: a list of `Change`, which optimizers, the key mapping, the recipe and the report read.
+
+| kind | paths | anchor | old | new | detail |
+|---|---|---|---|---|---|
+| add | where the child is now | its parent | | the child | |
+| insert | where the new module is now | the neighbour | | the new module | `Beside`: the neighbour's paths before |
+| replace, wrap | where both are | | the old module | the new one | |
+| remove | where it was | | the module | None, or the Identity in its place | |
+| rename | where it was | | the module | the module | the new name, a `str` |
+| resize | where it is | | the layer | the layer, the same object | `Resized`: sizes, tensors and their axes |
+| freeze, unfreeze | where it is | | the module | the module | `Frozen`: parameters that changed |
+
+`resize` has a change for each layer that was resized: those that were asked for, then those that follow them.
+"""
 
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
+from modsurg.errors import counted
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.resize.resize import Resized
 from modsurg.tree.walk import Tree
 
+Kind: TypeAlias = Literal["add", "insert", "replace", "remove", "wrap", "rename", "resize", "freeze", "unfreeze"]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Where a new module was inserted.
+
+    Attributes:
+        paths: The neighbour's paths before the edit, those that were meant.
+        after: Whether the new module comes after the neighbour.
+    """
+
+    paths: tuple[str, ...]
+    after: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What `freeze` or `unfreeze` changed in one module.
+
+    Attributes:
+        parameters: The parameters that changed, with those of its children.
+        statistics: The modules whose statistics are now frozen, or no longer are.
+        trainable: Whether they train now.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    statistics: tuple[nn.Module, ...]
+    trainable: bool
+
+    def __str__(self) -> str:
+        text = counted(len(self.parameters), "parameter", "parameters")
+        if self.statistics:
+            text += f" and the statistics of {counted(len(self.statistics), 'module', 'modules')}"
+        return f"{text} {'trainable' if self.trainable else 'frozen'}"
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line of a report.
+    """One change of one site, as the table above says.
 
     Attributes:
         kind: The verb: `"add"`, `"insert"`, `"replace"`, `"remove"`, `"wrap"`, `"rename"`, `"resize"`, `"freeze"`
             or `"unfreeze"`.
-        paths: Every path that changed; of a rename or a removal the old ones.
+        paths: Every path that changed: for a new module the paths where it is now, otherwise those where the old was.
+        anchor: The parent of an added module, the neighbour of an inserted one.
         old: The module that was there, if any.
         new: The module that is there now, if any.
-        detail: What else there is to say: the new name, the sizes.
+        detail: What else belongs to this kind of change; `str(detail)` is its text in a report.
     """
 
-    kind: str
+    kind: Kind
     paths: tuple[str, ...]
-    old: nn.Module | None
-    new: nn.Module | None
-    detail: str = ""
+    anchor: nn.Module | None = None
+    old: nn.Module | None = None
+    new: nn.Module | None = None
+    detail: str | Beside | Resized | Frozen = ""
+
+    @property
+    def added(self) -> nn.Module | None:
+        """The module that was made for this change, if there is one (not the Identity of a removal)."""
+        return self.new if self.kind in ("add", "insert", "replace", "wrap") else None
 
 
 @dataclass(slots=True)
@@ -37,18 +95,12 @@ class Step:
     Attributes:
         tree: The model as it was before this verb.
         journal: What the verb touched.
-        changes: What it did, a line for each site.
+        changes: What it did, one for each site.
         warnings: What the user should know, because something may not be as it was meant.
         notes: What else happened.
-        replaced: Each module that took the place of another (old, new, first path): optimizers follow it.
-        fresh: New modules by their path: the pre-flight asks whether they are called.
-        resized: What was resized: optimizers follow that too.
-        thawed: `id` of the parameters that train from now on.
-        frozen: Whether any were frozen or thawed.
         homes: The weight whose device and dtype new modules below a path take, found so far.
         numbers: The numbers by which the forward of a class picks children of a name, found so far.
-        uses: What the forward of a class does with a child of a name, found so far; see `reading.reads`.
-        made: Paths, old module (or anchor) and new module of each site, for the recipe.
+        uses: What the forward of a class does with a child of a name, found so far; see `bytecode.reads`.
     """
 
     tree: Tree
@@ -56,15 +108,9 @@ class Step:
     changes: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    replaced: list[tuple[nn.Module, nn.Module, str]] = field(default_factory=list)
-    fresh: list[nn.Module] = field(default_factory=list)
     homes: dict[str, torch.Tensor | None] = field(default_factory=dict)
     numbers: dict[tuple[type[nn.Module], str], set[int]] = field(default_factory=dict)
     uses: dict[tuple[type[nn.Module], str], tuple[set[str], bool]] = field(default_factory=dict)
-    made: list[tuple[tuple[str, ...], nn.Module, nn.Module]] = field(default_factory=list)
-    resized: list[Resized] = field(default_factory=list)
-    thawed: set[int] = field(default_factory=set)
-    frozen: bool = False
 
     def child(self, parent: nn.Module, name: str, new: nn.Module) -> None:
         """Put a module into a slot that is there."""

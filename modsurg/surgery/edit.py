@@ -17,7 +17,7 @@ from modsurg.surgery.key_mapping import Remapping
 from modsurg.surgery.ops.checks import refuse_offloaded, refuse_wrapped
 from modsurg.surgery.ops.children import outdated
 from modsurg.surgery.ops.factory import New, caller, maker
-from modsurg.surgery.ops.freeze import Frozen, freeze_modules, unfreeze_modules
+from modsurg.surgery.ops.freeze import apply_frozen, plan_freeze, plan_unfreeze
 from modsurg.surgery.ops.placement import add_child, insert_sites, remove_sites, rename_child, replace_sites
 from modsurg.surgery.optimizers.following import Following
 from modsurg.surgery.preflight import Example, preflight
@@ -25,7 +25,7 @@ from modsurg.surgery.recipes.recipe import Recorder
 from modsurg.surgery.report import Report
 from modsurg.surgery.resize.resize import Fill, resize_modules
 from modsurg.tree.garbage import uncollected
-from modsurg.tree.selection import Selection, Where, resolve
+from modsurg.tree.selection import Where, resolve
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
 
@@ -112,14 +112,14 @@ class Edit:
         with self._verb() as step:
             selection = resolve(step.tree, where, count)
             replace_sites(step, selection, maker(new, len(selection)), untie)
-            self._recorder.sites("replace", step, untie)
+            self._recorder.sites("replace", step.changes, step.tree, untie)
 
     def wrap(self, where: Where, wrapper: New, *, count: int | None = None, untie: bool = False) -> None:
         """See `modsurg.wrap`."""
         with self._verb() as step:
             selection = resolve(step.tree, where, count)
             replace_sites(step, selection, caller(wrapper), untie, kind="wrap")
-            self._recorder.sites("wrap", step, untie)
+            self._recorder.sites("wrap", step.changes, step.tree, untie)
 
     def remove(self, where: Where, *, delete: bool = False, count: int | None = None, untie: bool = False) -> None:
         """See `modsurg.remove`."""
@@ -143,10 +143,9 @@ class Edit:
             sites = [(site.path, site.module) for site in selection]
             for path, module in sites:
                 refuse_offloaded(path, module)
-            step.resized = resize_modules(step.tree, sites, sizes, step.journal, fill=fill)
-            for each in step.resized:
+            for each in resize_modules(step.tree, sites, sizes, step.journal, fill=fill):
                 paths = tuple(step.tree.paths[id(each.module)])
-                step.changes.append(Change("resize", paths, each.module, each.module, str(each)))
+                step.changes.append(Change("resize", paths, old=each.module, new=each.module, detail=each))
                 step.notes += each.notes
             self._recorder.plain("resize", paths=list(selection.paths), fill=fill, sizes=sizes)
 
@@ -155,8 +154,8 @@ class Edit:
         with self._verb() as step:
             selection = resolve(step.tree, where, count)
             refuse_wrapped(step.tree, selection.paths)
-            done = freeze_modules(step.tree, selection.modules, step.journal)
-            _report_frozen(step, selection, "freeze", done)
+            step.changes, step.warnings = plan_freeze(step.tree, selection)
+            apply_frozen(step.changes, step.journal)
             self._recorder.plain("freeze", paths=list(selection.paths))
 
     def unfreeze(self, where: Where, *, count: int | None = None) -> None:
@@ -164,16 +163,15 @@ class Edit:
         with self._verb() as step:
             selection = resolve(step.tree, where, count)
             refuse_wrapped(step.tree, selection.paths)
-            done = unfreeze_modules(step.tree, selection.modules, step.journal)
-            _report_frozen(step, selection, "unfreeze", done)
-            step.thawed.update(map(id, done.parameters.values()))
+            step.changes, step.warnings = plan_unfreeze(step.tree, selection)
+            apply_frozen(step.changes, step.journal)
             self._recorder.plain("unfreeze", paths=list(selection.paths))
 
     def _insert(self, verb: str, where: Where, new: New, count: int | None, untie: bool) -> None:
         with self._verb() as step:
             selection = resolve(step.tree, where, count)
             insert_sites(step, selection, maker(new, len(selection)), verb == "insert_after", untie)
-            self._recorder.sites(verb, step, untie)
+            self._recorder.sites(verb, step.changes, step.tree, untie)
 
     @contextmanager
     def _verb(self) -> Generator[Step]:
@@ -214,13 +212,17 @@ class Edit:
     def _commit(self) -> Report:
         before = self._before or walk(self._root)
         said = self._warnings()
-        notes = [*self._notes(), *outdated(before, self._journal), *self._following.follow(self._steps, self._journal)]
+        notes = [
+            *self._notes(),
+            *outdated(before, self._journal),
+            *self._following.follow(self._changes(), self._journal),
+        ]
         if self._example is not None:
-            fresh = [module for step in self._steps for module in step.fresh]
+            fresh = [change.added for change in self._changes() if change.added is not None]
             said = (*said, *preflight(self._root, self._example, fresh))
         for text in said:
             warn(text)
-        if sum(len(step.fresh) for step in self._steps) <= _DESCRIBED_AT_ONCE:
+        if len(self._changes()) <= _DESCRIBED_AT_ONCE:
             self._recorder.settle()
         remapping = Remapping(before, self._journal, self._following.positions())
         return Report(self._changes(), said, tuple(notes), (self._journal, remapping, self._recorder.recipe))
@@ -243,18 +245,3 @@ _open: ContextVar[tuple[Edit, ...]] = ContextVar("open transactions, the innermo
 def _still_open() -> tuple[Edit, ...]:
     """Those open here: a copied context (that of a task) goes on to list the ones that ended in another."""
     return tuple(each for each in _open.get() if each._state == "open")
-
-
-def _report_frozen(step: Step, selection: Selection, kind: str, done: Frozen) -> None:
-    """A line for each site: how many parameters and statistics changed in it."""
-    state = "frozen" if kind == "freeze" else "trainable"
-    changed = {id(parameter) for parameter in done.parameters.values()}
-    held = {id(step.tree.modules[path]) for path in done.statistics}
-    for site in selection:
-        parameters = sum(id(parameter) in changed for parameter in site.module.parameters())
-        statistics = sum(id(module) in held for module in site.module.modules())
-        what = f"{parameters} parameter{'s' * (parameters != 1)}"
-        what += f" and the statistics of {statistics} module{'s' * (statistics != 1)}" if statistics else ""
-        step.changes.append(Change(kind, site.paths, site.module, site.module, f"{what} {state}"))
-    step.frozen = bool(changed)
-    step.warnings += done.notes

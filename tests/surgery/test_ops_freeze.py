@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import modsurg
+from modsurg.errors import EditError
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.ops.freeze import freeze_modules, has_statistics, unfreeze_modules
+from modsurg.surgery.ops.freeze import apply_frozen, has_statistics, plan_freeze, plan_unfreeze
+from modsurg.tree.selection import resolve
 from modsurg.tree.walk import walk
 
 
@@ -19,14 +21,31 @@ def net(norm=nn.BatchNorm2d):
     return nn.Sequential(body, nn.Flatten(), nn.Linear(4 * 6 * 6, 2))
 
 
+class Done:
+    """What a plan says, by names."""
+
+    def __init__(self, model, changes, notes):
+        names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
+        modules = {id(m): path for path, m in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self.parameters = [names[id(p)] for change in changes for p in change.detail.parameters]
+        self.statistics = tuple(modules[id(m)] for change in changes for m in change.detail.statistics)
+        self.notes = tuple(notes)
+
+
+def run(plan, model, paths):
+    journal, tree = Journal(), walk(model)
+    changes, notes = plan(tree, resolve(tree, lambda path, module: path in paths))
+    done = Done(model, changes, notes)
+    apply_frozen(changes, journal)
+    return done, journal
+
+
 def freeze(model, *paths):
-    journal = Journal()
-    return freeze_modules(walk(model), [model.get_submodule(path) for path in paths], journal), journal
+    return run(plan_freeze, model, paths)
 
 
 def unfreeze(model, *paths):
-    journal = Journal()
-    return unfreeze_modules(walk(model), [model.get_submodule(path) for path in paths], journal), journal
+    return run(plan_unfreeze, model, paths)
 
 
 def snapshot(module):
@@ -322,3 +341,18 @@ def test_what_has_no_shape_yet_is_frozen_and_brought_back():
     modsurg.freeze(model, "0")
     model(torch.ones(1, 3))
     assert not model[0].weight.requires_grad
+
+
+def test_inference_tensors_are_not_unfrozen_and_the_line_makes_them_ordinary():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    modsurg.freeze(model, "0")
+    with pytest.raises(EditError, match=r'"0.weight" was made under torch.inference_mode') as error:
+        modsurg.unfreeze(model, "**")
+    assert not model[0].weight.requires_grad
+    names = {"model": model, "copy": copy}
+    exec(str(error.value).partition("tensors: ")[2], names)
+    model = names["model"]
+    modsurg.unfreeze(model, "**")
+    model(torch.randn(3, 2)).sum().backward()
+    assert model[0].weight.grad is not None

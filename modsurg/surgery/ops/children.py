@@ -72,25 +72,21 @@ def _named(module: nn.Module, entries: Sequence[Entry]) -> list[tuple[str, nn.Mo
     return names
 
 
-def neighbours(
-    step: Step, anchors: Iterable[tuple[str, nn.Module]], after: bool
-) -> list[tuple[nn.Module, nn.Module, list[str]]]:
+def neighbours(step: Step, anchors: Iterable[tuple[str, nn.Module]], after: bool) -> dict[int, list[str]]:
     """Put a new module before or after each anchor path; each container is rebuilt once.
 
     Returns:
-        For each new module: itself, its first anchor, and the paths at which it stands now.
+        The paths of every module after the edit, by its `id`.
 
     Raises:
         ContainerError: The parent calls its children by attribute, so that a neighbour would never run.
     """
     by_parent: dict[int, dict[str, nn.Module]] = {}
-    placed: dict[int, tuple[nn.Module, nn.Module]] = {}
     for path, new in anchors:
         parent = step.tree.parent(path)
         if not in_order(parent):
             raise ContainerError(_no_container(path, parent, new, after))
         by_parent.setdefault(id(parent), {})[last(path)] = new
-        placed.setdefault(id(new), (new, step.tree.modules[path]))
     for key, news in by_parent.items():
         parent = step.tree.modules[step.tree.paths[key][0]]
         entries: list[Entry] = []
@@ -100,8 +96,7 @@ def neighbours(
                 around.insert(len(around) if after else 0, (None, news[name]))
             entries += around
         _put(step, parent, renamed(parent, entries))
-    paths = walk(step.tree.root).paths
-    return [(new, anchor, paths[id(new)]) for new, anchor in placed.values()]
+    return walk(step.tree.root).paths
 
 
 def _no_container(path: str, parent: nn.Module, new: nn.Module, after: bool) -> str:

@@ -1,77 +1,86 @@
 """Freezing: parameters that no optimizer moves, and statistics that stay when the model trains."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from modsurg.errors import EditError
+from modsurg.surgery.changes import Change, Frozen
 from modsurg.surgery.journal import Journal
 from modsurg.tree.eval_lock import held, hold, release
+from modsurg.tree.selection import Selection
 from modsurg.tree.walk import Tree
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """What `freeze` or `unfreeze` changed.
-
-    Attributes:
-        parameters: Every parameter that changed, by its first name in the model.
-        statistics: Paths of the modules whose statistics are now held, or let go.
-        notes: What the user should know: what is shared with a part that was not meant.
-    """
-
-    parameters: Mapping[str, nn.Parameter]
-    statistics: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def freeze_modules(tree: Tree, modules: Iterable[nn.Module], journal: Journal) -> Frozen:
-    """Freeze `modules` and all that is in them.
+def plan_freeze(tree: Tree, selection: Selection) -> tuple[list[Change], list[str]]:
+    """Plan to freeze each site and all that is in it.
 
     Parameters lose `requires_grad` and their gradient, so that neither momentum nor weight decay moves them. Modules
     with running statistics (batch and instance normalisation, the vectors of spectral norm) are held in evaluation
     mode: they normalise by their statistics and never change them, also after `model.train()`. Any other mode, so
     that of dropout, stays as the model has it.
+
+    Returns:
+        The changes, and warnings about what is shared with a part that was not meant.
     """
-    roots = list(modules)
-    inside = _inside(roots)
-    parameters = {
-        id(p): p
-        for module in inside.values()
-        for p in module.parameters(recurse=False)
-        if p.requires_grad or p.grad is not None
-    }
-    holding = [module for module in inside.values() if has_statistics(module) and held(module) is None]
-    for parameter in parameters.values():
-        journal.keep_flags(parameter)
-        parameter.requires_grad = False
-        parameter.grad = None
-    for module in holding:
-        _keep_mode(module, journal)
-        hold(module)
-    notes = (*_shared(tree, roots, inside, "frozen"), *_left_out(tree, roots, inside))
-    return Frozen(*_names(tree, parameters, holding), notes)
+    changes = []
+    for site in selection:
+        parameters = tuple(p for p in site.module.parameters() if p.requires_grad or p.grad is not None)
+        statistics = tuple(m for m in site.module.modules() if has_statistics(m) and held(m) is None)
+        changes.append(_change("freeze", tree, site.module, Frozen(parameters, statistics, trainable=False)))
+    roots = selection.modules
+    return changes, [*_shared(tree, roots, "frozen"), *_left_out(tree, roots)]
 
 
-def unfreeze_modules(tree: Tree, modules: Iterable[nn.Module], journal: Journal) -> Frozen:
-    """Let `modules` and all that is in them train again, in the mode that the model was last asked for."""
-    roots = list(modules)
-    inside = _inside(roots)
-    parameters = {
-        id(p): p
-        for module in inside.values()
-        for p in module.parameters(recurse=False)
-        if not p.requires_grad and (p.is_floating_point() or p.is_complex())
-    }
-    holding = [module for module in inside.values() if held(module) is not None]
-    for parameter in parameters.values():
-        journal.keep_flags(parameter)
-        parameter.requires_grad = True
-    for module in holding:
-        _keep_mode(module, journal)
-        release(module)
-    return Frozen(*_names(tree, parameters, holding), _shared(tree, roots, inside, "trainable"))
+def plan_unfreeze(tree: Tree, selection: Selection) -> tuple[list[Change], list[str]]:
+    """Plan to let each site and all that is in it train again, in the mode that the model was last asked for.
+
+    Returns:
+        The changes, and warnings about what is shared with a part that was not meant.
+
+    Raises:
+        EditError: A parameter was made under `torch.inference_mode`.
+    """
+    changes = []
+    for site in selection:
+        parameters = tuple(
+            p for p in site.module.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())
+        )
+        _refuse_inference(site.module, site.path)
+        statistics = tuple(m for m in site.module.modules() if held(m) is not None)
+        changes.append(_change("unfreeze", tree, site.module, Frozen(parameters, statistics, trainable=True)))
+    return changes, _shared(tree, selection.modules, "trainable")
+
+
+def apply_frozen(changes: Iterable[Change], journal: Journal) -> None:
+    """Freeze or unfreeze what the plan says."""
+    for change in changes:
+        assert isinstance(change.detail, Frozen)
+        for parameter in change.detail.parameters:
+            journal.keep_flags(parameter)
+            parameter.requires_grad = change.detail.trainable
+            if not change.detail.trainable:
+                parameter.grad = None
+        for module in change.detail.statistics:
+            journal.keep_attr(module, "training")
+            journal.keep_attr(module, "train")
+            (release if change.detail.trainable else hold)(module)
+
+
+def _change(kind: Literal["freeze", "unfreeze"], tree: Tree, module: nn.Module, detail: Frozen) -> Change:
+    return Change(kind, tuple(tree.paths[id(module)]), old=module, new=module, detail=detail)
+
+
+def _refuse_inference(module: nn.Module, path: str) -> None:
+    for name, parameter in module.named_parameters(prefix=path):
+        if not is_lazy(parameter) and parameter.is_inference():
+            raise EditError(
+                f'"{name}" was made under torch.inference_mode(), so it can\'t train. '
+                "A copy made outside has ordinary tensors: model = copy.deepcopy(model)"
+            )
 
 
 def has_statistics(module: nn.Module) -> bool:
@@ -91,24 +100,9 @@ def _inside(modules: Iterable[nn.Module]) -> dict[int, nn.Module]:
     return {id(module): module for outer in modules for module in outer.modules()}
 
 
-def _keep_mode(module: nn.Module, journal: Journal) -> None:
-    journal.keep_attr(module, "training")
-    journal.keep_attr(module, "train")
-
-
-def _names(
-    tree: Tree, parameters: dict[int, nn.Parameter], holding: list[nn.Module]
-) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
-    first: dict[int, str] = {}
-    for path, module in tree.modules.items():
-        for name, parameter in module._parameters.items():
-            if id(parameter) in parameters:
-                first.setdefault(id(parameter), f"{path}.{name}" if path else name)
-    return {name: parameters[key] for key, name in first.items()}, tuple(tree.paths[id(m)][0] for m in holding)
-
-
-def _shared(tree: Tree, roots: list[nn.Module], inside: dict[int, nn.Module], state: str) -> tuple[str, ...]:
-    """What of `inside` stands outside too: a module under another parent, a parameter in another module."""
+def _shared(tree: Tree, roots: Sequence[nn.Module], state: str) -> list[str]:
+    """Name what is inside `roots` and outside too: a module under another parent, a parameter in another module."""
+    inside = _inside(roots)
     outermost = {id(module) for module in roots}
     own = {id(p) for m in inside.values() for p in m._parameters.values() if p is not None}
     notes = []
@@ -120,11 +114,12 @@ def _shared(tree: Tree, roots: list[nn.Module], inside: dict[int, nn.Module], st
         for name, parameter in module._parameters.items():
             if id(parameter) in own:
                 notes.append(f"{path}.{name}".lstrip(".") + f" is the same parameter as one inside: it is {state} too")
-    return tuple(notes)
+    return notes
 
 
-def _left_out(tree: Tree, roots: list[nn.Module], inside: dict[int, nn.Module]) -> tuple[str, ...]:
-    """Parameters of a parent itself, of whose children several were frozen: whoever selects those may forget them."""
+def _left_out(tree: Tree, roots: Sequence[nn.Module]) -> list[str]:
+    """Name the parameters of a parent itself, of whose children several are frozen: they are easily forgotten."""
+    inside = _inside(roots)
     above = Counter(tree.paths[id(root)][0].rpartition(".")[0] for root in roots)
     found = []
     for path in (path for path, children in above.items() if children > 1):
@@ -136,8 +131,8 @@ def _left_out(tree: Tree, roots: list[nn.Module], inside: dict[int, nn.Module]) 
     for path, parent, names in found[:1]:
         trains = f"{', '.join(names)} of {type(parent).__name__} itself still train{'s' * (len(names) == 1)}"
         more = f" (the like in {len(found) - 1} more modules)" if len(found) > 1 else ""
-        return (f'{trains}{more}: freeze(model, "{path or "**"}"), then unfreeze(model, ...) what is to train',)
-    return ()
+        return [f'{trains}{more}: freeze(model, "{path or "**"}"), then unfreeze(model, ...) what is to train']
+    return []
 
 
 def _owns(module: nn.Module) -> bool:

@@ -1,11 +1,12 @@
 """The structural verbs at work: replace, wrap, insert, remove, add, rename."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 from torch import nn
 
 from modsurg.errors import EditError, counted, listed
-from modsurg.surgery.changes import Change, Step, last
+from modsurg.surgery.changes import Beside, Change, Step, last
 from modsurg.surgery.ops.adopt import settle, take_place
 from modsurg.surgery.ops.aliases import rewire, tell_untied
 from modsurg.surgery.ops.checks import (
@@ -118,7 +119,9 @@ def callable_ones(
     return kept
 
 
-def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, kind: str = "replace") -> None:
+def replace_sites(
+    step: Step, selection: Selection, make: Maker, untie: bool, kind: Literal["replace", "wrap"] = "replace"
+) -> None:
     """Put what `make(old, path)` returns into the place of each site."""
     made = callable_ones(step, outermost(step, targets(step, selection, untie), make))
     for site, paths, new in made:
@@ -130,10 +133,7 @@ def replace_sites(step: Step, selection: Selection, make: Maker, untie: bool, ki
             parent = step.tree.parent(path)
             step.child(parent, last(path), new)
         tell_if_bypassed(step, paths, layers)
-        step.changes.append(Change(kind, paths, site.module, new))
-        step.replaced.append((site.module, new, paths[0]))
-        step.made.append((paths, site.module, new))
-        step.fresh.append(new)
+        step.changes.append(Change(kind, paths, old=site.module, new=new))
     rewire(
         step, {id(site.module): new for site, paths, new in made if len(paths) == len(site.paths)}, _gone(step, made)
     )
@@ -202,16 +202,16 @@ def _stands_elsewhere(tree: Tree, key: int, edited: set[str]) -> bool:
 def insert_sites(step: Step, selection: Selection, make: Maker, after: bool, untie: bool) -> None:
     """Put what `make(anchor, path)` returns before or after each site."""
     made = outermost(step, targets(step, selection, untie), make)
-    for site, paths, new in made:
-        step.made.append((paths, site.module, new))
+    for _, paths, new in made:
         _refuse_fixed(step.tree, paths)
         for path in paths:
             refuse_cycle(step.tree, path, new)
     placed = neighbours(step, [(path, new) for _, paths, new in made for path in paths], after)
-    for new, anchor, now in placed:
-        settle(step, new, anchor, step.tree.paths[id(anchor)][0], anchor.training)
-        step.changes.append(Change("insert", tuple(now), None, new))
-        step.fresh.append(new)
+    for site, paths, new in made:
+        settle(step, new, site.module, site.paths[0], site.module.training)
+        step.changes.append(
+            Change("insert", tuple(placed[id(new)]), anchor=site.module, new=new, detail=Beside(paths, after))
+        )
 
 
 def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) -> None:
@@ -228,7 +228,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
         for path in (each for each in out if not in_order(step.tree.parent(each))):
             _tell_if_spoken_of(step, path, "any more")
         if out:
-            step.changes.append(Change("remove", tuple(out), site.module, None))
+            step.changes.append(Change("remove", tuple(out), old=site.module))
         for path in rest:
             _refuse_identity(step.tree, path)
             step.child(step.tree.parent(path), last(path), identity)
@@ -236,7 +236,7 @@ def remove_sites(step: Step, selection: Selection, delete: bool, untie: bool) ->
             if not isinstance(site.module, nn.Dropout):  # which does nothing where the fast path is taken
                 tell_if_bypassed(step, rest, layers)
             settle(step, identity, site.module, rest[0], site.module.training)
-            step.changes.append(Change("remove", rest, site.module, identity))
+            step.changes.append(Change("remove", rest, old=site.module, new=identity))
     moved = without(step, cut)
     if moved:
         names = [f'"{path or type(step.tree.root).__name__}"' for path in moved]
@@ -295,8 +295,7 @@ def add_child(step: Step, path: str, child: nn.Module, before: str | None, after
     step.children(parent, entries)
     settle(step, child, parent, path, parent.training)
     paths = tuple(f"{owner}.{name}" if owner else name for owner in step.tree.paths[id(parent)])
-    step.changes.append(Change("add", paths, None, child))
-    step.fresh.append(child)
+    step.changes.append(Change("add", paths, anchor=parent, new=child))
 
 
 def rename_child(step: Step, selection: Selection, name: str) -> None:
@@ -313,4 +312,4 @@ def rename_child(step: Step, selection: Selection, name: str) -> None:
     step.children(parent, [(name if n == old else n, child) for n, child in parent._modules.items()])
     _tell_if_spoken_of(step, paths[0], f'under "{name}"')
     at = tuple(f"{owner}.{old}" if owner else old for owner in step.tree.paths[id(parent)])
-    step.changes.append(Change("rename", at, site.module, site.module, name))
+    step.changes.append(Change("rename", at, old=site.module, new=site.module, detail=name))

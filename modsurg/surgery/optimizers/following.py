@@ -6,10 +6,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modsurg.surgery.changes import Step
+from modsurg.surgery.changes import Change, Frozen
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.key_mapping import Positions
 from modsurg.surgery.optimizers.sync import Moved, follow, gather, named_parameters
+from modsurg.surgery.resize.resize import Resized
 
 
 class Following:
@@ -30,21 +31,26 @@ class Following:
         self._named = named_parameters(root) if self._optimizers else []
         self._held = self._numbers()
 
-    def follow(self, steps: Sequence[Step], journal: Journal) -> list[str]:
-        """Let every optimizer follow what the steps did; see `optimizers.follow`.
+    def follow(self, changes: Sequence[Change], journal: Journal) -> list[str]:
+        """Let every optimizer follow the changes; see `sync.follow`.
 
         Returns:
             Notes for the report.
         """
         if not self._optimizers:
             return []
+        frozen = [change.detail for change in changes if isinstance(change.detail, Frozen) and change.detail.parameters]
         moved = Moved(
             before=self._named,
             after=named_parameters(self._root),
-            replaced=[each for step in steps for each in step.replaced],
-            resized=[each for step in steps for each in step.resized],
-            thawed=set().union(*(step.thawed for step in steps)),
-            restart=any(step.frozen for step in steps),
+            replaced=[
+                (change.old, change.new, change.paths[0])
+                for change in changes
+                if change.kind in ("replace", "wrap") and change.old is not None and change.new is not None
+            ],
+            resized=[change.detail for change in changes if isinstance(change.detail, Resized)],
+            thawed={id(parameter) for each in frozen if each.trainable for parameter in each.parameters},
+            restart=bool(frozen),
         )
         return [str(each) for each in follow(self._optimizers, moved, journal) if each.changed]
 

@@ -14,7 +14,7 @@ its own `reset_parameters`.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import nn
 from modsurg.errors import ModsurgError, RecipeError, TrustError
 from modsurg.structure.build import build, describe
 from modsurg.structure.trust import Trusted
-from modsurg.surgery.changes import Step
+from modsurg.surgery.changes import Beside, Change
 from modsurg.surgery.recipes.borrowed import entered, loans, parameter_names, taken_out
 from modsurg.tree.walk import Tree
 
@@ -104,9 +104,9 @@ class Recorder:
             lambda: {"verb": "add", "path": path, **self._new(module, *_known(tree)), "before": before, "after": after}
         )
 
-    def sites(self, verb: str, step: Step, untie: bool) -> None:
-        """New modules in, around or beside the sites of a step."""
-        made, tree = list(step.made), step.tree
+    def sites(self, verb: str, changes: Sequence[Change], tree: Tree, untie: bool) -> None:
+        """New modules in, around or beside the sites of a verb, of which `tree` is the model before it."""
+        made = [_site(change) for change in changes]
         self._pending.append(lambda: {"verb": verb, "untie": untie, "sites": self._sites(made, tree)})
 
     def settle(self) -> None:
@@ -156,6 +156,14 @@ class Recorder:
         if number == len(self._modules):
             self._modules.append(blueprint)
         return {"new": number, **loan}
+
+
+def _site(change: Change) -> tuple[tuple[str, ...], nn.Module, nn.Module]:
+    """The paths of a site before the verb, the module there, and the new one."""
+    old = change.old if change.anchor is None else change.anchor
+    assert old is not None
+    assert change.new is not None
+    return change.detail.paths if isinstance(change.detail, Beside) else change.paths, old, change.new
 
 
 def _known(tree: Tree) -> tuple[dict[int, str], dict[int, str]]:
