@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modsurg.checkpoints.convert import convert
+    from modsurg.checkpoints.merge import merge
     from modsurg.checkpoints.model import load_model, save_model
     from modsurg.checkpoints.run_file import load_checkpoint, save_checkpoint
     from modsurg.checkpoints.state import load_state, read_state, save_state
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "convert": "checkpoints.convert",
+    "merge": "checkpoints.merge",
     "load_model": "checkpoints.model",
     "save_model": "checkpoints.model",
     "load_checkpoint": "checkpoints.run_file",
@@ -85,6 +87,7 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "load_state",
+    "merge",
     "read_state",
     "remove",
     "rename",

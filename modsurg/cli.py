@@ -1,4 +1,4 @@
-"""The command line: `modsurg summary`, `diff`, `convert`, `verify` and `env`.
+"""The command line: `modsurg summary`, `diff`, `convert`, `merge`, `verify` and `env`.
 
 The one place that prints. Exit status: 0 when all is well or both sides are the same, 1 when something differs or a
 file is damaged, 2 when the question could not be answered. Nothing heavy is imported before a command needs it, so that
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="modsurg", description="Look at, compare, convert and check PyTorch checkpoints.", epilog=_EPILOG
+        prog="modsurg", description="Look at, compare, convert, merge and check PyTorch checkpoints.", epilog=_EPILOG
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -97,6 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--rename", action="append", metavar="OLD=NEW", help="new names for keys, as in backbone.=; may be given again"
     )
+
+    added = command("merge", _merge, "combine checkpoints into one: an average, task arithmetic, a LoRA adapter")
+    added.add_argument("target", metavar="OUT", help=_TARGET)
+    added.add_argument("sources", metavar="FILE=WEIGHT", nargs="+", help="a checkpoint and its weight, as in a.pt=0.5")
+    added.add_argument("--method", default="linear", help="linear, slerp, task, ties or dare; linear by default")
+    added.add_argument("--base", metavar="FILE", help="what task, ties and dare compare with")
+    added.add_argument("--density", type=float, metavar="SHARE", help="differences that ties and dare keep")
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="for dare; 0 by default")
+    added.add_argument("--only", action="append", metavar="PATTERN", help="combine these keys; may be given again")
+    added.add_argument("--lora", metavar="FOLDER", help="a PEFT adapter to fold in")
 
     added = command("verify", _verify, "check sizes, header, and the stored hash of every tensor")
     added.add_argument("file", metavar="FILE", help="a checkpoint of any format")
@@ -169,6 +179,24 @@ def _convert(options: argparse.Namespace) -> int:
         "left": list(done.left),
     }
     _print(options, lambda: data, lambda: _seen(str(done).replace(f"{done.nbytes:,} bytes", size(done.nbytes))))
+    return SAME
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from modsurg.checkpoints.merge import merge
+
+    sources = []
+    for text in options.sources:
+        path, _, weight = text.rpartition("=")
+        try:
+            sources.append((path, float(weight)))
+        except ValueError:
+            raise ModsurgError(f"{text}: give FILE=WEIGHT, as in {text.rstrip('=')}=0.5") from None
+    names = ("method", "base", "density", "seed", "only", "lora")
+    with _Bar("merging") as progress:
+        done = merge(sources, options.target, progress=progress, **{name: getattr(options, name) for name in names})
+    data = {"target": str(done.target), "method": done.method, "tensors": done.tensors, "bytes": done.nbytes}
+    _print(options, lambda: data | {"lora": list(done.lora)}, lambda: _seen(str(done)))
     return SAME
 
 

@@ -18,6 +18,7 @@ ModsurgError (a ValueError)
 ├── CheckpointError          keeping a model
 │   ├── SaveError            what can't be kept, by its path; no file was touched
 │   ├── LoadError            a state that does not fit; nothing was loaded
+│   ├── MergeError           checkpoints that can't be merged; nothing was written
 │   ├── FormatError          a file that is not what its name says: cut off, lying, foreign
 │   └── IntegrityError       a stored hash that does not hold
 ├── SummaryError             a model or file that can't be looked at
@@ -124,6 +125,10 @@ class SaveError(CheckpointError):
 
 class LoadError(CheckpointError):
     """A state that does not fit the model. Nothing was loaded."""
+
+
+class MergeError(CheckpointError):
+    """Checkpoints or an adapter that can't be merged. Nothing was written."""
 
 
 class FormatError(CheckpointError):

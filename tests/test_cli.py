@@ -301,3 +301,14 @@ def test_the_bar_shows_at_a_terminal_after_a_second(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with cli._Bar("comparing") as show:
         assert show is None
+
+
+def test_merge(capsys, files):
+    a, target = files / "a.safetensors", files / "merged.safetensors"
+    status, out, _ = run(capsys, "merge", target, f"{a}=0.25", f"{a}=0.75")
+    assert (status, out.startswith(f"linear -> {target}: ")) == (0, True)
+    assert run(capsys, "diff", a, target)[0] == 0
+    status, out, _ = run(capsys, "merge", target, f"{a}=1", "--method", "task", "--base", a, "--json")
+    assert (status, json.loads(out)["method"]) == (0, "task")
+    status, _, err = run(capsys, "merge", target, a)
+    assert (status, f"give FILE=WEIGHT, as in {a}=0.5" in err) == (2, True)
