@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 _DENSITY = {"ties": 0.2, "dare": 0.1}
 _NEEDS_BASE = ("task", "ties", "dare")
 _PARALLEL = 0.9995
-_PIECE = 1 << 17
+_PIECE = 1 << 15  # elements; more would be shared out among threads, which wait for each other on a busy machine
 
 
 @dataclass(frozen=True)
