@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         replace,
         wrap,
     )
+    from modsurg.surgery.convert_norm import convert_norm
+    from modsurg.surgery.fuse import fuse
     from modsurg.surgery.optimizers.sync import sync
     from modsurg.surgery.parameters import freeze, resize, unfreeze
     from modsurg.surgery.recipes.recipe import Recipe
@@ -52,7 +54,9 @@ _HOMES = {
     "Report": "surgery.report",
     "add": "surgery.api",
     "edit": "surgery.api",
+    "convert_norm": "surgery.convert_norm",
     "freeze": "surgery.parameters",
+    "fuse": "surgery.fuse",
     "insert_after": "surgery.api",
     "insert_before": "surgery.api",
     "remove": "surgery.api",
@@ -79,9 +83,11 @@ __all__ = [
     "Trainer",
     "add",
     "convert",
+    "convert_norm",
     "diff",
     "edit",
     "freeze",
+    "fuse",
     "insert_after",
     "insert_before",
     "load_checkpoint",
