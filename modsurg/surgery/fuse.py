@@ -122,6 +122,8 @@ def _find_pairs(tree: Tree, flow: DataFlow, norms: dict[int, nn.Module]) -> tupl
             left[reason] += 1
         else:
             pairs.append(pair)
+    if uncalled := sum(not calls.keys() & set(tree.paths[key]) for key in norms):
+        left["are not called in evaluation"] = uncalled
     return pairs, left
 
 
