@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from modsurg.surgery.report import Report
     from modsurg.training.history import History
     from modsurg.training.trainer import Trainer
-    from modsurg.tree.selection import Selection, select
+    from modsurg.tree.selection import Selection, select, select_parameters
     from modsurg.views.diff.api import diff
     from modsurg.views.summary.api import Summary, summary
 
@@ -69,6 +69,7 @@ _HOMES = {
     "Trainer": "training.trainer",
     "Selection": "tree.selection",
     "select": "tree.selection",
+    "select_parameters": "tree.selection",
     "diff": "views.diff.api",
     "Summary": "views.summary.api",
     "summary": "views.summary.api",
@@ -104,6 +105,7 @@ __all__ = [
     "save_model",
     "save_state",
     "select",
+    "select_parameters",
     "summary",
     "sync",
     "unfreeze",

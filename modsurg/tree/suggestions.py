@@ -1,4 +1,4 @@
-"""What to say when nothing matches: the paths that are nearest to what was asked for."""
+"""Suggest paths when nothing matches: those that are nearest to what was asked for."""
 
 import re
 from collections import Counter
@@ -11,11 +11,11 @@ from torch import nn
 
 from modsurg.errors import counted
 from modsurg.tree.patterns import is_exact, matcher
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, join, last, named_parameters, split
 
 
 def nearest(tree: Tree, where: object) -> str:
-    """The message of a `NoMatchError`: what was asked for, in which model, and what is nearest."""
+    """Write the message of a `NoMatchError`: what was asked for, in which model, and what is nearest."""
     root = type(tree.root).__name__
     if isinstance(where, str):
         return f'nothing {"at" if is_exact(where) else "matches"} "{where}" in {root}{_hint(tree, where)}'
@@ -31,22 +31,43 @@ def nearest(tree: Tree, where: object) -> str:
         return f"no {names} in {root}. It has {', '.join(f'{name} ({n})' for name, n in classes.most_common(6))}."
     if callable(where):
         return f"the predicate holds for none of the {counted(len(tree.paths), 'module', 'modules')} of {root}."
+    if not where:
+        return f"the {'list' if isinstance(where, list) else 'selection'} is empty: it selects nothing in {root}."
     return f"none of the selected modules is in {root} any more; select again."
+
+
+def nearest_parameters(tree: Tree, where: object) -> str:
+    """Write the message of a `NoMatchError` where parameters can be selected as well."""
+    if isinstance(where, nn.Parameter):
+        return f"this {type(where).__name__} is not in {type(tree.root).__name__}; select it by its path."
+    if not isinstance(where, str):
+        return nearest(tree, where)
+    parent = tree.modules.get(split(where)[0])
+    if is_exact(where) and (parent is None or not parent._parameters):
+        return nearest(tree, where)
+    names = list(dict.fromkeys(name for name, _ in named_parameters(tree)))
+    ends = {last(name): name for name in reversed(names)}
+    close = get_close_matches(where, names[:2000], 3, 0.6)
+    close += [ends[end] for end in get_close_matches(last(where).strip("*?"), list(ends)[:2000], 3, 0.6)]
+    found = list(dict.fromkeys(close))[:3]
+    hint = f" Nearest: {_quoted(found)}." if found else ""
+    at = "at" if is_exact(where) else "matches"
+    return f'no module and no parameter {at} "{where}" in {type(tree.root).__name__}.{hint}'
 
 
 def _hint(tree: Tree, where: str) -> str:
     if where.startswith("re:"):
         return f"; it must match a whole path, such as {_quoted(islice(tree.modules, 1, 4))}."
     segments = where.split(".")
-    slot = _slot(tree, segments)
-    if slot:
-        return slot
+    explained = _explain_path(tree, segments)
+    if explained:
+        return explained
     if is_exact(where) or "[" in where:
         segments = [segment for segment in re.split(r"[./\[\]]", where) if segment]  # as in layers[0].conv, layers/0
     descended = [*_descend(tree, "", segments), *_shifted(tree, segments)]
     found = list(dict.fromkeys([*descended, *_same_end(tree, segments[-1:], close=not descended)]))[:3]
     name = "".join(segments[-1:])
-    if not any(path.rpartition(".")[2] == name for path in found):
+    if not any(last(path) == name for path in found):
         alike = sum(type(tree.modules[paths[0]]).__name__ == name for paths in tree.paths.values())
         if alike:
             return f": {name} is the class of {counted(alike, 'module', 'modules')}; give the class, not its name."
@@ -56,7 +77,7 @@ def _hint(tree: Tree, where: str) -> str:
 
 
 def _shifted(tree: Tree, segments: list[str]) -> list[str]:
-    """Paths that lack some of the first segments, or have others before them."""
+    """Find paths that lack some of the first segments, or have others before them."""
     for start in range(len(segments) - 1):
         end = f".{'.'.join(segments[start:])}"
         found = [path for path in tree.modules if path.endswith(end) or (start and path == end[1:])]
@@ -65,14 +86,14 @@ def _shifted(tree: Tree, segments: list[str]) -> list[str]:
     return []
 
 
-def _slot(tree: Tree, segments: list[str]) -> str | None:
-    """A hint for a place that is there but empty, or a number past the end of its container."""
+def _explain_path(tree: Tree, segments: list[str]) -> str | None:
+    """Explain a child that is None, a tensor, or a number past the end of its container."""
     parent = tree.modules.get(".".join(segments[:-1]))
     if parent is None:
-        return _slot(tree, segments[:-1]) if len(segments) > 1 else None
+        return _explain_path(tree, segments[:-1]) if len(segments) > 1 else None
     path, name = ".".join(segments), segments[-1]
     if parent._modules.get(name, parent) is None or (name in parent.__dict__ and parent.__dict__[name] is None):
-        return f': the slot is empty (None). Fill it: add(model, "{path}", module).'
+        return f': it is None. Try: add(model, "{path}", module).'
     if name in parent._parameters or name in parent._buffers:
         named = f'; name the module: "{".".join(segments[:-1])}"' if len(segments) > 1 else ""
         return f": {name} is a tensor of {type(parent).__name__}, not a module{named}."
@@ -86,7 +107,7 @@ def _slot(tree: Tree, segments: list[str]) -> str | None:
 
 
 def _descend(tree: Tree, path: str, segments: list[str]) -> list[str]:
-    """Existing paths that follow the segments, each segment exactly or else by its closest names."""
+    """Find paths that follow the segments, each segment exactly or else by its closest names."""
     if not segments:
         return [path] if path else []
     names = [name for name, child in tree.modules[path]._modules.items() if child is not None]
@@ -103,18 +124,18 @@ def _descend(tree: Tree, path: str, segments: list[str]) -> list[str]:
             candidates = names[: -3 if len(names) > 2 else -len(names) - 1 : -1]
     found: list[str] = []
     for name in candidates:
-        child = f"{path}.{name}" if path else name
+        child = join(path, name)
         found += _descend(tree, child, rest) if child in tree.modules else []
     return found
 
 
-def _same_end(tree: Tree, last: list[str], close: bool) -> list[str]:
-    """Paths anywhere that end with this segment, or else with a name that is close to it."""
+def _same_end(tree: Tree, segments: list[str], close: bool) -> list[str]:
+    """Find paths anywhere that end with this segment, or else with a name that is close to it."""
     ends: dict[str, str] = {}
     for path in tree.modules:
-        ends.setdefault(path.rpartition(".")[2], path)
+        ends.setdefault(last(path), path)
     ends.pop("", None)
-    name = "".join(last).strip()
+    name = "".join(segments).strip()
     if name in ends:
         return [ends[name]]
     return [ends[name] for name in get_close_matches(name.strip("*?"), list(ends)[:2000], 3, 0.6)] if close else []

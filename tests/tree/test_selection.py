@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import select
+from modsurg import replace, select
 from modsurg.errors import CountError, NoMatchError, WhereError
 
 
@@ -107,7 +107,7 @@ def test_a_typo_in_any_segment_names_the_nearest_path():
 def test_an_empty_slot_is_told_apart():
     model = nn.Sequential(nn.ReLU())
     model.register_module("downsample", None)
-    with pytest.raises(NoMatchError, match=r'empty \(None\). Fill it: add\(model, "downsample", module\)'):
+    with pytest.raises(NoMatchError, match=r'it is None. Try: add\(model, "downsample", module\)'):
         select(model, "downsample")
 
 
@@ -138,7 +138,7 @@ def test_the_nearest_paths_and_no_others():
         ("model.blocks.0.conv", 'Nearest: "blocks.0.conv"'),
         ("1.conv", 'Nearest: "blocks.1.conv"'),
         ("blocks.7.conv", '"blocks" has 2 children, 0 to 1'),
-        ("blocks.0.skip.0.conv", r"the slot is empty \(None\). Fill it: add\(model, \"blocks.0.skip\", module\)"),
+        ("blocks.0.skip.0.conv", r"it is None. Try: add\(model, \"blocks.0.skip\", module\)"),
         ("blocks.0.conv.weight.data", "weight is a tensor of Conv2d, not a module"),
         ("blocks.0. conv", 'Nearest: "blocks.0.conv"'),
         (".", "nothing at"),
@@ -169,7 +169,7 @@ def test_a_union_of_classes():
     [
         ((nn.ReLU, 3), "does not hold classes only; give classes"),
         (lambda path: True, "can't be called with a path and a module: too many positional arguments"),
-        (["0", "1"], r"is a list; give a path, .*; several are select\(model, a\) \| select\(model, b\)"),
+        ({"0", "1"}, "is a set; give a path, .* or a list of these"),
     ],
 )
 def test_a_where_of_another_kind_is_refused(where, said):
@@ -188,3 +188,88 @@ def test_what_is_no_model_is_refused(model, said):
 def test_a_compiled_part_is_looked_through():
     model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), backend="eager"))
     assert select(model, "0.1").paths == select(model, "0.-1").paths == ("0._orig_mod.1",)
+
+
+@pytest.fixture
+def tied():
+    shared = nn.Linear(2, 2)
+    return nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(2, 2))
+
+
+def test_two_names_of_one_module_are_both_kept(tied):
+    both = select(tied, "0") | select(tied, "2")
+    (site,) = both
+    assert site.matched == ("0", "2")
+    old = tied[0]
+    replace(tied, both, lambda old: nn.Linear(2, 3), untie=True)
+    assert old not in tied.modules()
+
+
+def test_minus_takes_away_paths(tied):
+    (first, second) = select(tied, nn.Linear) - "2"
+    assert (first.matched, first.paths, second.matched) == (("0",), ("0", "2"), ("3",))
+    assert (select(tied, nn.Linear) - ["0", "2"]).paths == ("3",)
+    assert len(select(tied, "0") - "0") == 0
+
+
+def test_and_keeps_common_paths(tied):
+    assert [site.matched for site in select(tied, "**") & "2"] == [("2",)]
+    assert len(select(tied, "0") & "2") == 0
+
+
+@pytest.mark.parametrize(
+    "combine, paths",
+    [
+        (lambda s: s & nn.Linear, ("0", "3")),
+        (lambda s: s & (lambda path, module: path == "1"), ("1",)),
+        (lambda s: s - "0" - "2" - "", ("1", "3")),
+        (lambda s: s & ["3", nn.ReLU], ("1", "3")),
+        (lambda s: (s & "3") | nn.ReLU, ("1", "3")),
+        (lambda s: s & nn.LSTM, ()),
+        (lambda s: s - "9" & "3", ("3",)),
+    ],
+)
+def test_the_other_side_of_an_operator_is_resolved(tied, combine, paths):
+    assert combine(select(tied, "**")).paths == paths
+
+
+def test_an_empty_selection_says_so(tied):
+    with pytest.raises(NoMatchError, match="the selection is empty: it selects nothing in Sequential"):
+        replace(tied, select(tied, "0") - "0", nn.ReLU)
+
+
+def test_that_nothing_matches_can_be_asserted(tied):
+    assert len(select(tied, nn.Dropout, count=0)) == 0
+    assert len(select(tied, ["9", nn.Dropout], count=0)) == 0
+    report = replace(tied, nn.Dropout, nn.Identity, count=0)
+    assert report.changes == ()
+    with pytest.raises(CountError, match='count=0, but 1 site matches in Sequential: "1"'):
+        replace(tied, nn.ReLU, nn.GELU, count=0)
+
+
+def test_a_list_is_all_of_its_forms_in_their_order(tied):
+    assert select(tied, ["3", nn.ReLU, "0"]).paths == ("3", "1", "0")
+    assert select(tied, [["3"], select(tied, "0"), lambda path, module: path == "3"]).paths == ("3", "0")
+    assert [site.matched for site in select(tied, ["2", "0"])] == [("2", "0")]
+    assert len(replace(tied, ["3", nn.ReLU], nn.Identity).changes) == 2
+
+
+def test_each_form_of_a_list_must_match(tied):
+    with pytest.raises(NoMatchError, match='nothing at "9" in Sequential: it has 4 children'):
+        select(tied, ["0", "9"])
+    with pytest.raises(NoMatchError, match="the list is empty"):
+        select(tied, [])
+
+
+def test_the_repr_of_a_site_is_one_line(tied):
+    assert [repr(site) for site in select(tied, "2") | nn.ReLU] == [
+        "<Linear at '2' (also '0')>",
+        "<ReLU at '1'>",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:1 match lies inside an edited one")
+def test_an_edit_of_a_list_takes_the_outer_sites_first():
+    model = nn.Sequential(nn.Sequential(nn.ReLU()))
+    report = replace(model, ["0.0", "0"], nn.Identity)
+    assert [change.paths for change in report.changes] == [("0",)]

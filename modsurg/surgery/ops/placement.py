@@ -36,7 +36,7 @@ def targets(step: Step, selection: Selection, untie: bool) -> list[tuple[Site, t
         WrapperError: A place inside DDP, FSDP or TorchScript.
     """
     sites = [site for site in selection if "" not in site.matched]
-    if not sites:
+    if not sites and len(selection):
         root = type(step.tree.root).__name__
         raise EditError(f"the root {root} has no place in a tree; assign your variable instead: model = new.")
     chosen = [(site, site.matched if untie else site.paths) for site in sites]
