@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: `modsurg summary`, `diff`, `convert`, `merge`, `verify` and `env`.
 
 The one place that prints. Exit status: 0 when all is well or both sides are the same, 1 when something differs or a
@@ -19,13 +20,16 @@ from modsurg.errors import FormatError, ModsurgError, counted
 if TYPE_CHECKING:
     import torch
 
+    from modsurg.views.diff.result import Diff
+    from modsurg.views.summary.api import Summary
+
 SAME, DIFFERENT, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 _SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _PART = "of a file of torch.save with several things in it, the one under this name, such as optimizer"
 _EACH_ITS_PART = ". --part is for both files; in Python: diff(read_state(A, part=...), read_state(B))"
 _TARGET = "the suffix chooses: .safetensors, .pt, .pth, .bin; none is a directory of DCP"
-_EPILOG = "exit status: 0 same or well, 1 different or damaged, 2 error. Each command has its own --help."
+_EPILOG = "exit status: 0 identical or valid, 1 different or damaged, 2 error. Each command has its own --help."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    options, unknown = _parser().parse_known_args(arguments)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+        from argcomplete import autocomplete
+
+        autocomplete(parser)
+    options, unknown = parser.parse_known_args(arguments)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for stream in (sys.stdout, sys.stderr):
@@ -65,54 +74,113 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="modsurg", description="Look at, compare, convert, merge and check PyTorch checkpoints.", epilog=_EPILOG
-    )
+    description = "Look at, compare, convert, merge and check PyTorch checkpoints."
+    parser = argparse.ArgumentParser(prog="modsurg", description=description, epilog=_EPILOG)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    for name, (function, text, example, add_arguments) in _commands().items():
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.\n\nexample: modsurg {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         added.add_argument("--json", action="store_true", help="print JSON")
+        add_arguments(added)
         added.set_defaults(command=function, parser=added)
-        return added
+    return parser
 
-    added = command("summary", _summary, "print a checkpoint as a tree, without its code")
-    added.add_argument("file", metavar="FILE", help="a checkpoint of any format")
-    added.add_argument("--depth", type=int, metavar="N", help="levels to show")
-    added.add_argument("--where", metavar="PATTERN", help="only these: a path, a glob such as 'layer4.**', or re:...")
-    added.add_argument("--part", metavar="NAME", help=_PART)
 
-    added = command("diff", _diff, "compare two checkpoints: structure, shapes, dtypes and every value")
-    added.add_argument("old", metavar="A", help="a checkpoint of any format")
-    added.add_argument("new", metavar="B", help="another, of the same format or not")
-    added.add_argument("--part", metavar="NAME", help=_PART)
+Command = tuple[Callable[[argparse.Namespace], int], str, str, Callable[[argparse.ArgumentParser], None]]
 
-    added = command("convert", _convert, "write a checkpoint in another format, tensor by tensor")
-    added.add_argument("source", metavar="SOURCE", help="a checkpoint of any format")
-    added.add_argument("target", metavar="TARGET", help=_TARGET)
-    added.add_argument("--dtype", help="for floating tensors, such as bfloat16 or bf16")
-    added.add_argument("--shard-size", metavar="SIZE", help="split into files of at most this size, such as 5GB")
-    added.add_argument("--only", action="append", metavar="PATTERN", help="only these keys; may be given again")
-    added.add_argument(
+
+def _commands() -> dict[str, Command]:
+    """What runs, what it does, an example, and what adds its arguments, by name."""
+    return {
+        "summary": (
+            _summary,
+            "print a checkpoint as a tree, without its code",
+            "summary model.safetensors --depth 2",
+            _add_summary,
+        ),
+        "diff": (
+            _diff,
+            "compare two checkpoints: structure, shapes, dtypes and every value",
+            "diff before.safetensors after.pt",
+            _add_diff,
+        ),
+        "convert": (
+            _convert,
+            "write a checkpoint in another format, tensor by tensor",
+            "convert model.pt model.safetensors --dtype bf16",
+            _add_convert,
+        ),
+        "merge": (
+            _merge,
+            "combine checkpoints into one: an average, task arithmetic, a LoRA adapter",
+            "merge soup.safetensors a.safetensors=0.5 b.safetensors=0.5",
+            _add_merge,
+        ),
+        "verify": (
+            _verify,
+            "check sizes, header, and the stored hash of every tensor",
+            "verify model.safetensors",
+            _add_file,
+        ),
+        "env": (_env, "print versions, devices and memory, for a bug report", "env", lambda parser: None),
+    }
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a checkpoint of any format")
+
+
+def _add_summary(parser: argparse.ArgumentParser) -> None:
+    _add_file(parser)
+    parser.add_argument("--depth", type=int, metavar="N", help="levels to show")
+    parser.add_argument("--expand", choices=["first"], help="open the first of each run of equal blocks")
+    parser.add_argument("--where", metavar="PATTERN", help="only these: a path, a glob such as 'layer4.**', or re:...")
+    parser.add_argument("--part", metavar="NAME", help=_PART)
+    _add_outputs(parser)
+
+
+def _add_diff(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("old", metavar="A", help="a checkpoint of any format")
+    parser.add_argument("new", metavar="B", help="another, of the same format or not")
+    parser.add_argument("--part", metavar="NAME", help=_PART)
+    parser.add_argument(
+        "--atol", type=float, default=0.0, metavar="X", help="values that differ by at most X are equal"
+    )
+    _add_outputs(parser)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint of any format")
+    parser.add_argument("target", metavar="TARGET", help=_TARGET)
+    parser.add_argument("--dtype", help="for floating tensors, such as bfloat16 or bf16")
+    parser.add_argument("--shard-size", metavar="SIZE", help="split into files of at most this size, such as 5GB")
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="only these keys; may be given again")
+    parser.add_argument(
         "--rename", action="append", metavar="OLD=NEW", help="new names for keys, as in backbone.=; may be given again"
     )
 
-    added = command("merge", _merge, "combine checkpoints into one: an average, task arithmetic, a LoRA adapter")
-    added.add_argument("target", metavar="OUT", help=_TARGET)
-    added.add_argument("sources", metavar="FILE=WEIGHT", nargs="+", help="a checkpoint and its weight, as in a.pt=0.5")
-    added.add_argument("--method", default="linear", help="linear, slerp, task, ties or dare; linear by default")
-    added.add_argument("--base", metavar="FILE", help="what task, ties and dare compare with")
-    added.add_argument("--density", type=float, metavar="SHARE", help="differences that ties and dare keep")
-    added.add_argument("--seed", type=int, default=0, metavar="N", help="for dare; 0 by default")
-    added.add_argument("--only", action="append", metavar="PATTERN", help="combine these keys; may be given again")
-    added.add_argument("--lora", metavar="FOLDER", help="a PEFT adapter to fold in")
 
-    added = command("verify", _verify, "check sizes, header, and the stored hash of every tensor")
-    added.add_argument("file", metavar="FILE", help="a checkpoint of any format")
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="OUT", help=_TARGET)
+    parser.add_argument("sources", metavar="FILE=WEIGHT", nargs="+", help="a checkpoint and its weight, as in a.pt=0.5")
+    parser.add_argument("--method", default="linear", help="linear, slerp, task, ties or dare; linear by default")
+    parser.add_argument("--base", metavar="FILE", help="what task, ties and dare compare with")
+    parser.add_argument("--density", type=float, metavar="SHARE", help="differences that ties and dare keep")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for dare; 0 by default")
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="combine these keys; may be given again")
+    parser.add_argument("--lora", metavar="FOLDER", help="a PEFT adapter to fold in")
 
-    command("env", _env, "print versions, devices and memory, for a bug report")
-    return parser
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--html", metavar="FILE", help="write a page there as well")
+    parser.add_argument("--svg", metavar="FILE", help="write a picture there as well")
+    parser.add_argument("--width", type=int, metavar="N", help="columns; by default those of the terminal")
 
 
 class _Version(argparse.Action):
@@ -129,8 +197,8 @@ def _summary(options: argparse.Namespace) -> int:
     from modsurg.views.summary.api import summary
     from modsurg.views.text import at_terminal, in_colour
 
-    found = summary(options.file, depth=options.depth, where=options.where, part=options.part)
-    _print(options, found.to_dict, lambda: found.render(color=in_colour(), bars=at_terminal()))
+    found = summary(options.file, depth=options.depth, where=options.where, part=options.part, expand=options.expand)
+    _print_view(options, found, lambda: found.render(options.width, color=in_colour(), bars=at_terminal()))
     return SAME
 
 
@@ -146,9 +214,9 @@ def _diff(options: argparse.Namespace) -> int:
             if options.part is None:
                 raise
             raise FormatError(f"{error}{_EACH_ITS_PART}") from error
-        found = diff(old, new, progress=progress)
+        found = diff(old, new, atol=options.atol, progress=progress)
     same = "" if found else f"same: {counted(found.tensors, 'tensor', 'tensors')}, {size(found.nbytes)}"
-    _print(options, found.to_dict, lambda: "\n".join(filter(None, [same, found.render(color=in_colour())])))
+    _print_view(options, found, lambda: "\n".join(filter(None, [same, found.render(options.width, color=in_colour())])))
     return DIFFERENT if found else SAME
 
 
@@ -227,6 +295,18 @@ def _env(options: argparse.Namespace) -> int:
 
 def _print(options: argparse.Namespace, data: Callable[[], Any], text: Callable[[], str]) -> None:
     print(json.dumps(data(), indent=2, ensure_ascii=False, allow_nan=False) if options.json else text())
+
+
+def _print_view(options: argparse.Namespace, view: "Summary | Diff", text: Callable[[], str]) -> None:
+    """Write the files that were asked for, and print."""
+    from modsurg.checkpoints.formats.atomic import writing
+
+    for path, render in ((options.html, view.to_html), (options.svg, view.to_svg)):
+        if path is not None:
+            content = render().encode()
+            with writing(path, len(content)) as file:
+                file.write(content)
+    _print(options, view.to_dict, view.to_markdown if options.markdown else text)
 
 
 def _seen(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import modsurg
-from modsurg.cli import main
+from modsurg.cli import _parser, main
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_a_part_that_only_one_of_two_has(capsys, tmp_path):
 
 def test_summary_does_not_import_torch(files):
     code = (
-        "import sys; from modsurg.cli import main; status = main(sys.argv[1:]); "
+        "import sys; from modsurg.cli import _parser, main; status = main(sys.argv[1:]); "
         "heavy = {'torch', 'numpy', 'rich', 'safetensors'} & set(sys.modules); sys.exit(str(heavy or '') or status)"
     )
     done = process("-c", code, "summary", str(files / "a.safetensors"))
@@ -312,3 +313,24 @@ def test_merge(capsys, files):
     assert (status, json.loads(out)["method"]) == (0, "task")
     status, _, err = run(capsys, "merge", target, a)
     assert (status, f"give FILE=WEIGHT, as in {a}=0.5" in err) == (2, True)
+
+
+def test_a_view_in_other_forms(capsys, files):
+    a, b = files / "a.safetensors", files / "b.safetensors"
+    assert run(capsys, "summary", a, "--markdown")[1].startswith("a.safetensors, float32")
+    for command in (("summary", a), ("diff", a, b)):
+        page, picture = files / "out.html", files / "out.svg"
+        run(capsys, *command, "--html", page, "--svg", picture)
+        assert page.read_text().startswith("<!doctype html>")
+        assert picture.read_text().startswith("<svg ")
+    status, out, _ = run(capsys, "diff", a, b, "--width", "60")
+    assert max(map(len, out.splitlines())) <= 60
+    assert (status, run(capsys, "diff", a, b, "--atol", "1e9")[0]) == (1, 0)
+
+
+def test_every_help_has_an_example_that_parses(capsys):
+    for name in ("summary", "diff", "convert", "merge", "verify", "env"):
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        example = re.search("^example: modsurg (.+)$", capsys.readouterr().out, re.MULTILINE)[1]
+        assert _parser().parse_args(example.split()).command

@@ -1,6 +1,7 @@
 """Numbers, sizes and shapes as people write them, and how a text stands in a terminal: how wide, in which colours."""
 
 import os
+import re
 import sys
 import textwrap
 import unicodedata
@@ -81,6 +82,16 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def longest_run(text: str, character: str) -> int:
+    """Length of the longest run of a character.
+
+    Example:
+        >>> longest_run("a``b`", "`")
+        2
+    """
+    return max(map(len, re.findall(f"{re.escape(character)}+", text)), default=0)
 
 
 def cells(text: str) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import modsurg
-from modsurg.errors import FormatError
+from modsurg.errors import FormatError, SummaryError
 from modsurg.views.diff.api import diff
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -546,3 +546,48 @@ def test_a_default_device_changes_nothing(tmp_path):
     with torch.device("meta"):
         assert diff(*paths).render() == expected
     assert "head" in expected
+
+
+def test_keys_that_lie_in_other_keys():
+    state = {"a": torch.rand(2), "a.b": torch.rand(3), "c.d": torch.rand(1), "c": torch.rand(2)}
+    assert not diff(state, dict(reversed(state.items())))
+    for key in state:
+        other = {name: value.clone() for name, value in state.items()}
+        other[key][0] = 7
+        assert kinds(diff(state, other)) == [("values", key, key)]
+        del other[key]
+        assert kinds(diff(state, other)) == [("removed", key, key)]
+        assert kinds(diff(other, state)) == [("added", None, key)]
+
+
+def test_a_moved_prefix_is_one_line(net):
+    state = net.state_dict()
+    head = {"head.weight": torch.rand(2, 2)}
+    old = {f"backbone.{key}": value for key, value in state.items()} | head
+    found = diff(old, state | head)
+    assert str(found).splitlines()[0] == "~ backbone.* -> *  3 moved"
+    assert {change.kind for change in found} == {"moved"} | {"removed"} & {change.kind for change in found}
+
+
+def test_a_tolerance(net):
+    new = copy.deepcopy(net)
+    with torch.no_grad():
+        new.fc.bias += 1e-4
+        new.fc.weight[0, 0] += 1
+    found = diff(net, new, atol=1e-3)
+    assert kinds(found) == [("values", "fc.weight", "fc.weight")]
+    assert "! 1 tensor differs by at most atol=0.001, and count as equal" in str(found)
+    assert not diff(net, new, atol=2)
+    assert kinds(diff(net, new)) == [("values", "fc.weight", "fc.weight"), ("values", "fc.bias", "fc.bias")]
+    with pytest.raises(SummaryError, match="atol='a' must be a number, 0 or more"):
+        diff(net, new, atol="a")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_differences_that_are_rounding_are_told(net, dtype):
+    rounded = {key: value.to(dtype) if value.is_floating_point() else value for key, value in net.state_dict().items()}
+    name = str(dtype).removeprefix("torch.")
+    assert f"all differences are within the rounding of {name}" in str(diff(net.state_dict(), rounded))
+    with torch.no_grad():
+        net.fc.bias[0] += 1
+    assert "rounding" not in str(diff(net.state_dict(), rounded))

@@ -1,7 +1,8 @@
 """What differs between two models, states or files: `diff`."""
 
+import math
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from modsurg.checkpoints.formats.registry import open_source
 from modsurg.checkpoints.formats.source import Source
-from modsurg.errors import listed
+from modsurg.errors import SummaryError, counted, listed
 from modsurg.tree.garbage import uncollected
 from modsurg.views.diff.build import Side, two_sides
 from modsurg.views.diff.changes import Changes
@@ -22,7 +23,7 @@ from modsurg.views.diff.values import Key, Values, compare_values
 Progress = Callable[[int, int], object]
 
 
-def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
+def diff(old: object, new: object, *, atol: float = 0.0, progress: Progress | None = None) -> Diff:
     """Compare two models, states or files, in any mix: structure, shapes, dtypes, requires_grad, ties and values.
 
     Modules and tensors are matched by what they are and hold, not only by name: what was renamed, moved, wrapped or
@@ -35,6 +36,7 @@ def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
     Args:
         old: A model, a state_dict or any nested dictionary of tensors and numbers, what `read_state` gives, or a path.
         new: The same.
+        atol: Values that differ by at most this are equal; a note counts the tensors. By default every bit counts.
         progress: Called with the bytes compared so far and in all, after each tensor.
 
     Returns:
@@ -62,7 +64,7 @@ def diff(old: object, new: object, *, progress: Progress | None = None) -> Diff:
     with ExitStack() as stack:
         opened = [_opened(thing, stack) for thing in (old, new)]
         with uncollected():
-            comparison = _Comparison(*two_sides(*opened), progress)
+            comparison = _Comparison(*two_sides(*opened), _checked_tolerance(atol), progress)
         return comparison.result(_notes(*opened))
 
 
@@ -89,11 +91,26 @@ def _notes(old: object, new: object) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
+def _checked_tolerance(atol: float) -> float:
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < math.inf:
+        raise SummaryError(f"atol={atol!r} must be a number, 0 or more")
+    return float(atol)
+
+
+def _rounding(differences: Sequence[Values]) -> list[str]:
+    """Say so where rounding to one dtype explains every difference in values."""
+    worst = max((found.max_rel for found in differences), default=0.0)
+    bits = {"float32": 24, "float16": 11, "bfloat16": 8}
+    found = next((name for name, each in bits.items() if differences and worst <= 1.001 * 2.0**-each), None)
+    return [f"all differences are within the rounding of {found}"] if found else []
+
+
 class _Comparison:
     """Two sides being compared."""
 
-    def __init__(self, old: Side, new: Side, progress: Progress | None) -> None:
+    def __init__(self, old: Side, new: Side, atol: float, progress: Progress | None) -> None:
         self._old, self._new = old, new
+        self._atol = atol
         self._progress = progress or (lambda done, total: None)
         self._matching = Matching(old.root, new.root)
         self._values: dict[tuple[Hashable, Hashable], Values | None] = {}
@@ -106,6 +123,12 @@ class _Comparison:
             moved = changed and repair(self._matching, changed)
         if moved:
             self._compare()
+        close = [key for key, found in self._values.items() if found is not None and found.max_abs <= self._atol > 0]
+        if close:
+            count = counted(len(close), "tensor differs", "tensors differ")
+            notes = [*notes, f"{count} by at most atol={self._atol:g}, and count as equal"]
+            self._values |= dict.fromkeys(close)
+        notes = [*notes, *_rounding([found for found in self._values.values() if found is not None])]
         with uncollected():
             changes = tuple(Changes(self._old, self._new, self._matching, self._values))
         if self._absent:

@@ -207,14 +207,15 @@ def _insert(node: Node, key: str, value: object) -> None:
     for part in parents:
         node = node.children.setdefault(part, Node(_joined(node.path, part), node))
     path = _joined(node.path, name)
+    child = node.children.setdefault(name, Node(path, node))  # a key may lie inside another: "a" and "a.b"
     tensor = as_tensor(value)
     if tensor is not None:
         value = Held(tensor, _identity(tensor))
     if isinstance(value, (Held, Stored)):
-        node.children[name] = Node(path, node, leaf=value)
+        child.leaf = value
     else:
-        kind = type(value).__name__
-        node.children[name] = Node(path, node, kind, details={"": text_of(value) or opaque(kind)})
+        child.kind = type(value).__name__
+        child.details = {"": text_of(value) or opaque(child.kind)}
 
 
 def _joined(path: str, name: str) -> str:

@@ -70,6 +70,10 @@ class Changes:
         if old.is_value:
             if old.details != new.details:
                 yield Change("value", new.path, old.path, old.details[""], new.details[""])
+        elif old.leaf is not None and new.leaf is None:
+            yield Change("removed", old.path, old.path, old.described, "")
+        elif old.leaf is None and new.leaf is not None:
+            yield Change("added", new.path, None, "", new.described)
         elif old.leaf is not None and new.leaf is not None:
             yield from self._ties.change(old, new)
             yield from self._tensor(old, new, old.leaf, new.leaf)

@@ -206,6 +206,8 @@ def _kind(node: Node) -> Hashable:
 
 
 def _is_same_kind(old: Node, new: Node) -> bool:
+    if old.children and new.children and not (old.is_module or new.is_module):
+        return True  # keys that lie in them; a tensor beside those may come and go
     return (old.leaf is None, old.is_value) == (new.leaf is None, new.is_value) and (
         old.is_value or (old.kind, old.origin) == (new.kind, new.origin)
     )
@@ -239,7 +241,7 @@ def _placed(olds: list[Node], news: list[Node]) -> list[Pair]:
     else:
         names = {node.name: node for node in news}
         pairs = [(node, names[node.name]) for node in olds if node.name in names]
-    return [(old, new) for old, new in pairs if (old.leaf is None) == (new.leaf is None)]
+    return [(old, new) for old, new in pairs if (old.leaf is None) == (new.leaf is None) or _is_same_kind(old, new)]
 
 
 def _split(olds: list[Node], news: list[Node], found: list[tuple[int, int]]) -> tuple[list[Pair], list[Group]]:

@@ -4,13 +4,14 @@ import html
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modsurg.views.diff.layout import Line, folded, laid_out
 from modsurg.views.diff.values import Values
-from modsurg.views.text import in_colour, visible
+from modsurg.views.svg import Style, draw_svg
+from modsurg.views.text import in_colour, longest_run, visible
 
 Kind = Literal[
     "added",
@@ -151,7 +152,19 @@ class Diff:
     def to_markdown(self) -> str:
         """A code block that GitHub colours, with ! for what changed."""
         rows = "\n".join(("!" if mark == "~" else mark) + text for mark, text in self._rows(100))
-        return f"```diff\n{rows}\n```"
+        fence = "`" * max(3, 1 + longest_run(rows, "`"))  # a name in a stranger's file must not end the block
+        return f"{fence}diff\n{rows}\n{fence}"
+
+    def to_html(self) -> str:
+        """Return a whole page."""
+        title = html.escape(visible(f"{self.old} -> {self.new}"))
+        return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{self._repr_html_()}\n'
+
+    def to_svg(self, width: int = 100) -> str:
+        """Return a picture of the text, light or dark as the reader's theme."""
+        styles: dict[str, Style] = {"+": "number", "-": "removed", "~": "note", "!": "note"}
+        rows = self._rows(width) or [(" ", " no differences")]
+        return draw_svg([[(mark + text, styles.get(mark, "plain"))] for mark, text in rows])
 
     def _repr_html_(self) -> str:
         colours = {"+": "#2da44e", "-": "#cf222e", "~": "#bf8700"}
@@ -163,7 +176,7 @@ class Diff:
 
     def _rows(self, width: int) -> list[tuple[str, str]]:
         """Mark and text of each row."""
-        rows = laid_out(folded([_visible(_line(change)) for change in _spanning(self.changes)]), width)
+        rows = laid_out(folded([_visible(_line(change)) for change in _fold_prefixes(_spanning(self.changes))]), width)
         if len(rows) > 1 and len(self.changes) > 1:
             counts = [f"{count:,} {_NAMES.get(kind, kind)}" for kind, count in self.counts.items()]
             rows += [(" ", " " + text) for text in textwrap.wrap(", ".join(counts), width - 2)]
@@ -183,6 +196,29 @@ def _spanning(changes: tuple[Change, ...]) -> Iterator[Change]:
         count = spans.pop((change.kind, change.under, change.old, change.new), 0)
         if count:
             yield Change(change.kind, change.under, change.under, change.old, f"{change.new}  ({count:,} tensors)")
+
+
+def _fold_prefixes(changes: Iterable[Change]) -> Iterator[Change]:
+    """The changes, those that moved from one prefix to another as one: `backbone.* -> *`."""
+    changes = list(changes)
+    groups = Counter(_prefixes(change) for change in changes if change.kind == "moved")
+    for change in changes:
+        count = groups[_prefixes(change)] if change.kind == "moved" else 1
+        if count > 1:
+            old, new = _prefixes(change)
+            groups[old, new] = 0
+            yield Change("moved", f"{new}*", f"{old}*", "", f"{count:,} moved")
+        elif count:
+            yield change
+
+
+def _prefixes(change: Change) -> tuple[str, str]:
+    """What stands before the segments that the old and the new path have in common at their end."""
+    old, new = (change.old_path or "").split("."), change.path.split(".")
+    while old and new and old[-1] == new[-1]:
+        old.pop()
+        new.pop()
+    return ".".join([*old, ""]), ".".join([*new, ""])
 
 
 def _line(change: Change) -> Line:

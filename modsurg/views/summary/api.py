@@ -1,16 +1,18 @@
 """Look at a model, or at a checkpoint without its code, as a tree."""
 
+import html
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from modsurg.errors import NoMatchError, SummaryError, listed
 from modsurg.tree.garbage import uncollected
 from modsurg.tree.patterns import matcher
 from modsurg.views.summary.fold import Line, View
-from modsurg.views.summary.render_text import Medium, coloured, picture, plain, styled
+from modsurg.views.summary.render_text import Medium, coloured, plain, styled
 from modsurg.views.summary.rows import Content, Row
+from modsurg.views.svg import draw_svg
 from modsurg.views.text import at_terminal, in_colour
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def summary(
     depth: int | None = None,
     where: "Where | None" = None,
     part: str | None = None,
+    expand: Literal["first"] | None = None,
 ) -> "Summary":
     """Look at a model, or at a checkpoint file: layers, shapes, parameters and multiply-adds as a tree.
 
@@ -40,6 +43,7 @@ def summary(
             is one line.
         where: Only what this selects, opened, with its parents: a path, glob, class or anything else that `select`
             takes; of a file a path, glob or regular expression.
+        expand: `"first"` opens the first of each run of equal blocks; the line of the run has the sums of all.
         part: Of a file of torch.save that holds several things, the one under this name: `"optimizer"`.
 
     Returns:
@@ -64,10 +68,12 @@ def summary(
         params 58 (0 frozen, 0 shared), 232 B; buffers 0; 48 MACs; outputs 72 B
     """
     _check_depth(depth)
+    if expand not in (None, "first"):
+        raise SummaryError(f'expand={expand!r} must be "first" or None')
     if part is not None and not isinstance(model_or_path, (str, os.PathLike)):
         raise SummaryError(f"part={part!r} is for a file; of a model take where={part!r}")
     if isinstance(model_or_path, (str, os.PathLike)):
-        return _of_file(model_or_path, example, part, depth, where)
+        return _of_file(model_or_path, example, part, depth, where, expand == "first")
     from modsurg.views.summary.from_model import collect, opened  # needs torch, which a file does without
 
     paths = None
@@ -81,7 +87,7 @@ def summary(
             raise SummaryError(
                 _failed(content, trace.failure.path, f"{trace.failure}{_hint(example, trace.failure.error)}")
             )
-        return Summary(content, View(depth, paths))
+        return Summary(content, View(depth, paths, expand == "first"))
 
 
 class Summary:
@@ -112,6 +118,11 @@ class Summary:
 
         return fragment(self._content, self._lines)
 
+    def to_html(self) -> str:
+        """Return a whole page with the table that a notebook shows: it folds, without a script."""
+        title = html.escape(self._content.root.layer or " ".join(self._content.about[:1]))
+        return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{self._repr_html_()}\n'
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data.
 
@@ -138,7 +149,7 @@ class Summary:
 
     def to_svg(self, width: int = 100) -> str:
         """A picture of the text, light or dark as the reader's theme."""
-        return picture(styled(self._content, self._lines, Medium(width, bars=True)))
+        return draw_svg(styled(self._content, self._lines, Medium(width, bars=True)))
 
 
 def _check_depth(depth: int | None) -> None:
@@ -147,7 +158,12 @@ def _check_depth(depth: int | None) -> None:
 
 
 def _of_file(
-    path: "str | os.PathLike[str]", example: object, part: str | None, depth: int | None, where: object
+    path: "str | os.PathLike[str]",
+    example: object,
+    part: str | None,
+    depth: int | None,
+    where: object,
+    expands_first: bool,
 ) -> Summary:
     from modsurg.views.summary.from_file import collect_file  # only files need it
 
@@ -162,7 +178,7 @@ def _of_file(
         paths = frozenset(row.path for row in content.rows() if matches(row.path))
         if not paths:
             raise NoMatchError(_missing(content, where, os.fspath(path)))
-    return Summary(content, View(depth, paths))
+    return Summary(content, View(depth, paths, expands_first))
 
 
 def _missing(content: Content, where: str, path: str) -> str:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from modsurg.views.summary.fold import Line
 from modsurg.views.summary.rows import Content, Shape, Totals
+from modsurg.views.svg import Style
 from modsurg.views.text import cut, percent, scaled, size, visible, widest, written
 
-Style = Literal["plain", "title", "dim", "kind", "number", "bar", "note"]
 GAP = 2
 BAR = 12
 _SHRINK = (

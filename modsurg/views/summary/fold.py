@@ -56,10 +56,12 @@ class View:
         depth: Levels below the root, None for all of them. Down to there runs of equal blocks are opened; without a
             depth they are folded.
         paths: If not None, only the rows at these paths, with all that is below and above them, nothing folded.
+        expands_first: Whether the first of a run of equal blocks is opened below the line of the run.
     """
 
     depth: int | None = None
     paths: frozenset[str] | None = None
+    expands_first: bool = False
 
     def lines(self, root: Row) -> Iterator[Line]:
         """The lines under the root, in order."""
@@ -67,6 +69,7 @@ class View:
         above = _above(self.paths)
         waiting = [(row, 0) for row in reversed(self._kept(root.children, above, False))]
         inside: set[int] = set()
+        expanded: set[int] = set()
         while waiting:
             row, level = waiting.pop()
             run = [row]
@@ -74,7 +77,12 @@ class View:
                 while waiting and waiting[-1][1] == level and _follows(run[-1], waiting[-1][0], marks):
                     run.append(waiting.pop()[0])
             within = id(row) in inside or (self.paths is not None and row.path in self.paths)
-            children = self._kept(row.children, above, within) if len(run) == 1 and level + 1 != self.depth else []
+            is_open = len(run) == 1 or (self.expands_first and marks[id(row)] not in expanded)
+            children = self._kept(row.children, above, within) if is_open and level + 1 != self.depth else []
+            if len(run) > 1 and children:
+                expanded.add(marks[id(row)])
+                row = run[0]
+                children = row.children
             if within:
                 inside.update(map(id, children))
             yield Line(tuple(run), level, bool(children))

@@ -1,11 +1,13 @@
 """A summary as a Markdown table."""
 
+import re
 from collections.abc import Sequence
 
 from modsurg.views.summary.columns import Column, columns
 from modsurg.views.summary.fold import Line
 from modsurg.views.summary.render_text import flow_text, totals_parts
 from modsurg.views.summary.rows import Content
+from modsurg.views.text import longest_run
 
 
 def table(content: Content, lines: Sequence[Line]) -> str:
@@ -32,15 +34,15 @@ def _cell(column: Column, number: int) -> str:
 
 
 def _code(text: str) -> str:
-    """A text as code in a cell of a table, where a bar must be escaped even so."""
+    """Return a text as code in a cell of a table, where a bar must be escaped even so."""
     text = text.replace("|", r"\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    run = longest_run(text, "`")
+    return f"{'`' * (run + 1)} {text} {'`' * (run + 1)}" if run else f"`{text}`"
 
 
 def _safe(text: str) -> str:
-    for character in "\\|*_<>[]`":
-        text = text.replace(character, f"\\{character}")
-    return text
+    """Escape what Markdown would read as more than text; `:` and `@`, so that an address is not a link."""
+    return re.sub(r"([\\|*_<>\[\]`&~#!:@])", r"\\\1", text)
 
 
 def _row(texts: Sequence[str]) -> str:

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from modsurg.views.summary.columns import GAP, Column, Style, columns, fit, shapes_text, taken
+from modsurg.views.summary.columns import GAP, Column, columns, fit, shapes_text, taken
 from modsurg.views.summary.fold import Line
 from modsurg.views.summary.rows import Content, Totals
+from modsurg.views.svg import Style, Styled
 from modsurg.views.text import cells, padded, size, wrapped
-
-Styled = tuple[str, Style]
 
 _CODES: dict[Style, str] = {"title": "1", "dim": "2", "kind": "36", "number": "32", "bar": "34", "note": "33"}
 
@@ -126,41 +124,3 @@ def _padded(column: Column, last: bool) -> list[str]:
     """The title and every text, as wide as the column and the gap behind it."""
     gap = "" if last else " " * GAP
     return [text + gap for text in padded([column.title, *column.texts], column.width, column.right)]
-
-
-def picture(lines: Sequence[Sequence[Styled]]) -> str:
-    """The text as an SVG that follows the reader's theme."""
-    width = max((sum(cells(text) for text, _ in line) for line in lines), default=0)
-    step, unit, margin = 20, 8.4, 16
-    rows = []
-    for number, line in enumerate(lines):
-        at, pieces = 0, []
-        for text, style in line:
-            if text.strip():
-                pieces.append(_piece(text, style, margin + at * unit, unit))
-            at += cells(text)
-        rows.append(f'<text y="{margin + 14 + number * step}">{"".join(pieces)}</text>')
-    size_x, size_y = round(2 * margin + width * unit), 2 * margin + step * len(lines)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size_x}" height="{size_y}" '
-        f'viewBox="0 0 {size_x} {size_y}" role="img">\n<style>{_SVG_STYLE}</style>\n'
-        f'<rect width="100%" height="100%" rx="8" class="page"/>\n' + "\n".join(rows) + "\n</svg>\n"
-    )
-
-
-def _piece(text: str, style: Style, x: float, unit: float) -> str:
-    shown = text.rstrip()
-    lead = len(shown) - len(shown.lstrip())
-    body = shown.lstrip()
-    length = f' textLength="{cells(body) * unit:.1f}" lengthAdjust="spacingAndGlyphs"'
-    return f'<tspan x="{x + lead * unit:.1f}" class="{style}"{length}>{escape(body)}</tspan>'
-
-
-_SVG_STYLE = """
-text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre }
-.page { fill: #fbfbfa } .plain { fill: #24292f } .title { fill: #24292f; font-weight: 600 } .dim { fill: #6e7781 }
-.kind { fill: #0b6e8a } .number { fill: #1a7f37 } .bar { fill: #4a7fd6 } .note { fill: #9a6700 }
-@media (prefers-color-scheme: dark) {
-.page { fill: #16191d } .plain { fill: #d5dae0 } .title { fill: #f0f3f6 } .dim { fill: #8b949e }
-.kind { fill: #6cc7dd } .number { fill: #7ec98f } .bar { fill: #6f9ee8 } .note { fill: #e0b252 } }
-"""
