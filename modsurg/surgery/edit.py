@@ -24,7 +24,7 @@ from modsurg.surgery.preflight import Example, preflight
 from modsurg.surgery.recipes.recipe import Recorder
 from modsurg.surgery.report import Report
 from modsurg.surgery.resize.resize import Fill, resize_modules
-from modsurg.tree.garbage import uncollected
+from modsurg.tree.collector import pause_collector
 from modsurg.tree.selection import Where, resolve
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
@@ -72,7 +72,7 @@ class Edit:
             self._journal.rollback()
             return
         try:
-            with uncollected():
+            with pause_collector():
                 self._report = self._commit()
         except BaseException:
             self._journal.rollback()
@@ -182,7 +182,7 @@ class Edit:
         if any(each._outer is self for each in _still_open()):
             raise EditError("a transaction within this one is open; use its verbs, or let its block end first.")
         self._recorder.settle()
-        with uncollected(), torch.inference_mode(False):  # what is made is to train
+        with pause_collector(), torch.inference_mode(False):  # what is made is to train
             step = Step(walk(self._root))
             self._before = self._before or step.tree
             self._journal.open(step.journal)  # before the first change, so that no interrupt can come between

@@ -29,6 +29,7 @@ _FACTORY_NAMES = """
 """
 _FACTORIES = frozenset(_FACTORY_NAMES.split())
 _READ = frozenset({"arange", "ones"})  # masks and positions: made to be looked at
+LARGE = 1 << 24
 _FROM_DATA = frozenset({"as_tensor", "asarray", "tensor", "scalar_tensor"})
 _MOVES = frozenset({"cuda", "cpu", "xpu", "npu", "pin_memory"})
 _ON_DEVICE = frozenset({"pin_memory", "generator"})
@@ -220,17 +221,13 @@ class Functions(TorchFunctionMode):
 
     Args:
         recorder: Told of what is computed.
-        meta: Send what is made on, or moved to, another device to meta.
-
-    Attributes:
-        has_diverted: Whether something was made on meta that should have been elsewhere.
+        meta: Keep on meta what is moved to another device.
     """
 
     def __init__(self, recorder: Recorder, meta: bool) -> None:
         super().__init__()
         self._recorder = recorder
         self._meta = meta
-        self.has_diverted = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -250,9 +247,7 @@ class Functions(TorchFunctionMode):
         if name == "to":
             args, kwargs = _stay(args, kwargs)
         elif name in _FACTORIES or kwargs.get("device") is not None:
-            out = _made(func, name, args, kwargs)
-            self.has_diverted = self.has_diverted or (out.is_meta and str(kwargs.get("device")) != "meta")
-            return out
+            return _call_factory(func, name, args, kwargs)
         check(name, args, kwargs)
         if peek_interpreter_stack() is None and not torch.is_grad_enabled():
             # under torch.vmap a tensor's shape is not all there is of it, and a shape alone has no gradient
@@ -270,24 +265,38 @@ class Functions(TorchFunctionMode):
             return func(*moved, **named)
 
 
-def _made(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-    """A new tensor on meta; a small one that was asked for on no device keeps its values, for a forward that looks."""
-    if str(kwargs.get("device")) == "meta" and name in _READ:  # on the device of another tensor
-        kwargs = {key: value for key, value in kwargs.items() if key != "device"}
-    given = (*args, *kwargs.values())
-    virtual = any(isinstance(each, torch.Tensor) and each.is_meta for each in given)
-    if kwargs.get("device") is None and not virtual and (name in _FROM_DATA or _volume(given) <= SMALL):
+def _call_factory(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Make a tensor where the forward wants it: a function may keep it for the next call of the model itself.
+
+    On meta, masks and positions that are small are made for real, for a forward that looks at their values.
+    """
+    size = _elements(name, args, kwargs)
+    if str(kwargs.get("device")) == "meta":  # the device of another tensor
+        if name in _READ and size <= SMALL:
+            return func(*args, **{key: value for key, value in kwargs.items() if key != "device"})
+        out = shaped(name, args, kwargs)
+        return func(*args, **kwargs) if out is NotImplemented else out
+    on_meta = {key: value for key, value in kwargs.items() if key not in _ON_DEVICE} | {"device": "meta"}
+    if any(isinstance(each, torch.Tensor) and each.is_meta for each in args) and name in _FACTORIES:
+        return func(*args, **on_meta)  # of a value that is not known
+    if name not in _FROM_DATA and size > LARGE:
+        raise NotImplementedError(f"{name} makes a tensor of {size:,} elements that is not on meta")
+    try:
         return func(*args, **kwargs)
-    kept = {key: value for key, value in kwargs.items() if key not in _ON_DEVICE} | {"device": "meta"}
-    out = shaped(name, args, kept)
-    return func(*args, **kept) if out is NotImplemented else out
+    except (AssertionError, RuntimeError):
+        if kwargs.get("device") is None:
+            raise
+        return func(*args, **on_meta)  # a device that is not there: nothing made on it can have been kept
 
 
-def _volume(value: Any) -> int:
-    """No fewer elements than the arguments of a factory ask for: the product of the whole numbers in them."""
-    if isinstance(value, (tuple, list)):
-        return prod(map(_volume, value))
-    return max(abs(value), 1) if isinstance(value, int) else 1
+def _elements(name: str, args: Any, kwargs: Mapping[str, Any]) -> int:
+    """Return about how many elements a factory is asked for."""
+    if name.endswith("_like"):
+        return int(args[0].numel())
+    if name in ("arange", "range") and all(isinstance(each, int) for each in args):
+        return len(range(*args))
+    shape = next((each for each in (*args, *kwargs.values()) if isinstance(each, (tuple, list))), args)
+    return prod(each for each in shape if isinstance(each, int))
 
 
 def _lowered(value: Any) -> Any:

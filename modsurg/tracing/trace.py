@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from modsurg.tracing.caches import forget_meta
 from modsurg.tracing.inputs import arguments, dtypes_to_try, forked_random
 from modsurg.tracing.meta_copy import Cloner, to_example, to_meta, to_real
 from modsurg.tracing.observer import Failure, Functions, Recorder, Shape
@@ -135,9 +134,6 @@ def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
         failure = recorder.failure
         if failure is None or error not in (failure.error, failure.error.__context__):
             failure = Failure("", type(model).__name__, {}, (), error)
-    finally:
-        if functions.has_diverted:
-            forget_meta()
     return _trace(copied, tree, recorder, failure)
 
 

@@ -13,14 +13,12 @@ from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.formats.torch_save.reader import TorchSource
 from modsurg.checkpoints.formats.torch_save.writer import write_torch
 from modsurg.errors import FormatError, SaveError
-from modsurg.tree.garbage import uncollected
 
 _TORCH = (".pt", ".pth", ".bin")
 _TORCH_TOO = (".ckpt", ".tar", ".jit", ".th")  # other names under which such files are found
 _KNOWN = f"name.safetensors, name{INDEX}, name.pt, name.pth and name.bin"
 
 
-@uncollected()
 def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source:
     """Open a checkpoint of any format for reading.
 
@@ -56,7 +54,6 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
     raise FormatError(f"{path}: the name does not say which format it has. Known are {_KNOWN}")
 
 
-@uncollected()
 def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: int | str | None = None) -> Path:
     """Write a state in the format that the name says; returns the path to load it from.
 

@@ -15,10 +15,8 @@ from modsurg.checkpoints.load.plan import Options, Plan, judge_keys, make_plan
 from modsurg.checkpoints.load.report import LoadReport, Problems
 from modsurg.checkpoints.verify import insist
 from modsurg.errors import LoadError, warn
-from modsurg.tree.garbage import uncollected
 
 
-@uncollected()
 def load(model: nn.Module, source: Source, options: Options, verify: bool = False) -> LoadReport:
     """Fill a model from an opened source; see `modsurg.load_state`."""
     targets = find_targets(model)

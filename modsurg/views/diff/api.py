@@ -11,7 +11,6 @@ from torch import Tensor
 from modsurg.checkpoints.formats.registry import open_source
 from modsurg.checkpoints.formats.source import Source
 from modsurg.errors import SummaryError, counted, listed
-from modsurg.tree.garbage import uncollected
 from modsurg.views.diff.build import Side, two_sides
 from modsurg.views.diff.changes import Changes
 from modsurg.views.diff.match import Matching
@@ -63,8 +62,7 @@ def diff(old: object, new: object, *, atol: float = 0.0, progress: Progress | No
     """
     with ExitStack() as stack:
         opened = [_opened(thing, stack) for thing in (old, new)]
-        with uncollected():
-            comparison = _Comparison(*two_sides(*opened), _checked_tolerance(atol), progress)
+        comparison = _Comparison(*two_sides(*opened), _checked_tolerance(atol), progress)
         return comparison.result(_notes(*opened))
 
 
@@ -119,8 +117,7 @@ class _Comparison:
     def result(self, notes: list[str]) -> Diff:
         """All that differs, and the notes."""
         changed = self._compare()
-        with uncollected():
-            moved = changed and repair(self._matching, changed)
+        moved = changed and repair(self._matching, changed)
         if moved:
             self._compare()
         close = [key for key, found in self._values.items() if found is not None and found.max_abs <= self._atol > 0]
@@ -129,8 +126,7 @@ class _Comparison:
             notes = [*notes, f"{count} by at most atol={self._atol:g}, and count as equal"]
             self._values |= dict.fromkeys(close)
         notes = [*notes, *_rounding([found for found in self._values.values() if found is not None])]
-        with uncollected():
-            changes = tuple(Changes(self._old, self._new, self._matching, self._values))
+        changes = tuple(Changes(self._old, self._new, self._matching, self._values))
         if self._absent:
             notes = [*notes, f"the values of {self._absent:,} tensors are not there (meta), and were not compared"]
         if opaque := [new.path for old, new in self._matching.new_of.items() if old.is_opaque and new.is_opaque]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from modsurg.errors import NoMatchError, SummaryError, listed
-from modsurg.tree.garbage import uncollected
+from modsurg.tree.collector import pause_collector
 from modsurg.tree.patterns import matcher
 from modsurg.views.summary.fold import Line, View
 from modsurg.views.summary.render_text import Medium, coloured, plain, styled
@@ -81,7 +81,7 @@ def summary(
         from modsurg.tree.selection import select
 
         paths = frozenset(select(opened(model_or_path)[0], where).paths)
-    with uncollected():
+    with pause_collector():
         content, trace = collect(model_or_path, example)
         if trace is not None and trace.failure is not None:
             raise SummaryError(
@@ -106,7 +106,7 @@ class Summary:
             bars: With bars for the shares; by default if in colour.
         """
         width = width or shutil.get_terminal_size((80, 24)).columns
-        with uncollected():
+        with pause_collector():
             lines = styled(self._content, self._lines, Medium(max(width, 24), color if bars is None else bars))
             return coloured(lines) if color else plain(lines)
 
