@@ -8,6 +8,7 @@ file is damaged, 2 when the question could not be answered. Nothing heavy is imp
 
 import argparse
 import json
+import math
 import os
 import sys
 import warnings
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from modsurg.errors import FormatError, ModsurgError, counted
+from modsurg.errors import FormatError, ModsurgError, TrustError, counted, visible
 
 if TYPE_CHECKING:
     import torch
@@ -65,12 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("interrupted")
         return INTERRUPTED
     except OSError as error:
-        _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
-        return FAILED
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return _fail(options, text, type(error).__name__)
     except ModsurgError as error:
-        _complain(str(error))
-        return FAILED
+        return _fail(options, str(error), type(error).__name__)
     return status
+
+
+def _fail(options: argparse.Namespace, text: str, kind: str) -> int:
+    if options.json:
+        print(json.dumps({"error": kind, "message": text}, indent=2, ensure_ascii=False))
+    _complain(text)
+    return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,7 +164,9 @@ def _add_diff(parser: argparse.ArgumentParser) -> None:
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint of any format")
     parser.add_argument("target", metavar="TARGET", help=_TARGET)
+    parser.add_argument("--part", metavar="NAME", help=_PART)
     parser.add_argument("--dtype", help="for floating tensors, such as bfloat16 or bf16")
+    parser.add_argument("--allow-overflow", action="store_true", help="store values beyond the dtype's range as inf")
     parser.add_argument("--shard-size", metavar="SIZE", help="split into files of at most this size, such as 5GB")
     parser.add_argument("--only", action="append", metavar="PATTERN", help="only these keys; may be given again")
     parser.add_argument(
@@ -197,9 +206,31 @@ def _summary(options: argparse.Namespace) -> int:
     from modsurg.views.summary.api import summary
     from modsurg.views.text import at_terminal, in_colour
 
+    if _print_plain_part(options):
+        return SAME
     found = summary(options.file, depth=options.depth, where=options.where, part=options.part, expand=options.expand)
     _print_view(options, found, lambda: found.render(options.width, color=in_colour(), bars=at_terminal()))
     return SAME
+
+
+def _print_plain_part(options: argparse.Namespace) -> bool:
+    """Print a number or a text that lies beside the state; returns whether `--part` names one."""
+    if options.part is None:
+        return False
+    from modsurg.checkpoints.formats.registry import open_source
+
+    try:
+        with open_source(options.file) as source:
+            plain = source.plain
+    except (FormatError, TrustError):
+        return False
+    if options.part not in plain:
+        return False
+    value = plain[options.part]
+    finite = not isinstance(value, float) or math.isfinite(value)
+    data = {"part": options.part, "value": value if finite else repr(value)}
+    _print(options, lambda: data, lambda: visible(f"{options.part} = {value!r}"))
+    return True
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -232,7 +263,9 @@ def _convert(options: argparse.Namespace) -> int:
         done = convert(
             options.source,
             options.target,
+            part=options.part,
             dtype=_dtype(options.dtype),
+            allow_overflow=options.allow_overflow,
             shard_size=options.shard_size,
             only=options.only,
             rename=rename or None,
@@ -245,6 +278,7 @@ def _convert(options: argparse.Namespace) -> int:
         "bytes": done.nbytes,
         "taken": done.taken,
         "left": list(done.left),
+        "kept": list(done.kept),
     }
     _print(options, lambda: data, lambda: _seen(str(done).replace(f"{done.nbytes:,} bytes", size(done.nbytes))))
     return SAME
@@ -282,6 +316,8 @@ def _verify(options: argparse.Namespace) -> int:
         "problem": found.problem,
     }
     _print(options, lambda: data, lambda: _seen(str(found)))
+    if found.foreign:
+        return FAILED
     return SAME if found else DIFFERENT
 
 
@@ -310,8 +346,6 @@ def _print_view(options: argparse.Namespace, view: "Summary | Diff", text: Calla
 
 
 def _seen(text: str) -> str:
-    from modsurg.views.text import visible
-
     return "\n".join(map(visible, text.splitlines()))
 
 
@@ -325,8 +359,6 @@ def _dtype(name: str | None) -> "torch.dtype | None":
 
 
 def _complain(text: str) -> None:
-    from modsurg.views.text import visible
-
     print(f"modsurg: {visible('; '.join(line.strip() for line in text.splitlines()))}", file=sys.stderr)
 
 

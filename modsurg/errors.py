@@ -55,8 +55,27 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def visible(text: str, keep: str = "") -> str:
+    r"""Escape what can't be seen in a text: a name in a stranger's file must not control the terminal.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay as they are.
+
+    Example:
+        >>> visible("卷积层"), visible("a\nb \x1b[2J")
+        ('卷积层', 'a\\nb \\x1b[2J')
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in keep else ascii(each)[1:-1] for each in text)
+
+
 class ModsurgError(ValueError):
     """Base of every error that modsurg raises for its user."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__(), keep="\n")
 
 
 class WhereError(ModsurgError):

@@ -12,7 +12,7 @@ from modsurg.checkpoints.formats.registry import open_source, write_source
 from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, renamer
-from modsurg.errors import LoadError, SaveError, counted, listed, warn
+from modsurg.errors import LoadError, SaveError, counted, listed, visible, warn
 
 Progress = Callable[[int, int], None]
 
@@ -28,6 +28,7 @@ class Conversion:
         nbytes: Their size in bytes, tied ones once.
         taken: Where in a checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
         left: What lay in the source and was not taken: keys that were not chosen, and what is no state.
+        kept: Keys that kept their own floating dtype, because `dtype` can't hold what they mean.
     """
 
     source: Path
@@ -36,12 +37,15 @@ class Conversion:
     nbytes: int
     taken: str = ""
     left: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         taken = f" (its {self.taken!r})" if self.taken else ""
         left = f"; left out: {listed(self.left, 5)}" if self.left else ""
         tensors = counted(self.tensors, "tensor", "tensors")
-        return f"{self.source}{taken} -> {self.target}: {tensors}, {self.nbytes:,} bytes{left}"
+        kept = f"; own dtype kept: {listed(self.kept, 5)}" if self.kept else ""
+        text = f"{self.source}{taken} -> {self.target}: {tensors}, {self.nbytes:,} bytes{kept}{left}"
+        return visible(text)
 
 
 def convert(
@@ -50,7 +54,9 @@ def convert(
     *,
     rename: Rename = None,
     only: Only = None,
+    part: str | None = None,
     dtype: torch.dtype | None = None,
+    allow_overflow: bool = False,
     shard_size: int | str | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -66,7 +72,9 @@ def convert(
         rename: From the source's keys to the target's, as in `load_state`: `{"backbone.": "", "head": None}`, rules
             `{r"re:blocks\.(\d+)\.(.*)": r"layer\1.\2"}`, or a function. None as the new name leaves the key out.
         only: Only these keys of the source: a name, glob or `re:`, of keys or of what holds them, or several.
-        dtype: For floating tensors, such as `torch.bfloat16`; others keep theirs.
+        part: Of a file with several states, the one under this name, such as `"state_dict_ema"`; as in `read_state`.
+        dtype: For floating tensors, such as `torch.bfloat16`; others keep theirs, scales of block formats too.
+        allow_overflow: Whether finite values that do not fit in `dtype` may become infinite; an error by default.
         shard_size: Bytes of values in one file at most, a number or `"5GB"`; for safetensors.
         progress: Called with the bytes done and all the bytes, after each tensor.
 
@@ -78,7 +86,7 @@ def convert(
         FormatError: The source is not what its name says.
         TrustError: The source wants something done that is no data. Nothing of it ran.
         SaveError: A name or value that the target's format can't keep, `only` or a rule of `rename` that fits no key,
-            or a full disk. The target is as it was.
+            finite values that `dtype` can't hold, or a full disk. The target is as it was.
 
     Example:
         >>> import tempfile
@@ -88,17 +96,23 @@ def convert(
         >>> done.taken, done.left, done.tensors, done.nbytes
         ('model', ('epoch',), 2, 32)
     """
-    with open_source(source) as opened:
+    dtype = floating(dtype, SaveError)
+    with open_source(source, part) as opened:
         names = _names(opened, rename, only)
         whole = index_of(Path(source)) if only is None else None
         if whole is not None:
             warn(f"{source} is one of several files; for all of them: convert {whole}")
-        derived = _Watched(DerivedSource(opened, names=names, dtype=floating(dtype, SaveError)), progress)
-        written = _write(Path(target), derived, shard_size)
+        cast = DerivedSource(opened, names=names, dtype=dtype, allow_overflow=allow_overflow)
+        derived = _Watched(cast, progress)
+        try:
+            written = _write(Path(target), derived, shard_size)
+        except LoadError as error:
+            raise SaveError(f"{error}; nothing was written") from error
         kept = set(names.values())
         left = (*opened.left, *(key for key in opened.keys_in_order if key not in kept))
         nbytes = sum(derived[key].nbytes for key in derived.stored)
-        return Conversion(Path(source), written, len(derived), nbytes, opened.taken, left)
+        own = tuple(cast.keep_own_dtype)
+        return Conversion(Path(source), written, len(derived), nbytes, opened.taken, left, own)
 
 
 class _Watched(Source):

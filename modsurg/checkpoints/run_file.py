@@ -21,6 +21,8 @@ from modsurg.checkpoints.formats.documents import RUN, UNREADABLE
 from modsurg.checkpoints.formats.json_codec import Tensors, decode, encode
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.registry import open_source, write_source
+from modsurg.checkpoints.load.custom import has_extra, snapshot
+from modsurg.checkpoints.load.model_tensors import find_loading_code
 from modsurg.checkpoints.rng import check_random_states, random_states, set_random_states
 from modsurg.errors import FormatError, LoadError, SaveError
 from modsurg.tree.wrappers import unwrap, wrapper_kind
@@ -167,17 +169,44 @@ def restore(run: Run, stateful: Mapping[str, object]) -> None:
         more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
         lines = "\n  ".join(problems[:10] + more)
         raise LoadError(f"{run.path} does not fit; nothing was loaded.\n  {lines}")
+    before = random_states()
     undo: dict[str, Callable[[], object]] = {}
+    filled: list[str] = []
     try:
-        for name, value in sorted(stateful.items(), key=lambda item: isinstance(item[1], nn.Module)):
-            if not isinstance(value, nn.Module):  # set last, after its check
-                undo[name] = _setter(value, _snapshot(value))
+        for name, value in sorted(stateful.items(), key=_may_not_fail):
+            if _may_not_fail((name, value)):  # nothing but copies of tensors whose shapes and dtypes were checked
+                filled.append(name)
+            else:
+                undo[name] = snapshot(value) if isinstance(value, nn.Module) else _setter(value, _snapshot(value))
             _setter(value, _given(run, name, value, names))()
-    except Exception as error:
+        set_random_states(run.random)
+    except BaseException as error:
         lost = [other for other, back in reversed(undo.items()) if not _done(back)]
-        end = f"and {', '.join(lost)} did not take the old one either: make it anew." if lost else "nothing was loaded."
-        raise LoadError(f"{run.path}: {name} does not take its state ({error!r:.200}); {end}") from error
-    set_random_states(run.random)
+        set_random_states(before)
+        end = _describe_rest(lost, filled)
+        if not isinstance(error, Exception):
+            error.add_note(f"{run.path}: {end}")
+            raise
+        raise LoadError(f"{run.path}: loading {name} failed ({error!r:.200}); {end}") from error
+
+
+def _may_not_fail(item: tuple[str, object]) -> bool:
+    """Whether a stateful object is a model whose loading runs no code but torch's own."""
+    value = item[1]
+    return isinstance(value, nn.Module) and not any(
+        has_extra(module) or any(find_loading_code(module)) for module in value.modules()
+    )
+
+
+def _describe_rest(lost: Sequence[str], filled: Sequence[str]) -> str:
+    parts = []
+    if filled:
+        *whole, last = filled
+        new = f"{', '.join(whole)} {'has' if len(whole) == 1 else 'have'} the new values and " if whole else ""
+        parts.append(f"{new}{last} may have some of them: load again")
+    if lost:
+        parts.append(f"{', '.join(lost)} did not take the old state either: create it again")
+    return "; ".join(parts) or "nothing was loaded."
 
 
 def _given(run: Run, name: str, value: object, names: Mapping[int, str]) -> Any:

@@ -21,7 +21,7 @@ from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser
 from modsurg.checkpoints.load.load import load
 from modsurg.checkpoints.load.plan import OnMismatch, Options
 from modsurg.checkpoints.load.report import LoadReport
-from modsurg.errors import LoadError, SaveError, counted
+from modsurg.errors import LoadError, SaveError, counted, listed, warn
 
 
 class State(Mapping[str, Any]):
@@ -93,6 +93,7 @@ def save_state(
     path: str | os.PathLike[str],
     *,
     dtype: torch.dtype | None = None,
+    allow_overflow: bool = False,
     shard_size: int | str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
@@ -106,6 +107,7 @@ def save_state(
         path: `.safetensors`, which any other reader of the format opens, or `.pt`, `.pth`, `.bin`, which `torch.load`
             opens. The file takes the place of an old one when it is complete.
         dtype: For the floating tensors in the file, such as `torch.float16`; others keep theirs.
+        allow_overflow: Whether finite values that do not fit in `dtype` may become infinite; an error by default.
         shard_size: Split into files of at most this many bytes, `"5GB"` or a number, with an index beside them. A
             larger tensor has a file of its own.
         metadata: Text to keep with it: `{"epoch": "3"}`.
@@ -133,12 +135,16 @@ def save_state(
     if isinstance(model_or_state, State):
         state = model_or_state
         names = {key: key for key in state}
-        source: Source = DerivedSource(state.source, names=names, dtype=dtype, metadata=metadata)
+        source = DerivedSource(state.source, names=names, dtype=dtype, allow_overflow=allow_overflow, metadata=metadata)
     else:
         state_dict = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
-        source = MemorySource(state_dict, metadata)
-        source = source if dtype is None else DerivedSource(source, dtype=dtype)
-    return write_source(path, source, shard_size=shard_size)
+        source = DerivedSource(MemorySource(state_dict, metadata), dtype=dtype, allow_overflow=allow_overflow)
+    if source.keep_own_dtype:
+        warn(f"{listed(source.keep_own_dtype, 5)}: block format, so its own dtype was kept, not {dtype}")
+    try:
+        return write_source(path, source, shard_size=shard_size)
+    except LoadError as error:
+        raise SaveError(f"{error}; nothing was written") from error
 
 
 def read_state(
@@ -148,6 +154,7 @@ def read_state(
     part: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    allow_overflow: bool = False,
 ) -> State:
     """Open a checkpoint as a mapping from key to tensor; nothing is read until it is asked for.
 
@@ -160,6 +167,7 @@ def read_state(
             by default all that is in it.
         device: Where the tensors shall be; the CPU by default.
         dtype: For floating tensors; as stored by default.
+        allow_overflow: Whether finite values that do not fit in `dtype` may become infinite; an error by default.
 
     Raises:
         FileNotFoundError: Nothing there.
@@ -180,7 +188,9 @@ def read_state(
         shown = ", ".join(source.keys_in_order[:3])
         source.close()
         raise LoadError(f"{where!r} fits no key of {path}. The keys are like {shown}")
-    return State(source if dtype is None else DerivedSource(source, dtype=dtype), keys, device)
+    if dtype is not None:
+        source = DerivedSource(source, dtype=dtype, allow_overflow=allow_overflow)
+    return State(source, keys, device)
 
 
 def load_state(

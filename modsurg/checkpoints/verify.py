@@ -1,12 +1,20 @@
 """Whether a file still holds what was written to it."""
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from modsurg.checkpoints.formats.registry import open_source
 from modsurg.checkpoints.formats.source import Source
-from modsurg.errors import FormatError, IntegrityError, TrustError, counted, listed
+from modsurg.checkpoints.formats.torch_save.legacy import is_legacy
+from modsurg.errors import FormatError, IntegrityError, TrustError, counted, listed, visible
+
+_START = 512
+_ZIP = re.compile(
+    rb"/(data\.pkl|version|code/|constants\.pkl|\.format_version|\.data/|byteorder)"
+)  # what torch writes first
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,7 @@ class Verification:
         unhashed: Tensors without a stored hash; only their place and size could be checked.
         damaged: Tensors whose bytes are not those that were written.
         problem: What is wrong with the file as a whole; empty if nothing is.
+        foreign: Whether that is because the file is refused, or is not a checkpoint of a known format.
     """
 
     path: str
@@ -26,20 +35,21 @@ class Verification:
     unhashed: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
     problem: str = ""
+    foreign: bool = False
 
     def __bool__(self) -> bool:
         return not (self.damaged or self.problem)
 
     def __str__(self) -> str:
         if self.problem:
-            return self.problem
+            return visible(self.problem)
         parts = []
         if self.checked:
             parts.append(counted(len(self.checked), "tensor is as it was", "tensors are as they were") + " written")
         if self.unhashed:
             parts.append(counted(len(self.unhashed), "has", "have") + " no stored hash (places and sizes are right)")
         if self.damaged:
-            shown = listed(self.damaged, 10)
+            shown = visible(listed(self.damaged, 10))
             parts.append(f"{counted(len(self.damaged), 'is', 'are')} damaged: {shown}")
         return f"{self.path}: {'; '.join(parts) or 'no tensors'}"
 
@@ -80,7 +90,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
             rest = source.rest() if found else ""
             return replace(found, problem=f"{path}: {rest}") if rest else found
     except (FormatError, TrustError) as error:
-        return Verification(str(path), problem=str(error))
+        foreign = isinstance(error, TrustError) or not _begins_like_checkpoint(Path(path))
+        return Verification(str(path), problem=str(error), foreign=foreign)
 
 
 def examine(source: Source, keys: Iterable[str], progress: Progress | None = None) -> Verification:
@@ -100,6 +111,21 @@ def examine(source: Source, keys: Iterable[str], progress: Progress | None = Non
         tuple(key for key, good in results.items() if good is False),
         problem,
     )
+
+
+def _begins_like_checkpoint(path: Path) -> bool:
+    """Whether a file that can't be opened began as one that this library reads, and so is damaged."""
+    if path.is_dir():
+        return (path / ".metadata").exists()
+    if path.name.endswith(".index.json"):
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(_START)
+    if not start.strip(b"\0") or (len(start) < 9 and not start.startswith(b"<")):  # never written, or not to the end
+        return True
+    return start[8:9] == b"{" or (start.startswith(b"PK") and _ZIP.search(start) is not None) or is_legacy(start)
 
 
 def insist(source: Source, keys: Iterable[str]) -> None:

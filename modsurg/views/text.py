@@ -72,18 +72,6 @@ def written(shape: Sequence[int]) -> str:
     return "x".join("?" if size < 0 else str(size) for size in shape) or "scalar"
 
 
-def visible(text: str) -> str:
-    r"""The text with what can't be seen as escapes: a name in a stranger's file is not to steer the terminal.
-
-    Example:
-        >>> visible("卷积层"), visible("a\nb \x1b[2J")
-        ('卷积层', 'a\\nb \\x1b[2J')
-    """
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
 def longest_run(text: str, character: str) -> int:
     """Length of the longest run of a character.
 

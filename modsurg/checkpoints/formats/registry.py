@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from modsurg.checkpoints.formats.atomic import in_home
@@ -12,10 +13,12 @@ from modsurg.checkpoints.formats.safetensors.source import SafetensorsSource, wr
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.formats.torch_save.reader import TorchSource
 from modsurg.checkpoints.formats.torch_save.writer import write_torch
-from modsurg.errors import FormatError, SaveError
+from modsurg.errors import FormatError, SaveError, listed
 
 _TORCH = (".pt", ".pth", ".bin")
 _TORCH_TOO = (".ckpt", ".tar", ".jit", ".th")  # other names under which such files are found
+_SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
+_BESIDE = re.compile(r"optim|sched|scaler|random|rng|sampler|training_args|trainer_state", re.I)  # no model's weights
 _KNOWN = f"name.safetensors, name{INDEX}, name.pt, name.pth and name.bin"
 
 
@@ -105,5 +108,9 @@ def _part(source: Source, part: str) -> Source:
 def _inside(path: Path) -> str:
     """What could be meant instead of a directory."""
     names = sorted(name.name for name in path.iterdir()) if path.is_dir() else []
-    found = [name for kind in (".index.json", _TORCH, ".safetensors") for name in names if name.endswith(kind)]
-    return f"; open {str(path / found[0])!r}" if found else ""
+    found = [name for kind in (".index.json", ".safetensors", _TORCH) for name in names if name.endswith(kind)]
+    indexed = any(name.endswith(".index.json") for name in found)
+    first = [name for name in found if not (_BESIDE.search(name) or (indexed and _SHARD.search(name)))] or found
+    if not first:
+        return ""
+    return f". It holds {listed(first, 5)}. Try: {str(path / first[0])!r}"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from modsurg.checkpoints.formats.derived import rename_versions
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.plan import Plan
 
@@ -48,10 +49,10 @@ def snapshot(model: nn.Module) -> Callable[[], None]:
             for name, table in tables.items():
                 attributes[name].clear()
                 attributes[name].update(table)
-        for module, extra in extras:
-            module.set_extra_state(extra)
         for tensor, kind, values in tensors:
             _restore(tensor, kind, values)
+        for module, extra in extras:  # which may raise
+            module.set_extra_state(extra)
 
     return undo
 
@@ -86,8 +87,12 @@ def _state(model: nn.Module, source: Source, plan: Plan) -> OrderedDict[str, Any
     for name, key in [*plan.reshaped.items(), *plan.leftover.items(), *((name, key) for name, _, key in plan.extra)]:
         state[name] = source.read(key) if key in source else source.notes.extra[key]
     if source.notes.versions:
+        names = {fill.target.name: fill.key for fill in plan.fills}
+        versions = rename_versions(
+            source.notes.versions,
+            {**names, **plan.reshaped, **plan.leftover, **{name: key for name, _, key in plan.extra}},
+        )
         state._metadata = {  # type: ignore[attr-defined]  # where torch's modules look for their version
-            path: {"version": source.notes.versions.get(path, 1)}
-            for path, _ in model.named_modules(remove_duplicate=False)
+            path: {"version": versions.get(path, 1)} for path, _ in model.named_modules(remove_duplicate=False)
         }
     return state

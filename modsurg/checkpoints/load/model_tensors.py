@@ -74,7 +74,7 @@ def find_targets(model: nn.Module) -> Targets:
         )
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             extra[prefix + EXTRA_STATE] = module
-        owners = list(_loading_code(module))
+        owners = list(find_loading_code(module))
         if owners:
             ours = all(owner.startswith(_MIGRATING) for owner in owners)
             (found.migrating if ours else found.custom).append(path)
@@ -164,7 +164,7 @@ def _checked(target: Target) -> Target:
     return target
 
 
-def _loading_code(module: nn.Module) -> Iterator[str]:
+def find_loading_code(module: nn.Module) -> Iterator[str]:
     """The homes of all code that takes part in loading this module, torch's base class apart."""
     for method in _METHODS:
         function: Any = getattr(type(module), method)

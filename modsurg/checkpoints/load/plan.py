@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from modsurg.checkpoints.formats.derived import is_general
+from modsurg.checkpoints.formats.derived import count_overflows, is_general
 from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Entry, Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, pair, renamer
@@ -283,6 +283,9 @@ def _lossy(source: Source, entry: Entry, tensor: torch.Tensor) -> str:
     narrows = dtype.is_floating_point and not is_general(dtype)
     if ranks[0] > ranks[1] or narrows or not _convertible(entry.dtype, dtype):
         return text
+    if ranks == (2, 2) and torch.finfo(entry.dtype).max > torch.finfo(dtype).max:
+        count = count_overflows(source.read(entry.name), dtype)
+        return text.replace("loses values", f"overflows at {counted(count, 'value', 'values')}") if count else ""
     if ranks == (1, 1) and not _holds(torch.iinfo(dtype), torch.iinfo(entry.dtype)):
         values = source.read(entry.name)
         return "" if values.to(dtype).double().equal(values.double()) else text

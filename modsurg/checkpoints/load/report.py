@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from modsurg.errors import LoadError, counted
+from modsurg.errors import LoadError, counted, visible
 
 SHOWN = 10
 
@@ -106,7 +106,7 @@ class Problems:
 
 def table(rows: Mapping[str, str], start: str) -> list[str]:
     """Names and texts under each other, the first few of them."""
-    shown = list(rows.items())[:SHOWN]
+    shown = [(visible(name), visible(text)) for name, text in list(rows.items())[:SHOWN]]
     width = max((len(name) for name, _ in shown), default=0)
     lines = [f"  {start}{name:{width}}  {text}" for name, text in shown]
     if len(rows) > SHOWN:
@@ -119,4 +119,4 @@ def as_code(value: str | Sequence[str] | Mapping[str, str | None]) -> str:
     if isinstance(value, Mapping):
         rules = (f"{as_code(old)}: {None if new is None else as_code(new)}" for old, new in value.items())
         return f"{{{', '.join(rules)}}}"
-    return json.dumps(value, ensure_ascii=False)
+    return visible(json.dumps(value, ensure_ascii=False))

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from modsurg.errors import visible
 from modsurg.views.diff.layout import Line, folded, laid_out
 from modsurg.views.diff.values import Values
 from modsurg.views.svg import Style, draw_svg
-from modsurg.views.text import in_colour, longest_run, visible
+from modsurg.views.text import in_colour, longest_run
 
 Kind = Literal[
     "added",

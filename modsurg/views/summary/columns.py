@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from modsurg.errors import visible
 from modsurg.views.summary.fold import Line
 from modsurg.views.summary.rows import Content, Shape, Totals
 from modsurg.views.svg import Style
-from modsurg.views.text import cut, percent, scaled, size, visible, widest, written
+from modsurg.views.text import cut, percent, scaled, size, widest, written
 
 GAP = 2
 BAR = 12

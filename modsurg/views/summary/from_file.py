@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from modsurg.checkpoints.formats.documents import RUN, TIES, UNREADABLE, is_state
 from modsurg.checkpoints.formats.safetensors.header import BITS, read_header
-from modsurg.errors import FormatError, counted, listed
+from modsurg.errors import FormatError, counted, listed, visible
 from modsurg.structure.schema import Slot, outline, read_tree, sound
 from modsurg.views.summary.layer_text import detail
 from modsurg.views.summary.rows import Content, Row, Totals, add_up, mark_frozen
-from modsurg.views.text import size, visible, written
+from modsurg.views.text import size, written
 
 if TYPE_CHECKING:
     from modsurg.checkpoints.formats.source import Source

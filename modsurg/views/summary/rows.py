@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from modsurg.views.text import visible
+from modsurg.errors import visible
 
 Shape = tuple[int, ...]
 
