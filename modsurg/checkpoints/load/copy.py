@@ -1,73 +1,89 @@
-"""Carrying out a plan: from the file straight into the tensors' own memory.
+"""Read the planned tensors from the file straight into the model's own memory.
 
-If a read fails half-way, the model has to be as it was. A small state is copied aside first. A large one would double
-the memory, so whatever is not in the page cache is read once before anything is written: a broken disk or a file that
-was cut off shows then, and the second read comes from memory. Ctrl-C is obeyed once the load is whole.
+A small state is copied aside first, and comes back if a read fails. A large one would double the memory: its places in
+the file are checked before anything is written, it is read once, and if the disk fails the error names what was filled.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from modsurg.checkpoints.formats.file_io import Region, is_plain, read_all, read_into
-from modsurg.checkpoints.formats.pagecache import is_cached
+from modsurg.checkpoints.formats.file_io import Region, is_plain, read_all
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.plan import Fill
-from modsurg.checkpoints.load.sharing import write_anywhere
-from modsurg.errors import FormatError, LoadError
+from modsurg.errors import FormatError, LoadError, counted
 
 JOURNAL_LIMIT = 32 << 20
-_STEP = 1 << 20
+BATCH = 256 << 20  # bytes between two notes of how far a load has come
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A tensor whose memory can be read into as it is."""
+
+    region: Region
+    fill: Fill
 
 
 def fill(source: Source, fills: Sequence[Fill]) -> None:
     """Fill tensors.
 
     Raises:
-        LoadError: The file can't be read. The tensors are as they were, unless the message says otherwise.
+        LoadError: The file can't be read. The tensors are as they were, or the message names those that were filled.
+        FormatError: The file is shorter than its header says. The tensors are as they were.
     """
     fills = _distinct(fills)
-    direct: list[tuple[Region, torch.Tensor]] = []
-    staged: list[Fill] = []
+    reads: list[_Read] = []
+    copies: list[Fill] = []
     for each in fills:
         region = _direct_region(source, each)
         if region is None:
-            staged.append(each)
+            copies.append(each)
         else:
-            direct.append((region, each.target.tensor))
-    direct.sort(key=lambda job: job[0])
-
-    def attempt() -> None:
-        read_all(direct)
-        for each in staged:
-            _copy(source, each)
-        torch.autograd.graph.increment_version([tensor for _, tensor in direct if not tensor.is_inference()])
-
-    if sum(each.target.tensor.nbytes for each in fills) <= JOURNAL_LIMIT:
-        with _told_as_load_error(source), _journal(fills):
-            attempt()
-    else:
-        with _told_as_load_error(source):
-            _probe(source, direct, staged)
-        _carry_through(source, attempt)
+            reads.append(_Read(region, each))
+    reads.sort(key=lambda read: read.region)
+    _check_regions(source, fills)
+    small = sum(each.target.tensor.nbytes for each in fills) <= JOURNAL_LIMIT
+    with _restore_on_failure(source, fills) if small else _name_on_failure(source, len(fills)) as filled:
+        for batch in _batches(reads):
+            filled.extend(read.fill.target.name for read in batch)
+            read_all([(read.region, read.fill.target.tensor) for read in batch])
+        for each in copies:
+            filled.append(each.target.name)
+            _copy_values(source, each)
+    tensors = [read.fill.target.tensor for read in reads]
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
-def _carry_through(source: Source, attempt: Callable[[], None]) -> None:
-    """There is no way back from here, so what goes wrong is tried once more."""
-    try:
-        attempt()
-    except KeyboardInterrupt:
-        attempt()
-        raise
-    except (OSError, FormatError):
-        try:
-            attempt()
-        except (OSError, FormatError) as error:
-            raise LoadError(
-                f"{source.path} broke off while it was read ({error}), and a part of the model has the new values: "
-                "load again, from a file that is whole"
-            ) from error
+def _batches(reads: Sequence[_Read]) -> Iterator[list[_Read]]:
+    batch: list[_Read] = []
+    size = 0
+    for read in reads:
+        batch.append(read)
+        size += read.region.nbytes
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _check_regions(source: Source, fills: Sequence[Fill]) -> None:
+    """See that every region lies inside its file as it is now."""
+    sizes: dict[int, int] = {}
+    for each in fills:
+        region = source.region(each.key)
+        if region is None:
+            continue
+        size = sizes.setdefault(region.fd, os.fstat(region.fd).st_size)
+        if region.offset + region.nbytes > size:
+            raise FormatError(
+                f"{source.path}: the file ends at byte {size:,}; it was cut off while being read, at {each.key}; "
+                "nothing was loaded"
+            )
 
 
 def _distinct(fills: Sequence[Fill]) -> list[Fill]:
@@ -87,60 +103,41 @@ def _direct_region(source: Source, each: Fill) -> Region | None:
     return source.region(each.key)
 
 
-def _copy(source: Source, each: Fill) -> None:
+def _copy_values(source: Source, each: Fill) -> None:
     tensor, values = each.target.tensor, source.read(each.key)
     if each.overlap:
         common = tuple(slice(0, min(sizes)) for sizes in zip(tensor.shape, values.shape, strict=True))
         tensor, values = tensor.detach()[common], values[common]
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-        write_anywhere(tensor.detach(), values)
+        tensor.detach().copy_(values)
 
 
 @contextlib.contextmanager
-def _journal(fills: Sequence[Fill]) -> Iterator[None]:
+def _restore_on_failure(source: Source, fills: Sequence[Fill]) -> Iterator[list[str]]:
     before = [each.target.tensor.detach().clone() for each in fills]
     try:
-        yield
-    except BaseException:
+        yield []
+    except BaseException as error:
         for each, values in zip(fills, before, strict=True):
             with torch.inference_mode(values.is_inference()), torch.no_grad():
-                write_anywhere(each.target.tensor.detach(), values)
+                each.target.tensor.detach().copy_(values)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise LoadError(f"{source.path} can't be read ({reason}); nothing was loaded") from error
         raise
 
 
 @contextlib.contextmanager
-def _told_as_load_error(source: Source) -> Iterator[None]:
+def _name_on_failure(source: Source, count: int) -> Iterator[list[str]]:
+    filled: list[str] = []
     try:
-        yield
-    except OSError as error:
-        raise LoadError(f"{source.path} can't be read ({error.strerror or error}); nothing was loaded") from error
-
-
-def _probe(source: Source, direct: Sequence[tuple[Region, torch.Tensor]], staged: Sequence[Fill]) -> None:
-    """Read once what is not in memory yet, and unpack once what may be damaged."""
-    regions = [region for region, _ in direct]
-    for each in staged:
-        region = source.region(each.key)
-        if region is None:
-            source.read(each.key)
-        else:
-            regions.append(region)
-    buffer = memoryview(bytearray(_STEP))
-    for run in _runs(regions):
-        if is_cached(run):
-            continue
-        for start in range(0, run.nbytes, _STEP):
-            count = min(_STEP, run.nbytes - start)
-            read_into(Region(run.fd, run.offset + start, count), buffer[:count])
-
-
-def _runs(regions: Sequence[Region]) -> list[Region]:
-    """The same bytes in pieces as long as the file allows."""
-    runs: list[Region] = []
-    for region in sorted(regions):
-        last = runs[-1] if runs else None
-        if last and last.fd == region.fd and last.offset + last.nbytes == region.offset:
-            runs[-1] = Region(last.fd, last.offset, last.nbytes + region.nbytes)
-        elif region.nbytes:
-            runs.append(region)
-    return runs
+        yield filled
+    except BaseException as error:
+        if not filled:
+            raise
+        last = filled[-1] if len(filled) == 1 else f"{filled[0]} to {filled[-1]}, in the order of the file"
+        text = f"{len(filled)} of {counted(count, 'tensor', 'tensors')} may have new values ({last}): load again"
+        if isinstance(error, Exception):
+            raise LoadError(f"{source.path} can't be read ({error}); {text}") from error
+        error.add_note(text)
+        raise

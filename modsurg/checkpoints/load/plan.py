@@ -186,9 +186,11 @@ class _Planner:
         keys = {fill.target.name: fill.key for fill in self.plan.fills}
         sharing = check_sharing(self.source, list(self.targets.tensors.values()), keys)
         for name, other in sharing.conflicts.items():
-            what = f"shares memory with {other} in the model" if name != other else "has many places for one value"
-            fix = f"load_state(..., rename={{{as_code(keys[name])}: None}}) leaves it out"
-            self.problems.misfits[name] = f"{what}, and the file has differing values: {fix}"
+            what = f"shares memory with {other} in the model, as another view or with other values in the file"
+            if name == other:
+                what = "has one element at several indices in the model (expand): clone() it before loading"
+            fix = f"; load_state(..., rename={{{as_code(keys[name])}: None}}) leaves it out"
+            self.problems.misfits[name] = what + fix
         self.plan.covered = sharing.covered
 
 
