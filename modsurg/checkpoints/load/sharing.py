@@ -18,8 +18,8 @@ class Sharing:
 
     Attributes:
         covered: Names that need no key of their own: another one fills their memory.
-        conflicts: Name -> the name that it shares memory with, where the file may have other values for it; itself where
-            one of its own elements is at several indices.
+        conflicts: Name -> the name that it shares memory with, where the file may have other values for it; itself
+            where one of its own elements is at several indices.
     """
 
     covered: frozenset[str]
