@@ -5,7 +5,7 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/python
 ORDINARY := not models and not legacy and not soak and not examples
 EXTRAS = dev,docs
 
-.PHONY: help demo test lint types unit docs serve bench bench-full models legacy soak fuzz examples oldest clean
+.PHONY: help demo test lint types unit docs pages serve bench bench-full models legacy soak fuzz examples oldest clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,6 +27,10 @@ unit: .venv/dev ## the ordinary tests and the doctests
 
 docs: .venv/dev ## build the site into site/, strict: a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pages: .venv/dev ## fill the pages with what scripts and commands print now, and draw the pictures
+	$(RUN) docs/drawings.py
+	$(RUN) docs/hooks/output.py
 
 serve: .venv/dev ## show the site at 127.0.0.1:8000 while it is written
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

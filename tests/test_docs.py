@@ -19,13 +19,21 @@ ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"^<!-- .* -->$|!\[[^]]*\]\(([^)]*)\)", re.MULTILINE)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES = [page for page in PAGES if FENCE.search(page.read_text())]
+GENERATED = re.compile(r"^<!-- (output|steps|source): ([^\n]+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+EVERY = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def written(page):
+    """What somebody wrote, with empty lines for what docs/hooks/output.py filled in."""
+    return GENERATED.sub(lambda block: "\n" * block[0].count("\n"), page.read_text())
+
+
+PAGES = [page for page in EVERY if FENCE.search(written(page))]
 
 
 def blocks(page):
     """(first line number, code) of each fence."""
-    text = page.read_text()
+    text = written(page)
     for match in FENCE.finditer(text):
         yield text.count("\n", 0, match.start("code")), textwrap.dedent(match["code"])
 
@@ -57,6 +65,28 @@ def test_the_drawings_of_the_verbs_are_those_that_the_code_makes():
     for name, picture in drawings.items():
         if name.startswith("verbs/"):  # the terminal shows a message of torch, which each release words anew
             assert (ROOT / "docs/pictures" / name).read_text() == picture, "run: python docs/drawings.py"
+
+
+def test_the_generated_blocks_are_filled_and_sources_are_those_of_the_project():
+    """So that a page can be read without the site."""
+    filled = 0
+    for page in EVERY:
+        assert page.read_text().count("<!-- end -->") == len(GENERATED.findall(page.read_text())) or "measured" in (
+            page.read_text()
+        )
+        for kind, argument, content in GENERATED.findall(page.read_text()):
+            filled += 1
+            assert content.strip(), f"{page.name}: run python docs/hooks/output.py"
+            if kind == "source":
+                assert (ROOT / argument).read_text().rstrip() in content, page.name
+            elif kind == "output":
+                assert content.startswith(f"```console\n$ {argument}\n```\n"), page.name
+            else:
+                code = "".join(re.findall(r"```python\n(.*?)```", content, re.DOTALL))
+                script = " ".join((ROOT / argument).read_text().split())
+                missing = [line for line in code.splitlines() if " ".join(line.split()) not in script]
+                assert not missing, f"{page.name}: run python docs/hooks/output.py"
+    assert filled > 40
 
 
 def test_blocks_name_their_language():

@@ -1,5 +1,7 @@
 """Run the commands of the documentation, each in a fork of one process that has imported torch already.
 
+A command is `python FILE ...`, `modsurg ...`, or `steps FILE`, which runs a script piece by piece and prints JSON.
+
 Started by output.py: on stdin [[command, folder], ...] as JSON, on stdout the exit status of each.
 """
 
@@ -12,12 +14,14 @@ from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import steps
+
 ROOT = Path(__file__).parents[2]
 IMPORTS = ("torchvision.datasets", "torch.utils.tensorboard", "matplotlib.figure", "modsurg.views.environment")
 
 
 def run(command: str, folder: str) -> None:
-    """Run `python FILE ...` or `modsurg ...` in the folder; what it prints goes into its file "printed"."""
+    """Run a command in the folder; what it prints goes into its file "printed"."""
     program, *arguments = shlex.split(command)
     os.chdir(folder)
     with open("printed", "w", buffering=1) as printed:
@@ -25,6 +29,10 @@ def run(command: str, folder: str) -> None:
         if program == "modsurg":
             sys.argv = [program, *arguments]
             runpy.run_module("modsurg", run_name="__main__")
+        elif program == "steps":
+            file = ROOT / arguments[0]
+            sys.argv, sys.path[0] = arguments, str(file.parent)
+            json.dump(steps.pieces(file), printed)
         else:
             file = ROOT / arguments[0]
             sys.argv, sys.path[0] = arguments, str(file.parent)

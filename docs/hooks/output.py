@@ -1,8 +1,13 @@
-"""Put what a command prints and draws, and the files of the project, where a page asks for them, at every build.
+"""Fill the pages with what commands print and draw, and with the files of the project: `python docs/hooks/output.py`.
 
-`<!-- output: python examples/lora.py -->` becomes the command and its output, `<!-- source: examples/lora.py -->` the
-file. Each command runs once for all pages, in an empty folder; the pictures that it leaves there under runs/ are at
-pictures/ in the site.
+A page asks for it with a comment, and holds it from there to `<!-- end -->`, so that it is read without the site too:
+
+- `<!-- output: python examples/lora.py -->`: the command and what it prints,
+- `<!-- steps: examples/tutorial/07_convolution.py -->`: a script in pieces, each with what it prints,
+- `<!-- source: examples/lora.py -->`: a file.
+
+A command runs in an empty folder; the pictures that it leaves there under runs/ go to docs/pictures. Building the site
+runs all commands again and shows what they print then.
 """
 
 import json
@@ -20,8 +25,8 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-OUTPUT = re.compile(r"^<!-- output: (.+) -->$", re.MULTILINE)
-SOURCE = re.compile(r"^<!-- source: (.+) -->$", re.MULTILINE)
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^<!-- (output|steps|source): ([^\n]+) -->\n(?:.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
 printed: dict[str, str] = {}
 pictures: dict[str, bytes] = {}
@@ -51,28 +56,64 @@ def run(commands: list[str]) -> None:
                     raise PluginError(f"{command} draws another {file.name} than a command before it")
 
 
-def on_config(config: MkDocsConfig) -> None:
+def run_all() -> None:
     """Run the commands of all pages that have not run yet."""
-    pages = Path(config.docs_dir).rglob("*.md")
-    asked = dict.fromkeys(command for page in pages for command in OUTPUT.findall(page.read_text()))
+    asked = {}
+    for page in DOCS.rglob("*.md"):
+        for kind, argument in BLOCK.findall(page.read_text()):
+            asked |= {"output": {argument: None}, "steps": {f"steps {argument}": None}}.get(kind, {})
     if commands := [command for command in asked if command not in printed]:
         run(commands)
 
 
+def render(kind: str, argument: str) -> str:
+    """What a comment asks for, as Markdown."""
+    if kind == "source":
+        return f'```python title="{argument}"\n{(ROOT / argument).read_text().rstrip()}\n```'
+    if kind == "output":
+        return f"```console\n$ {argument}\n```\n\n```text\n{printed[argument]}\n```"
+    blocks = []
+    for code, output in json.loads(printed[f"steps {argument}"]):
+        blocks.append(f"```python\n{code}\n```")
+        blocks += [f"```text\n{output}\n```"] if output else []
+    return "\n\n".join(blocks)
+
+
+def fill(text: str) -> str:
+    """A page with every block filled anew."""
+    return BLOCK.sub(lambda asked: f"<!-- {asked[1]}: {asked[2]} -->\n{render(asked[1], asked[2])}\n<!-- end -->", text)
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Run the commands."""
+    run_all()
+
+
 @event_priority(-100)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pictures, after the plugin for languages, which knows only files on disk."""
+    """Show the pictures as they were drawn now, after the plugin for languages, which knows only files on disk."""
     for name, content in pictures.items():
+        if (old := files.get_file_from_path(f"pictures/{name}")) is not None:
+            files.remove(old)
         files.append(File.generated(config, f"pictures/{name}", content=content))
     return files
 
 
-def source(name: str) -> str:
-    """The file as a block of code under its name."""
-    return f'```python title="{name}"\n{(ROOT / name).read_text().rstrip()}\n```'
-
-
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Replace each request."""
-    markdown = SOURCE.sub(lambda asked: source(asked[1]), markdown)
-    return OUTPUT.sub(lambda asked: f"```console\n$ {asked[1]}\n{printed[asked[1]]}\n```", markdown)
+    """Show what the commands printed now."""
+    return BLOCK.sub(lambda asked: _with_output(render(asked[1], asked[2])), markdown)
+
+
+def _with_output(text: str) -> str:
+    """The blocks of a script's output joined to those of its code."""
+    return text.replace("```text\n", "```{.text .output}\n")
+
+
+if __name__ == "__main__":
+    run_all()
+    for page in DOCS.rglob("*.md"):
+        page.write_text(fill(page.read_text()))
+    text = "".join(page.read_text() for page in DOCS.rglob("*.md"))
+    for name, content in pictures.items():
+        if f"pictures/{name}" in text:
+            (DOCS / "pictures" / name).write_bytes(content)
