@@ -14,9 +14,8 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import nn
 
 from modsurg.errors import counted
@@ -89,39 +88,26 @@ class Change:
 
 
 @dataclass(slots=True)
-class Step:
-    """What one verb works on and leaves behind.
+class Record:
+    """One verb of a transaction. A recipe is described from these.
 
     Attributes:
-        tree: The model as it was before this verb.
-        journal: What the verb touched.
-        changes: What it did, one for each site.
-        warnings: What the user should know, because something may not be as it was meant.
+        verb: Its name.
+        tree: The model before it.
+        arguments: Its arguments that are plain values.
+        journal: What it touched.
+        changes: What it did.
+        warnings: What the user should know.
         notes: What else happened.
-        homes: The weight whose device and dtype new modules below a path take, found so far.
-        numbers: The numbers by which the forward of a class picks children of a name, found so far.
-        uses: What the forward of a class does with a child of a name, found so far; see `bytecode.reads`.
     """
 
+    verb: str
     tree: Tree
+    arguments: dict[str, Any]
     journal: Journal = field(default_factory=Journal)
     changes: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    homes: dict[str, torch.Tensor | None] = field(default_factory=dict)
-    numbers: dict[tuple[type[nn.Module], str], set[int]] = field(default_factory=dict)
-    uses: dict[tuple[type[nn.Module], str], tuple[set[str], bool]] = field(default_factory=dict)
-
-    def child(self, parent: nn.Module, name: str, new: nn.Module) -> None:
-        """Put a module into a slot that is there."""
-        self.journal.keep_dict(parent._modules)
-        parent._modules[name] = new
-
-    def children(self, parent: nn.Module, entries: list[tuple[str, nn.Module | None]]) -> None:
-        """Give a parent these children in this order."""
-        self.journal.keep_dict(parent._modules)
-        parent._modules.clear()
-        parent._modules.update(entries)
 
 
 def last(path: str) -> str:

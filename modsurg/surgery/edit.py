@@ -4,28 +4,31 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modsurg.errors import EditError, counted, warn
-from modsurg.surgery.changes import Change, Step
+from modsurg.errors import EditError, ExampleError, counted, warn
+from modsurg.surgery.changes import Change, Record
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.key_mapping import Remapping
 from modsurg.surgery.ops.checks import refuse_offloaded, refuse_wrapped
-from modsurg.surgery.ops.children import outdated
+from modsurg.surgery.ops.children import list_renumbered
 from modsurg.surgery.ops.factory import New, caller, maker
 from modsurg.surgery.ops.freeze import apply_frozen, plan_freeze, plan_unfreeze
-from modsurg.surgery.ops.placement import add_child, insert_sites, remove_sites, rename_child, replace_sites
+from modsurg.surgery.ops.hints import collect_hints
+from modsurg.surgery.ops.insert import apply_add, apply_insert, plan_add, plan_insert
+from modsurg.surgery.ops.remove import apply_remove, apply_rename, plan_remove, plan_rename
+from modsurg.surgery.ops.replace import apply_replace, plan_replace
 from modsurg.surgery.optimizers.following import Following
 from modsurg.surgery.preflight import Example, preflight
-from modsurg.surgery.recipes.recipe import Recorder
-from modsurg.surgery.report import Report
+from modsurg.surgery.recipes.recipe import RecipeWriter
+from modsurg.surgery.report import Report, fold_texts
 from modsurg.surgery.resize.resize import Fill, resize_modules
-from modsurg.tree.collector import pause_collector
-from modsurg.tree.selection import Where, resolve
+from modsurg.tree.selection import Selection, Where, resolve
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
 
@@ -43,9 +46,9 @@ class Edit:
         self._root = unwrap(model)
         self._example = example
         self._journal = Journal()
-        self._steps: list[Step] = []
+        self._records: list[Record] = []
         self._said: list[str] = []
-        self._recorder = Recorder()
+        self._writer = RecipeWriter()
         self._before: Tree | None = None
         self._report: Report | None = None
         self._following = Following(self._root, optimizer, scheduler)
@@ -72,8 +75,7 @@ class Edit:
             self._journal.rollback()
             return
         try:
-            with pause_collector():
-                self._report = self._commit()
+            self._report = self._commit()
         except BaseException:
             self._journal.rollback()
             raise
@@ -90,14 +92,15 @@ class Edit:
         raise EditError("the report is there when the block is over; within it, print(e.plan()).")
 
     def plan(self) -> Report:
-        """What was done so far, and is not committed yet."""
-        return Report(self._changes(), self._warnings(), self._notes())
+        """Report what was done so far, and is not committed yet."""
+        return Report(self._changes(), fold_texts(self._warnings()), fold_texts(self._notes()))
 
     def add(self, path: str, module: nn.Module, *, before: str | None = None, after: str | None = None) -> None:
         """See `modsurg.add`."""
-        with self._verb() as step:
-            add_child(step, path, module, before, after)
-            self._recorder.add(path, module, step.tree, before, after)
+        with self._verb("add", path=path, before=before, after=after) as verb:
+            verb.changes = plan_add(verb.tree, path, module, before, after)
+            self._writer.describe_if_inside(verb.tree, [path.rpartition(".")[0]])
+            apply_add(verb.tree, verb.changes, verb.journal, before, after)
 
     def insert_before(self, where: Where, new: New, *, count: int | None = None, untie: bool = False) -> None:
         """See `modsurg.insert_before`."""
@@ -109,90 +112,99 @@ class Edit:
 
     def replace(self, where: Where, new: New, *, count: int | None = None, untie: bool = False) -> None:
         """See `modsurg.replace`."""
-        with self._verb() as step:
-            selection = resolve(step.tree, where, count)
-            replace_sites(step, selection, maker(new, len(selection)), untie)
-            self._recorder.sites("replace", step.changes, step.tree, untie)
+        with self._verb("replace", untie=untie) as verb:
+            selection = self._select(verb, where, count)
+            verb.changes, verb.warnings = plan_replace(verb.tree, selection, maker(new, len(selection)), untie)
+            verb.warnings += apply_replace(verb.tree, verb.changes, verb.journal)
 
     def wrap(self, where: Where, wrapper: New, *, count: int | None = None, untie: bool = False) -> None:
         """See `modsurg.wrap`."""
-        with self._verb() as step:
-            selection = resolve(step.tree, where, count)
-            replace_sites(step, selection, caller(wrapper), untie, kind="wrap")
-            self._recorder.sites("wrap", step.changes, step.tree, untie)
+        with self._verb("wrap", untie=untie) as verb:
+            selection = self._select(verb, where, count)
+            verb.changes, verb.warnings = plan_replace(verb.tree, selection, caller(wrapper), untie, kind="wrap")
+            verb.warnings += apply_replace(verb.tree, verb.changes, verb.journal)
 
     def remove(self, where: Where, *, delete: bool = False, count: int | None = None, untie: bool = False) -> None:
         """See `modsurg.remove`."""
-        with self._verb() as step:
-            selection = resolve(step.tree, where, count)
-            remove_sites(step, selection, delete, untie)
-            paths = [path for site in selection for path in site.matched]
-            self._recorder.plain("remove", paths=paths, delete=delete, untie=untie)
+        with self._verb("remove", delete=delete, untie=untie) as verb:
+            selection = self._select(verb, where, count)
+            verb.arguments["paths"] = [path for site in selection for path in site.matched]
+            verb.changes, verb.warnings = plan_remove(verb.tree, selection, delete, untie)
+            verb.warnings += apply_remove(verb.tree, verb.changes, verb.journal)
+            verb.notes += list_renumbered(verb.tree, verb.changes, verb.journal)
 
     def rename(self, path: str, name: str) -> None:
         """See `modsurg.rename`."""
-        with self._verb() as step:
-            rename_child(step, resolve(step.tree, path), name)
-            self._recorder.plain("rename", path=path, name=name)
+        with self._verb("rename", path=path, name=name) as verb:
+            verb.changes, verb.warnings = plan_rename(verb.tree, self._select(verb, path), name)
+            apply_rename(verb.tree, verb.changes, verb.journal)
 
     def resize(self, where: Where, *, fill: Fill = "init", count: int | None = None, **sizes: int) -> None:
         """See `modsurg.resize`."""
-        with self._verb() as step:
-            selection = resolve(step.tree, where, count)
-            refuse_wrapped(step.tree, selection.paths)
+        with self._verb("resize", fill=fill, sizes=sizes) as verb:
+            selection = self._select(verb, where, count)
+            verb.arguments["paths"] = list(selection.paths)
+            refuse_wrapped(verb.tree, selection.paths)
             sites = [(site.path, site.module) for site in selection]
             for path, module in sites:
                 refuse_offloaded(path, module)
-            for each in resize_modules(step.tree, sites, sizes, step.journal, fill=fill):
-                paths = tuple(step.tree.paths[id(each.module)])
-                step.changes.append(Change("resize", paths, old=each.module, new=each.module, detail=each))
-                step.notes += each.notes
-            self._recorder.plain("resize", paths=list(selection.paths), fill=fill, sizes=sizes)
+            for each in resize_modules(verb.tree, sites, sizes, verb.journal, fill=fill):
+                paths = tuple(verb.tree.paths[id(each.module)])
+                verb.changes.append(Change("resize", paths, old=each.module, new=each.module, detail=each))
+                verb.notes += each.notes
 
     def freeze(self, where: Where, *, count: int | None = None) -> None:
         """See `modsurg.freeze`."""
-        with self._verb() as step:
-            selection = resolve(step.tree, where, count)
-            refuse_wrapped(step.tree, selection.paths)
-            step.changes, step.warnings = plan_freeze(step.tree, selection)
-            apply_frozen(step.changes, step.journal)
-            self._recorder.plain("freeze", paths=list(selection.paths))
+        self._freeze("freeze", where, count)
 
     def unfreeze(self, where: Where, *, count: int | None = None) -> None:
         """See `modsurg.unfreeze`."""
-        with self._verb() as step:
-            selection = resolve(step.tree, where, count)
-            refuse_wrapped(step.tree, selection.paths)
-            step.changes, step.warnings = plan_unfreeze(step.tree, selection)
-            apply_frozen(step.changes, step.journal)
-            self._recorder.plain("unfreeze", paths=list(selection.paths))
+        self._freeze("unfreeze", where, count)
 
-    def _insert(self, verb: str, where: Where, new: New, count: int | None, untie: bool) -> None:
-        with self._verb() as step:
-            selection = resolve(step.tree, where, count)
-            insert_sites(step, selection, maker(new, len(selection)), verb == "insert_after", untie)
-            self._recorder.sites(verb, step.changes, step.tree, untie)
+    def _freeze(self, kind: Literal["freeze", "unfreeze"], where: Where, count: int | None) -> None:
+        with self._verb(kind) as verb:
+            selection = self._select(verb, where, count)
+            verb.arguments["paths"] = list(selection.paths)
+            refuse_wrapped(verb.tree, selection.paths)
+            plan = plan_freeze if kind == "freeze" else plan_unfreeze
+            verb.changes, verb.warnings = plan(verb.tree, selection)
+            apply_frozen(verb.changes, verb.journal)
+
+    def _insert(self, kind: str, where: Where, new: New, count: int | None, untie: bool) -> None:
+        with self._verb(kind, untie=untie) as verb:
+            selection = self._select(verb, where, count)
+            make, after = maker(new, len(selection)), kind == "insert_after"
+            verb.changes, verb.warnings = plan_insert(verb.tree, selection, make, after, untie)
+            verb.changes, warnings = apply_insert(verb.tree, verb.changes, verb.journal)
+            verb.warnings += warnings
+
+    def _select(self, verb: Record, where: Where, count: int | None = None) -> Selection:
+        selection = resolve(verb.tree, where, count)
+        self._writer.describe_if_inside(verb.tree, selection.paths)
+        return selection
 
     @contextmanager
-    def _verb(self) -> Generator[Step]:
+    def _verb(self, verb_name: str, /, **arguments: Any) -> Generator[Record]:
+        """Open one verb: what it touches goes back if it fails, and is recorded if it does not."""
         if self._state == "new":
-            raise EditError("the verbs of a transaction stand in its block: with edit(model) as e: e.replace(...)")
+            raise EditError("the verbs of a transaction are called in its block: with edit(model) as e: e.replace(...)")
         if self._state == "over":
             raise EditError(_OVER)
         if any(each._outer is self for each in _still_open()):
             raise EditError("a transaction within this one is open; use its verbs, or let its block end first.")
-        self._recorder.settle()
-        with pause_collector(), torch.inference_mode(False):  # what is made is to train
-            step = Step(walk(self._root))
-            self._before = self._before or step.tree
-            self._journal.open(step.journal)  # before the first change, so that no interrupt can come between
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):  # what is made is to train
+            verb = Record(verb_name, walk(self._root), arguments)
+            self._before = self._before or verb.tree
+            self._journal.open(verb.journal)  # before the first change, so that no interrupt can come between
             try:
-                yield step
+                yield verb
             except BaseException:
-                step.journal.rollback()
+                verb.journal.rollback()
                 raise
-        self._journal.absorb(step.journal)
-        self._steps.append(step)
+        self._journal.absorb(verb.journal)
+        self._records.append(verb)
+        self._writer.add(verb)
 
     def _shares(self, root: nn.Module) -> bool:
         return any(m is root for m in self._root.modules()) or any(m is self._root for m in root.modules())
@@ -200,8 +212,8 @@ class Edit:
     def _take_in(self, inner: "Edit") -> None:
         """What another transaction did within this one is brought back with this one."""
         self._journal.absorb(inner._journal)
-        if inner._steps:
-            self._recorder.refuse("another transaction was made within it; use the verbs of one: e.replace(...)")
+        if inner._records:
+            self._writer.refuse("another transaction was made within it; use the verbs of one: e.replace(...)")
             changes = counted(len(inner._changes()), "change", "changes")
             self._said.append(f"within it another edit was made, of {changes}: see its report")
 
@@ -210,34 +222,33 @@ class Edit:
         self._said.append(text)
 
     def _commit(self) -> Report:
-        before = self._before or walk(self._root)
-        said = self._warnings()
-        notes = [
-            *self._notes(),
-            *outdated(before, self._journal),
-            *self._following.follow(self._changes(), self._journal),
-        ]
+        before, changes = self._before or walk(self._root), self._changes()
+        after = walk(self._root)
+        hints = collect_hints(before, after, changes, self._journal)
+        warnings = self._warnings()
         if self._example is not None:
-            fresh = [change.added for change in self._changes() if change.added is not None]
-            said = (*said, *preflight(self._root, self._example, fresh))
-        for text in said:
+            try:
+                warnings += preflight(self._root, self._example, [c.added for c in changes if c.added is not None])
+            except ExampleError as error:
+                raise ExampleError("\n".join([str(error), *hints])) from error
+        notes = [*self._notes(), *hints, *self._following.follow(changes, self._journal)]
+        warnings = fold_texts(warnings)
+        for text in warnings:
             warn(text)
-        if len(self._changes()) <= _DESCRIBED_AT_ONCE:
-            self._recorder.settle()
+        self._writer.seal()
         remapping = Remapping(before, self._journal, self._following.positions())
-        return Report(self._changes(), said, tuple(notes), (self._journal, remapping, self._recorder.recipe))
+        return Report(changes, warnings, fold_texts(notes), (self._journal, remapping, self._writer.recipe))
 
     def _changes(self) -> tuple[Change, ...]:
-        return tuple(change for step in self._steps for change in step.changes)
+        return tuple(change for record in self._records for change in record.changes)
 
-    def _warnings(self) -> tuple[str, ...]:
-        return tuple(text for step in self._steps for text in step.warnings)
+    def _warnings(self) -> list[str]:
+        return [text for record in self._records for text in record.warnings]
 
-    def _notes(self) -> tuple[str, ...]:
-        return (*(text for step in self._steps for text in step.notes), *self._said)
+    def _notes(self) -> list[str]:
+        return [*(text for record in self._records for text in record.notes), *self._said]
 
 
-_DESCRIBED_AT_ONCE = 1000
 _OVER = "this transaction is over; open another: with edit(model) as e: ..."
 _open: ContextVar[tuple[Edit, ...]] = ContextVar("open transactions, the innermost last", default=())
 

@@ -5,10 +5,11 @@ copy for each object, however often it is touched; the bytes of tensors are neve
 gives it new memory (`t.data = ...`) and leaves the old memory as it was.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 Mapping = MutableMapping[Any, Any]
@@ -73,6 +74,17 @@ class Journal:
             attributes = owner.__dict__
             value = attributes.get(name, _ABSENT)
             self._undo.append(lambda: _restore_attribute(attributes, name, value))
+
+    def set_child(self, parent: nn.Module, name: str, child: nn.Module) -> None:
+        """Put a module into the place of a child."""
+        self.keep_dict(parent._modules)
+        parent._modules[name] = child
+
+    def set_children(self, parent: nn.Module, children: Iterable[tuple[str, nn.Module | None]]) -> None:
+        """Give a parent these children in this order."""
+        self.keep_dict(parent._modules)
+        parent._modules.clear()
+        parent._modules.update(children)
 
     def on_undo(self, function: Callable[[], None]) -> None:
         """Call `function` when it is this moment's turn in a rollback."""

@@ -2,12 +2,12 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from torch import nn
 
-from modsurg.errors import UndoError, counted
+from modsurg.errors import UndoError, counted, listed
 from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.key_mapping import Remapping
@@ -41,13 +41,13 @@ class Report:
     def __init__(
         self,
         changes: tuple[Change, ...],
-        warnings: tuple[str, ...],
-        notes: tuple[str, ...],
+        warnings: Sequence[str],
+        notes: Sequence[str],
         committed: Committed | None = None,
     ) -> None:
         self.changes = changes
-        self.warnings = warnings
-        self.notes = notes
+        self.warnings = tuple(warnings)
+        self.notes = tuple(notes)
         self._journal: Journal | None
         self._remapping: Remapping | None
         self._recipe: Callable[[], Recipe] | None
@@ -107,29 +107,60 @@ class Report:
         return self._recipe()
 
     def __str__(self) -> str:
-        lines = [line(change) for change in self.changes[:_SHOWN]]
-        if len(self.changes) > _SHOWN:
-            lines.append(f"... {len(self.changes) - _SHOWN} more changes")
+        lines = _fold_lines(self.changes)
+        if len(lines) > _SHOWN:
+            lines[_SHOWN:] = [f"... {len(lines) - _SHOWN} more lines"]
         lines += [f"! {warning}" for warning in self.warnings]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines) or "nothing changed"
 
 
-def line(change: Change) -> str:
-    """One change in the signs of a diff: + added, - gone, ~ changed."""
+def fold_texts(texts: Iterable[str]) -> list[str]:
+    """Give each warning or note once; those that differ only in the path at the beginning as one.
+
+    Example:
+        >>> fold_texts(['"a": lost', '"b": lost', "renumbered", "renumbered"])
+        ['"a", "b": lost', 'renumbered']
+    """
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        path = re.match(r'("[^"]*")?', text)
+        start = path.group() if path else ""
+        groups.setdefault(text[len(start) :], []).append(start)
+    return [listed(list(dict.fromkeys(paths)), 3) + rest for rest, paths in groups.items()]
+
+
+def _fold_lines(changes: Sequence[Change]) -> list[str]:
+    """A line for each change; three or more that differ only in the numbers of their paths are one line."""
+    groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for change in changes:
+        sign, at, text = line(change)
+        groups.setdefault((sign, re.sub(r"\d+", "*", at), text), []).append((sign, at))
+    lines = []
+    for (sign, at, text), found in groups.items():
+        if len(found) > 2:
+            lines.append(f"{sign} {at}  {text}  in {len(found):,} places")
+        else:
+            lines += [f"{sign} {path}  {text}" for sign, path in found]
+    return lines
+
+
+def line(change: Change) -> tuple[str, str, str]:
+    """One change in the signs of a diff, + added, - gone, ~ changed: sign, paths, text."""
     at = " = ".join(change.paths[:3]) + (f" = ... {len(change.paths) - 3} more" if len(change.paths) > 3 else "")
+    old, new = type(change.old).__name__, type(change.new).__name__
     if change.kind == "rename":
-        return f"~ {at} -> {change.detail}  {shown(change.new)}"
+        return "~", f"{at} -> {change.detail}", shown(change.new)
     if change.kind == "wrap":
-        return f"~ {at}  {type(change.old).__name__} -> {type(change.new).__name__}({type(change.old).__name__})"
+        return "~", at, f"{old} -> {new}({old})"
     if change.kind in ("resize", "freeze", "unfreeze"):
-        return f"~ {at}  {type(change.new).__name__}  {change.detail}"
+        return "~", at, f"{new}  {change.detail}"
     if change.old is None:
-        return f"+ {at}  {shown(change.new)}"
+        return "+", at, shown(change.new)
     if change.new is None:
-        return f"- {at}  {shown(change.old)}"
-    text = f"~ {at}  {shown(change.old)} -> {shown(change.new)}"
-    return text if len(text) <= _WIDE else f"~ {at}  {_brief(change.old)} -> {_brief(change.new)}"
+        return "-", at, shown(change.old)
+    text = f"{shown(change.old)} -> {shown(change.new)}"
+    return "~", at, text if len(at) + len(text) + 4 <= _WIDE else f"{_brief(change.old)} -> {_brief(change.new)}"
 
 
 def shown(module: nn.Module | None) -> str:

@@ -246,7 +246,7 @@ def test_untie():
     assert (type(model[0]), type(model[1][0])) == (nn.ReLU, nn.GELU)
     block = nn.Sequential(nn.ReLU())
     model = nn.Sequential(block, block)
-    with pytest.raises(EditError, match=r'"1.0" and "0.0" are one place.*"0", copy.deepcopy, untie=True'):
+    with pytest.raises(EditError, match=r'"1.0" and "0.0" refer to the same child.*"0", copy.deepcopy, untie=True'):
         replace(model, "1.0", nn.GELU(), untie=True)
     assert type(model[1][0]) is nn.ReLU
     assert str(rename(model, "1.0", "act")).startswith("~ 0.0 = 1.0 -> act")

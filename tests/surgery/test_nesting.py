@@ -9,7 +9,7 @@ from modsurg.errors import EditError, RecipeError, UndoError
 def test_the_verbs_stand_in_the_block():
     model = nn.Sequential(nn.ReLU())
     e = edit(model)
-    with pytest.raises(EditError, match=r"the verbs of a transaction stand in its block: with edit\(model\) as e"):
+    with pytest.raises(EditError, match=r"the verbs of a transaction are called in its block: with edit\(model\) as e"):
         e.replace("0", nn.GELU)
     with pytest.raises(KeyboardInterrupt, match="in the block"), e:
         e.replace("0", nn.GELU)

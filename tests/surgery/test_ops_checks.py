@@ -1,11 +1,9 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from modsurg import add, edit, freeze, insert_after, remove, rename, replace, resize, select, wrap
-from modsurg.errors import EditError, ModsurgWarning, WrapperError
+from modsurg.errors import ContainerError, EditError, ModsurgWarning, WrapperError
 from modsurg.tree.wrappers import wrapper_kind
 
 
@@ -122,12 +120,8 @@ def test_where_torch_keeps_a_parametrization_is_refused(verb):
     assert torch.equal(model(torch.ones(1, 2)), before)
 
 
-def test_a_parametrization_that_fits_may_take_the_place_of_another():
+def test_a_parametrization_among_other_sites_is_left():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.ReLU())
-    before = model(torch.ones(1, 2))
-    for where in ("**.parametrizations", "**.weight", lambda path, module: not module._modules):
-        assert replace(model, where, copy.deepcopy).warnings == ()
-        assert torch.equal(model(torch.ones(1, 2)), before)
     with pytest.warns(ModsurgWarning, match=r'"0.para.*weight.0" is where .* ParametrizedLinear: left as it was'):
         remove(model, lambda path, module: not module._modules)
     assert torch.equal(model(torch.ones(1, 2)), model[0](torch.ones(1, 2)))
@@ -226,13 +220,33 @@ class Twice(nn.Module):
 
 def test_no_identity_stands_for_a_list():
     model = Twice()
-    with pytest.raises(
-        EditError, match=r'"blocks" is a ModuleList, which has no .*remove\(model, "blocks", delete=True'
-    ):
+    with pytest.raises(EditError, match=r'"blocks" is a ModuleList, which has no .*: ') as error:
         remove(model, "*")
     assert str(model) == str(Twice())
-    with pytest.warns(ModsurgWarning, match='"act": Twice speaks of self.act in its own code, .* not find it any more'):
+    exec(str(error.value).partition("To empty it: ")[2].rstrip("."), {"remove": remove, "model": model})
+    assert model(torch.ones(1)) == 1
+    unused = nn.Sequential(nn.Linear(2, 2))
+    unused[0].extra = nn.ModuleDict({"a": nn.ReLU()})
+    with pytest.raises(EditError, match=r'"0.extra" is a ModuleDict, which has no forward, .* To delete it: ') as error:
+        remove(unused, "0.extra")
+    exec(str(error.value).partition("To delete it: ")[2].rstrip("."), {"remove": remove, "model": unused})
+    assert unused(torch.ones(1, 2)).shape == (1, 2)
+    with pytest.warns(ModsurgWarning, match='"act": the code of Twice references self.act, which it will not .* more'):
         remove(model, "act", delete=True)
+
+
+def test_a_traced_graph_keeps_the_names_that_it_calls():
+    model = torch.fx.symbolic_trace(
+        nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), nn.ReLU())
+    )
+    x = torch.ones(1, 2)
+    with pytest.raises(ContainerError, match=r'Put both into its place: wrap\(model, "0.1"'):
+        insert_after(model, "0.1", nn.Tanh())
+    wrap(model, "0.1", lambda old: nn.Sequential(old, nn.Tanh()))
+    remove(model, "0.2")
+    assert torch.equal(model(x), model.get_submodule("0.0")(x).relu().tanh().relu())
+    with pytest.warns(ModsurgWarning, match='"0.0": the graph that torch.fx traced calls it by name'):
+        remove(model, "0.0", delete=True)
 
 
 class Several(nn.Module):
@@ -257,7 +271,7 @@ def test_no_identity_stands_for_what_takes_or_returns_several():
 
 def test_torchs_own_forward_speaks_of_its_children_too():
     model = nn.TransformerEncoderLayer(8, 2, 16)
-    with pytest.warns(ModsurgWarning, match='"norm1": TransformerEncoderLayer speaks of self.norm1'):
+    with pytest.warns(ModsurgWarning, match='"norm1": the code of TransformerEncoderLayer references self.norm1'):
         rename(model, "norm1", "first")
 
 
@@ -296,7 +310,7 @@ def test_a_module_that_forgot_its_super_is_told_so():
 
 def test_the_root_has_no_place():
     for verb in (replace, wrap, insert_after):
-        with pytest.raises(EditError, match="the root Linear has no place in a tree; assign your variable instead"):
+        with pytest.raises(EditError, match="the root Linear has no parent .*; assign your variable: model = new"):
             verb(nn.Linear(2, 2), "", nn.ReLU)
     with edit(nn.Sequential(nn.Sequential(nn.ReLU()))) as e:
         e.remove(nn.Sequential)
@@ -348,10 +362,11 @@ def normed():
 
 def test_an_activation_that_goes_with_its_norm_is_told():
     with pytest.warns(
-        ModsurgWarning, match=r'what stood in a norm went with it: "1\.act" \(SiLU\)\. To keep it: .*old\.act'
+        ModsurgWarning,
+        match=r'submodules of the replaced norm were dropped: "1\.act" \(SiLU\)\. To keep it: .*old\.act',
     ):
         replace(normed(), nn.BatchNorm1d, lambda old: nn.GroupNorm(2, old.num_features))
-    with pytest.warns(ModsurgWarning, match=r'went with it: "1\.act" \(SiLU\)'):
+    with pytest.warns(ModsurgWarning, match=r'were dropped: "1\.act" \(SiLU\)'):
         remove(normed(), nn.BatchNorm1d)
 
 

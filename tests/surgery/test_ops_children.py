@@ -11,7 +11,7 @@ from torch import nn
 
 from modsurg import add, edit, insert_after, insert_before, remove, rename, replace
 from modsurg.errors import ContainerError, EditError, ModsurgWarning, NoMatchError
-from modsurg.surgery.ops import children as containers
+from modsurg.surgery.ops import bytecode
 
 
 def linears(count):
@@ -158,7 +158,7 @@ class Looping(nn.Sequential):
 def test_a_sequential_that_picks_its_children_is_no_container(model):
     first = next(iter(model._modules))
     with pytest.raises(
-        ContainerError, match=f'"{first}" stands in a By(Name|Number), which calls its children by attr'
+        ContainerError, match=f'"{first}" is a child of a By(Name|Number), which calls its children by attr'
     ):
         insert_after(model, first, nn.Tanh)
     x = torch.ones(1, 3)
@@ -194,7 +194,7 @@ class Picking(nn.Module):
 def test_a_forward_that_picks_children_by_number_is_told_of():
     with pytest.warns(ModsurgWarning, match=r'"layers": the forward of Picking picks .* by number \(1\), where others'):
         insert_after(Picking(), "layers.0", nn.Tanh)
-    with pytest.warns(ModsurgWarning, match=r"by number \(-1\), where others stand now"):
+    with pytest.warns(ModsurgWarning, match=r"by number \(-1\), where others are now"):
         remove(Picking(), "layers.2")
     assert insert_after(Picking(), "layers.1", nn.Tanh).warnings == ()
 
@@ -216,7 +216,7 @@ def test_a_forward_is_read_once_for_all_containers_of_a_name(monkeypatch):
             return self.layers(x)
 
     read = []
-    monkeypatch.setattr(containers, "numbers", lambda parent, name: read.append(name) or set())
+    monkeypatch.setattr(bytecode, "numbers", lambda parent, name: read.append(name) or set())
     insert_after(nn.Sequential(*(Block() for _ in range(5))), nn.Linear, nn.Tanh)
     assert sorted(set(read)) == sorted(read)
 
@@ -296,7 +296,7 @@ def test_layers_that_know_their_number_are_told(change):
     model = numbered_layers()
     (note,) = (note for note in change(model).notes if "number" in note and "renumbered" not in note)
     said, _, code = note.partition(": ")
-    assert said == "layers know their own number, which changed"
+    assert said == "layers hold their own number, which changed"
     exec(code.replace("): ", "):\n  "), {"model": model})
     assert [layer.attention.layer_idx for layer in model.layers] == list(range(len(model.layers)))
 
@@ -312,5 +312,11 @@ def test_numbers_that_still_hold_and_those_that_are_no_places_are_not_told():
 def test_a_list_of_the_kinds_of_the_layers_is_told():
     model = numbered_layers()
     model.config = types.SimpleNamespace(num_hidden_layers=4, layer_types=["full"] * 4)
-    notes = remove(model, "layers.3").notes
-    assert notes[-1] == "model.config.layer_types has an entry for each of 4 layers: make it one of 3"
+    model.config.layer_types[1] = "sliding"
+    lines = [note for note in remove(model, "layers.2").notes if "layer_types" in note]
+    said = "['full', 'sliding', 'full']"
+    assert lines == [f"model.config.layer_types has an entry for each of 4 layers: model.config.layer_types = {said}"]
+    exec(lines[0].partition(": ")[2], {"model": model})
+    lines = [note for note in insert_after(model, "layers.1", copy.deepcopy).notes if "layer_types" in note]
+    exec(lines[0].partition(": ")[2], {"model": model})
+    assert model.config.layer_types == ["full", "sliding", "sliding", "full"]

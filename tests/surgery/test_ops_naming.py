@@ -95,7 +95,7 @@ def test_the_parent_must_exist():
 
 @pytest.mark.parametrize("path", ["", "first.", 3])
 def test_no_path(path):
-    with pytest.raises(EditError, match="is no path for a child"):
+    with pytest.raises(EditError, match="can't be the path of a child"):
         add(Net(), path, nn.ReLU())
 
 
@@ -112,10 +112,10 @@ def test_rename_keeps_the_order():
 
 def test_rename_warns_where_the_code_speaks_of_the_name():
     model = Net()
-    with pytest.warns(ModsurgWarning, match='"first": Net speaks of self.first in its own code'):
+    with pytest.warns(ModsurgWarning, match='"first": the code of Net references self.first'):
         rename(model, "first", "input")
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
-    with pytest.warns(ModsurgWarning, match=r'"0": Sequential speaks of self\.0 in its own code'):
+    with pytest.warns(ModsurgWarning, match=r'"0": the code of Sequential references self\.0'):
         rename(traced, "0", "input")
 
 

@@ -1,8 +1,6 @@
-import dataclasses
-import functools
-import weakref
-from collections import ChainMap, OrderedDict, defaultdict, deque, namedtuple
-from types import MappingProxyType
+import copy
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,198 +8,145 @@ from torch import nn
 
 from modsurg import remove, replace, wrap
 from modsurg.errors import ModsurgWarning
-from modsurg.surgery.journal import Journal
-from modsurg.surgery.ops.references import Search
-
-Pair = namedtuple("Pair", "first second")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Frozen:
-    layer: nn.Module
-
-
-class Slotted:
-    __slots__ = ("__layer",)
-
-    def __init__(self, layer):
-        self.__layer = layer
-
-    def get(self):
-        return self.__layer
-
-
-HOLDERS = {
-    "a frozen dataclass with slots": (Frozen, lambda held: held.layer),
-    "a private slot": (Slotted, Slotted.get),
-    "a named tuple": (lambda m: Pair(m, [m]), lambda held: held.second[0]),
-    "a deque": (lambda m: deque([1, m]), lambda held: held[1]),
-    "a set": (lambda m: {m}, lambda held: next(iter(held))),
-    "a frozen set": (lambda m: frozenset([m]), lambda held: next(iter(held))),
-    "an ordered dict": (lambda m: OrderedDict(a=m), lambda held: held["a"]),
-    "a default dict": (lambda m: defaultdict(list, a=[m]), lambda held: held["a"][0]),
-    "a chain of dicts": (lambda m: ChainMap({"a": m}), lambda held: held["a"]),
-    "a read-only dict": (lambda m: MappingProxyType({"a": m}), lambda held: held["a"]),
-    "lists ten deep": (lambda m: [[[[[[[[[[m]]]]]]]]]], lambda held: held[0][0][0][0][0][0][0][0][0][0]),
-    "a weak reference": (weakref.ref, lambda held: held()),
-    "a default argument": (lambda m: lambda x, layer=m: layer, lambda held: held(0)),
-    "a keyword's default": (lambda m: lambda *, layer=m: layer, lambda held: held()),
-    "a method of a holder": (lambda m: Slotted(m).get, lambda held: held()),
-    "a function's attribute": (
-        lambda m: functools.wraps(m.forward)(lambda x: x),
-        lambda held: held.__wrapped__.__self__,
-    ),
-    "an iterator over a list": (lambda m: iter([m]), next),
-}
+from modsurg.surgery.ops import references
 
 
 class Net(nn.Module):
-    def __init__(self, hold):
+    def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-        self.held = hold(self.body[0])
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.blocks = [self.a, self.b]
+        self.table = {"first": self.a, "more": {"inner": [self.a]}}
+        self.pair = (self.a, 3)
+        self.call = self.a.forward
+        self.later = partial(self.a, torch.ones(1, 2))
+        held = self.a
+        self.closure = lambda x: held(x)
+        self.config = SimpleNamespace(layer=self.a)
+
+    def routes(self, x):
+        yield self.a(x)
+        yield self.blocks[0](x)
+        yield self.table["first"](x)
+        yield self.table["more"]["inner"][0](x)
+        yield self.pair[0](x)
+        yield self.call(x)
+        yield self.later()
+        yield self.closure(x)
+        yield self.config.layer(x)
 
 
-@pytest.mark.parametrize("kind", HOLDERS)
-def test_whatever_holds_the_old_module_gets_the_new_one_and_back(kind):
-    hold, get = HOLDERS[kind]
-    model = Net(hold)
-    old = model.body[0]
-    report = replace(model, "body.0", nn.Linear(2, 2))
-    assert report.warnings == ()
-    if kind != "an iterator over a list":
-        assert get(model.held) is model.body[0]
+def test_every_reference_is_rewired_and_undone():
+    model, x = Net(), torch.ones(1, 2)
+    before = list(model.routes(x))
+    blocks = model.blocks
+    report = replace(model, "a", nn.Linear(2, 2))
+    assert all(torch.equal(out, model.a(x)) for out in model.routes(x))
+    assert model.blocks is blocks
     report.undo()
-    assert model.body[0] is old
-    assert get(model.held) is old
+    assert all(torch.equal(out, was) for out, was in zip(model.routes(x), before, strict=True))
 
 
-@pytest.mark.parametrize(
-    "hold, said",
-    [
-        (
-            lambda m: {m: 1},
-            r'"held" \(a dict\) still holds the old module, and can\'t be given the new one; make it anew',
-        ),
-        (lambda m: weakref.WeakKeyDictionary({m: 1}), r'"held.data" \(a ReferenceType\) still holds the old module'),
-        (lambda m: map(m, []), r'"held" \(a map\) still holds the old module'),
-        (lambda m: functools.lru_cache(m.forward), r'"held" \(a _lru_cache_wrapper\) still holds the old module'),
-        (
-            lambda m: [nn.Sequential(m)],
-            r'"held\[0\].0" is still the old module: Sequential is no part of the model and was left',
-        ),
-        (lambda m: weakref.ref(m, print), r'"held" \(a ReferenceType\) still holds the old module'),
-    ],
-)
-def test_what_can_not_be_given_the_new_module_is_reported(hold, said):
-    with pytest.warns(ModsurgWarning, match=said):
-        replace(Net(hold), "body.0", nn.Linear(2, 2))
-
-
-def test_hooks_that_speak_of_the_old_module():
-    def hook(layer, seen):
-        return lambda *args: seen.append(layer)
-
-    model, seen = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), []
-    model.register_forward_hook(hook(model[0], seen))
-    model[0].register_forward_pre_hook(hook(model[0], seen))
-    model[1].register_forward_hook(functools.partial(lambda layer, *args: seen.append(layer), model[0]))
-    old, x = model[0], model[0].weight.detach()
-    report = replace(model, "0", lambda old: nn.Linear(2, 2))
-    model(x)
-    assert [layer is model[0] for layer in seen] == [True] * 3
-    report.undo()
-    model(x)
-    assert [layer is old for layer in seen[3:]] == [True] * 3
-
-
-def test_a_wrapper_that_is_listed_when_it_is_made_keeps_what_it_wraps():
-    made = []
-
-    class Listed(nn.Module):
+def test_a_wrapper_is_met_through_every_reference():
+    class Doubled(nn.Module):
         def __init__(self, base):
             super().__init__()
             self.base = base
-            made.append(self)
 
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.made = made
-    wrap(model, "0", Listed)
-    assert isinstance(model[0].base, nn.Linear)
+        def forward(self, x):
+            return 2 * self.base(x)
 
-
-def test_an_untied_place_whose_parent_holds_the_shared_module():
-    shared = nn.Linear(2, 2)
-    model = nn.Sequential(nn.Sequential(shared), nn.Sequential(shared))
-    model[1].order = [shared]
-    with pytest.warns(ModsurgWarning, match=r'"1.order\[0\]" still holds the module that was at "1.0" too'):
-        replace(model, "1.0", nn.Identity(), untie=True)
+    model, x = Net(), torch.ones(1, 2)
+    before = list(model.routes(x))
+    wrap(model, "a", Doubled)
+    assert all(torch.equal(out, 2 * was) for out, was in zip(model.routes(x), before, strict=True))
 
 
-def test_what_is_removed_says_nothing_of_itself():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model[0].me = [model[0]]
-    assert remove(model, "0").warnings == ()
-
-
-def test_what_was_put_into_a_dict_since_stays_there():
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.table = {"first": model[0]}
-    report = replace(model, "0", nn.Identity())
-    model.table["more"] = 1
-    report.undo()
-    assert model.table == {"first": model[0], "more": 1}
-
-
-class Holder:
-    def __init__(self, **held):
-        self.__dict__.update(held)
-
-
-def test_data_and_optimizers_are_not_gone_through():
-    class Pictures(torch.utils.data.Dataset):
+def test_what_is_deleted_is_reported():
+    class Listed(nn.Module):
         def __init__(self):
-            self.samples = [Untouched()]
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+            self.order = [self.layers[1]]
 
-    class Untouched:
-        __slots__ = ("name",)
-
-        @property
-        def __dict__(self):
-            raise AssertionError("looked at")
-
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    loader = torch.utils.data.DataLoader(Pictures())
-    optimizer = torch.optim.SGD(model.parameters())
-    optimizer.more = Untouched()
-    model.trainer = Holder(loader=loader, optimizers=[optimizer], later=torch.optim.lr_scheduler.StepLR(optimizer, 1))
-    assert replace(model, "0", lambda old: nn.Linear(2, 2)).warnings == ()
+    model = Listed()
+    with pytest.warns(ModsurgWarning, match=r'"order\[0\]" still holds "layers.1", which left the model'):
+        remove(model, "layers.1")
 
 
-def test_rows_of_plain_values_are_not_kept_one_by_one():
-    rows = [("a.png", number) for number in range(10)]
-    search = Search(Journal(), {}, {}, set())
-    assert search.swap(rows, "rows") is rows
-    assert search.swap({"a": 1, "b": None}, "table") == {"a": 1, "b": None}
-    assert list(search._done) == [id(rows)]
+def test_a_part_of_a_replaced_block_is_reported():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+            self.shortcut = [self.block[0]]
+
+    with pytest.warns(ModsurgWarning, match=r'"shortcut\[0\]" still holds "block.0"'):
+        replace(Outer(), "block", nn.Identity())
 
 
-def test_a_key_that_is_no_plain_value_is_not_written_out():
-    class Key:
-        def __repr__(self):
-            raise AssertionError("written out")
+def test_a_method_that_the_new_module_lacks_is_reported():
+    class Special(nn.Linear):
+        def extra(self):
+            return 1
 
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.table = {Key(): [nn.Sequential(model[0])]}
-    with pytest.warns(ModsurgWarning, match=r'"table\[Key\]\[0\].0" is still the old module'):
-        replace(model, "0", nn.Linear(2, 2))
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Special(2, 2)
+            self.extra = self.layer.extra
+
+    with pytest.warns(ModsurgWarning, match='"extra" is still the method extra of the old module; Linear has none'):
+        replace(Outer(), "layer", nn.Linear(2, 2))
 
 
-def test_an_outer_module_that_holds_the_model_follows_by_itself():
-    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
-    model.outer = [nn.ModuleDict({"net": model}), nn.Sequential(nn.Sequential(model[0]))]
-    assert wrap(model, "0.0", nn.Sequential).warnings == ()
-    model.outer.append(nn.Sequential(nn.Sequential(model[0][0])))
-    with pytest.warns(ModsurgWarning, match=r'"outer\[2\].0.0" is still the old module: Sequential is no part') as said:
-        wrap(model, "0.0", nn.Sequential)
-    assert len(said) == 1
+def test_a_tied_weight_that_comes_apart_is_reported():
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["embed"].weight
+    with pytest.warns(ModsurgWarning, match=r'"head.weight" was tied to "embed.weight" and no longer is'):
+        replace(model, "head", nn.Linear(3, 7))
+
+
+def test_removing_one_of_two_tied_says_nothing():
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.Sequential(shared), nn.Linear(3, 3))
+    assert remove(model, "1").warnings == ()
+    model = nn.Sequential(shared, nn.Sequential(shared))
+    model[1].kept = [shared]
+    with pytest.warns(ModsurgWarning, match='"1.kept.0." still holds "0", which left the model'):
+        remove(model, "0")
+
+
+def test_a_replacement_that_keeps_the_tie_says_nothing():
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["embed"].weight
+
+    def scaled(old):
+        new = copy.copy(nn.Linear(3, 5, bias=False))
+        new.weight = old.weight
+        return new
+
+    assert replace(model, "head", scaled).warnings == ()
+    assert model["head"].weight is model["embed"].weight
+
+
+def test_a_parent_that_its_child_knows():
+    class Child(nn.Module):
+        def __init__(self, parent):
+            super().__init__()
+            self.up = [parent]
+
+    model = nn.Sequential(nn.Sequential())
+    model[0].add_module("child", Child(model[0]))
+    wrap(model, "0", lambda old: nn.Sequential(old))
+    assert model[0][0].child.up[0] is model[0][0]
+
+
+def test_many_places_that_come_apart_are_searched_once_for_each_parent(monkeypatch):
+    searches = []
+    search = references.Search
+    monkeypatch.setattr(references, "Search", lambda *given: searches.append(given) or search(*given))
+    shared = [nn.Linear(2, 2) for _ in range(5)]
+    model = nn.Sequential(nn.Sequential(*shared), nn.Sequential(*shared))
+    replace(model, "1.*", nn.Identity, untie=True)
+    assert len(searches) == 2

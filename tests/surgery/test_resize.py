@@ -1,7 +1,5 @@
 import copy
-import types
 
-import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -190,67 +188,6 @@ def test_a_module_of_the_users_own_sees_the_new_shape():
     (report,), _ = resize(model, "decoder", out_features=6)
     assert model["head"].bias.shape == (6,)
     assert report.notes == ("head.bias is the same tensor as decoder.bias",)
-
-
-def test_a_config_that_says_otherwise_is_pointed_out():
-    model = gpt()
-    model.config = types.SimpleNamespace(vocab_size=5)
-    first, second = resize(model, "lm_head", out_features=8)[0]
-    assert first.notes == ("the model may go by its vocab_size, which still says 5: model.config.vocab_size = 8",)
-    assert second.notes == resize(model, "wte", num_embeddings=9)[0][0].notes == ()
-
-
-def test_numbers_of_labels_and_channels_that_say_otherwise_are_pointed_out():
-    model = nn.ModuleDict({"patches": nn.ModuleDict({"projection": nn.Conv2d(3, 4, 2)}), "head": nn.Linear(4, 2)})
-    model.config = types.SimpleNamespace(num_labels=2, num_channels=3)
-    model["patches"].num_channels = 3
-    assert resize(model, "head", out_features=4)[0][0].notes == ()
-    resize(model, "head", out_features=2)
-    model.num_labels = 2
-    note = "the model may go by its num_labels, which still says 2: model.config.num_labels = model.num_labels = 4"
-    assert resize(model, "head", out_features=4)[0][0].notes == (note,)
-    (note, _) = resize(model, "patches.projection", in_channels=1)[0][0].notes[::-1]
-    assert 'model.config.num_channels = model.get_submodule("patches").num_channels = 1' in note
-
-
-def test_what_has_such_a_name_and_is_no_number_says_nothing():
-    model = nn.ModuleDict({"head": nn.Linear(4, 2)})
-    model.num_classes = torch.tensor([2, 2])
-    model.config = types.SimpleNamespace(vocab_size=numpy.int64(2))
-    note = "the model may go by its vocab_size, which still says 2: model.config.vocab_size = 4"
-    assert resize(model, "head", out_features=4)[0][0].notes == (note,)
-
-
-def test_a_property_that_raises_is_not_asked_for_a_size():
-    class Task(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(4, 2)
-
-        @property
-        def num_classes(self):
-            raise RuntimeError("no trainer is attached")
-
-        config = num_labels = num_classes
-
-    assert resize(Task(), "head", out_features=4)[0][0].notes == ()
-
-
-def test_a_wrapper_that_passes_on_what_it_has_not_is_not_named():
-    class Wrapper(nn.Module):
-        def __init__(self, base):
-            super().__init__()
-            self.base = base
-
-        def __getattr__(self, name):
-            return super().__getattr__(name) if name == "base" else getattr(self.base, name)
-
-    base = nn.ModuleDict({"head": nn.Linear(4, 2)})
-    base.num_classes = 2
-    report = resize(Wrapper(base), "base.head", out_features=4)[0][0]
-    assert report.notes == (
-        'the model may go by its num_classes, which still says 2: model.get_submodule("base").num_classes = 4',
-    )
 
 
 def test_ties_that_cannot_follow_are_refused():

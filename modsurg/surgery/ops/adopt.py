@@ -1,7 +1,7 @@
-"""What a new module takes over from the one in whose place it stands: device, dtype, mode, hooks."""
+"""What a new module takes over from the one in whose place it is put: device, dtype, mode, hooks."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from modsurg.errors import EditError, counted
-from modsurg.surgery.changes import Step
+from modsurg.surgery.changes import Change
+from modsurg.surgery.journal import Journal
 from modsurg.surgery.ops.checks import above, refuse_offloaded
 from modsurg.tree.eval_lock import held, mode
+from modsurg.tree.walk import Tree
 from modsurg.tree.wrappers import wrapper_kind
 
 _HOOKS = {
@@ -28,54 +30,102 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_PARAMETER_HOOKS = {
+    "register_hook": "_backward_hooks",
+    "register_post_accumulate_grad_hook": "_post_accumulate_grad_hooks",
+}
 _EXTRAS = (*_HOOKS, *_STATE_HOOKS, "forward")
 _PLAIN_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
-def take_place(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
-    """Give `new` the device, dtype, mode and hooks of `old`; what can't be carried becomes a warning.
+class Homes:
+    """The weights from which new modules take their device and dtype; each parent is searched once.
 
-    Where `new` holds `old` (a wrapper), what belongs to `old` stays with it, hooks included.
+    Args:
+        tree: The model before the edit.
     """
-    wraps = new._modules and any(module is old for module in new.modules())
-    skip = {id(module) for module in old.modules()} if wraps else set()
-    settle(step, new, old, path, mode(old), skip)
-    if not wraps and (any(map(old.__dict__.get, _EXTRAS)) or "parametrizations" in old._modules):
-        _carry_hooks(step, old, new, path)
-        _report_left_behind(step, old, new, path)
 
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._known: dict[str, torch.Tensor | None] = {}
 
-def settle(
-    step: Step,
-    new: nn.Module,
-    near: nn.Module,
-    path: str,
-    training: bool,
-    skip: set[int] | frozenset[int] = frozenset(),
-) -> None:
-    """Give `new` a mode, and the device and dtype of `near`, or of the nearest parent of `path` that has weights."""
-    own = [module for module in new.modules() if id(module) not in skip] if new._modules else [new]
-    for module in own:
-        if module.training != training and held(module) is None:
-            step.journal.keep_attr(module, "training")
-            module.training = training
-    if new._parameters or new._buffers or (new._modules and any(m._parameters or m._buffers for m in own)):
+    def refuse_unmovable(self, new: nn.Module, near: nn.Module, path: str) -> None:
+        """Refuse a new module that can't get the device and dtype of `near`, or of the nearest parent with weights.
+
+        Raises:
+            EditError: The new module is on meta or of inference tensors, or the place is offloaded.
+        """
+        own, home = self._own(new, near), self._find(new, near, path)
+        if home is not None:
+            for module in own:
+                for tensor in (*module._parameters.values(), *module._buffers.values()):
+                    if tensor is not None:
+                        _check_inference(tensor, home, path, module)
+                        _check_meta(tensor, home, path, module)
+
+    def settle(self, new: nn.Module, near: nn.Module, path: str, training: bool, journal: Journal) -> None:
+        """Give `new` a mode, and the device and dtype of `near`; a part that `near` is in too stays as it is."""
+        own = self._own(new, near)
+        for module in own:
+            if module.training != training and held(module) is None:
+                journal.keep_attr(module, "training")
+                module.training = training
+        home = self._find(new, near, path)
+        if home is not None:
+            _move(own, home, journal)
+
+    def _own(self, new: nn.Module, near: nn.Module) -> list[nn.Module]:
+        if not new._modules:
+            return [new]
+        shared = {id(module) for module in near.modules()} if any(m is near for m in new.modules()) else set()
+        return [module for module in new.modules() if id(module) not in shared]
+
+    def _find(self, new: nn.Module, near: nn.Module, path: str) -> torch.Tensor | None:
+        if not any(module._parameters or module._buffers for module in self._own(new, near)):
+            return None
         home = _weight(near, path)
         for owner in above(path) if home is None else ():
-            if owner not in step.homes:
-                step.homes[owner] = _weight(step.tree.modules[owner], path)
-            home = step.homes[owner]
+            if owner not in self._known:
+                self._known[owner] = _weight(self._tree.modules[owner], path)
+            home = self._known[owner]
             if home is not None:
                 break
-        if home is not None:
-            _move(step, own, home, path)
+        return home
+
+
+def take_place(homes: Homes, old: nn.Module, new: nn.Module, path: str, journal: Journal) -> list[str]:
+    """Give `new` the device, dtype, mode and hooks of `old`.
+
+    Where `new` holds `old` (a wrapper), what belongs to `old` stays with it, hooks included.
+
+    Returns:
+        Warnings about what was not carried.
+    """
+    homes.settle(new, old, path, mode(old), journal)
+    has_more = any(map(old.__dict__.get, _EXTRAS)) or "parametrizations" in old._modules
+    if not has_more or (new._modules and any(module is old for module in new.modules())):
+        return []
+    return [*_carry_hooks(old, new, path, journal), *_report_left_behind(old, new, path)]
+
+
+def warn_of_parameter_hooks(tree: Tree, changes: Iterable[Change]) -> list[str]:
+    """Name the parameters that go and have hooks of their own, which nothing can move to another parameter."""
+    warnings = []
+    for change in changes:
+        if change.old is None or change.new is None or len(change.paths) < len(tree.paths[id(change.old)]):
+            continue
+        for name, parameter in change.old.named_parameters(prefix=change.paths[0]):
+            kinds = [kind for kind, table in _PARAMETER_HOOKS.items() if getattr(parameter, table, None)]
+            if kinds and not any(parameter is kept for kept in change.new.parameters()):
+                warnings.append(f'"{name}" had hooks of its own ({", ".join(kinds)}); the new module has none of them.')
+    return warnings
 
 
 def _weight(module: nn.Module, path: str) -> torch.Tensor | None:
-    """The tensor whose device and dtype speak for a module: its first floating parameter, else such a buffer.
+    """Return the tensor whose device and dtype new modules take: the first floating parameter, else such a buffer.
 
     Raises:
-        EditError: It is not where the module runs, but offloaded; named by `path`, where a new module is to stand.
+        EditError: It is not where the module runs, but offloaded; named by `path`, where a new module is to be.
     """
     buffer = None
     stack = [module]
@@ -94,7 +144,7 @@ def _weight(module: nn.Module, path: str) -> torch.Tensor | None:
     return buffer
 
 
-def _move(step: Step, modules: list[nn.Module], home: torch.Tensor, path: str) -> None:
+def _move(modules: list[nn.Module], home: torch.Tensor, journal: Journal) -> None:
     moved: dict[int, torch.Tensor] = {}
     slots: Any
     for module in modules:
@@ -102,19 +152,17 @@ def _move(step: Step, modules: list[nn.Module], home: torch.Tensor, path: str) -
             for name, tensor in slots.items():
                 if tensor is None:
                     continue
-                _check_inference(tensor, home, path, module)
                 dtype = home.dtype if tensor.dtype in _PLAIN_FLOATS else tensor.dtype
                 if tensor.device == home.device and tensor.dtype == dtype:
                     continue
-                _check_meta(tensor, home, path, module)
                 if is_lazy(tensor):
-                    step.journal.keep_dict(slots)
+                    journal.keep_dict(slots)
                     slots[name] = moved.setdefault(id(tensor), _lazy(tensor, home, dtype))
                 elif home.is_meta:
-                    step.journal.keep_dict(slots)
+                    journal.keep_dict(slots)
                     slots[name] = moved.setdefault(id(tensor), _on_meta(tensor, dtype))
                 elif id(tensor) not in moved:
-                    step.journal.keep_tensor(tensor, moving=True)
+                    journal.keep_tensor(tensor, moving=True)
                     tensor.data = tensor.data.to(home.device, dtype)
                     tensor.grad = None
                     moved[id(tensor)] = tensor
@@ -147,7 +195,8 @@ def _lazy(tensor: Any, home: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return made
 
 
-def _carry_hooks(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
+def _carry_hooks(old: nn.Module, new: nn.Module, path: str, journal: Journal) -> list[str]:
+    warnings: list[str] = []
     for name, flags in _HOOKS.items():
         hooks = old.__dict__[name]
         if not hooks:
@@ -156,21 +205,23 @@ def _carry_hooks(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
         bound = [hook for hook in hooks.values() if _is_bound(hook, old)]
         if bound:
             count = counted(len(bound), "hook is a method", "hooks are methods")
-            step.warnings.append(f'"{path}": {count} of the old module, and not carried.')
-        if name == "_backward_hooks" and carried and not _same_backward_kind(step, old, new, path):
+            warnings.append(f'"{path}": {count} of the old module, and not carried.')
+        if name == "_backward_hooks" and carried and not _same_backward_kind(old, new, journal):
+            warnings.append(f'"{path}": backward hooks were not carried, the new module has hooks of the other kind.')
             continue
         if carried:
             for each in (name, *flags):
-                _hand_over(step, old, new, each, carried)
+                _hand_over(old, new, each, carried, journal)
+    return warnings
 
 
-def _hand_over(step: Step, old: nn.Module, new: nn.Module, name: str, carried: set[int]) -> None:
+def _hand_over(old: nn.Module, new: nn.Module, name: str, carried: set[int], journal: Journal) -> None:
     """Move the dict itself, so that a `RemovableHandle` of the user's takes the hook off the new module."""
     hooks, own = old.__dict__[name], new.__dict__[name]
     before = OrderedDict(hooks)
-    step.journal.keep_attr(old, name)
-    step.journal.keep_attr(new, name)
-    step.journal.on_undo(lambda: _hand_back(hooks, before, carried))
+    journal.keep_attr(old, name)
+    journal.keep_attr(new, name)
+    journal.on_undo(lambda: _hand_back(hooks, before, carried))
     old.__dict__[name] = before
     for key in [key for key in hooks if key not in carried]:
         del hooks[key]
@@ -185,11 +236,10 @@ def _hand_back(hooks: dict[int, Any], before: Mapping[int, Any], carried: set[in
     hooks.update(kept)
 
 
-def _same_backward_kind(step: Step, old: nn.Module, new: nn.Module, path: str) -> bool:
+def _same_backward_kind(old: nn.Module, new: nn.Module, journal: Journal) -> bool:
     if new._backward_hooks and new._is_full_backward_hook != old._is_full_backward_hook:
-        step.warnings.append(f'"{path}": backward hooks were not carried, the new module has hooks of the other kind.')
         return False
-    step.journal.keep_attr(new, "_is_full_backward_hook")
+    journal.keep_attr(new, "_is_full_backward_hook")
     new._is_full_backward_hook = old._is_full_backward_hook
     return True
 
@@ -209,7 +259,7 @@ def _is_bound(hook: Callable[..., Any], module: nn.Module) -> bool:
     )
 
 
-def _report_left_behind(step: Step, old: nn.Module, new: nn.Module, path: str) -> None:
+def _report_left_behind(old: nn.Module, new: nn.Module, path: str) -> list[str]:
     left: list[str] = []
     if "forward" in old.__dict__ and "forward" not in new.__dict__ and wrapper_kind(old) is None:
         left.append("the forward that was set on the old module itself")
@@ -220,8 +270,7 @@ def _report_left_behind(step: Step, old: nn.Module, new: nn.Module, path: str) -
             left.append(f"{type(hook).__name__} (a hook of {type(hook).__module__})")
     if any(old.__dict__.get(name) and not new.__dict__.get(name) for name in _STATE_HOOKS):
         left.append("its state_dict hooks")
-    if left:
-        step.warnings.append(f'"{path}": the new {type(new).__name__} does not have {", ".join(left)}.')
+    return [f'"{path}": the new {type(new).__name__} does not have {", ".join(left)}.'] if left else []
 
 
 def _has_like(new: nn.Module, hook: Callable[..., Any]) -> bool:

@@ -36,6 +36,28 @@ def reads(parent: nn.Module, name: str) -> tuple[set[str], bool]:
     return found, called
 
 
+class ForwardCode:
+    """What the forwards of a model do with children of a name; each class is read once."""
+
+    def __init__(self) -> None:
+        self._reads: dict[tuple[type[nn.Module], str], tuple[set[str], bool]] = {}
+        self._numbers: dict[tuple[type[nn.Module], str], set[int]] = {}
+
+    def reads(self, parent: nn.Module, name: str) -> tuple[set[str], bool]:
+        """See `reads`."""
+        key = (type(parent), name)
+        if key not in self._reads:
+            self._reads[key] = reads(parent, name)
+        return self._reads[key]
+
+    def numbers(self, parent: nn.Module, name: str) -> set[int]:
+        """See `numbers`."""
+        key = (type(parent), name)
+        if key not in self._numbers:
+            self._numbers[key] = numbers(parent, name)
+        return self._numbers[key]
+
+
 def picks(container: nn.Module) -> bool:
     """Whether a container's own forward picks children by name or number, rather than run all in their order.
 
@@ -71,14 +93,6 @@ def numbers(parent: nn.Module, name: str | None) -> set[int]:
                 if mine and (name is None or holder[0].argval == name):
                     found.add(step.argval)
     return found
-
-
-def attribute(owner: object, name: str) -> object:
-    """An attribute; None where there is none, or where asking for it raises."""
-    try:
-        return getattr(owner, name, None)
-    except Exception:  # a property or a configuration of the user's own may raise anything
-        return None
 
 
 def _forward_functions(kind: type[nn.Module]) -> list[FunctionType]:

@@ -1,19 +1,19 @@
-"""What must not be edited, or not without a word."""
+"""What can't be edited, and what the user must know of an edit."""
 
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import is_parametrized
 
-from modsurg.errors import EditError, WrapperError, listed
-from modsurg.surgery.changes import Step, last
-from modsurg.surgery.ops.bytecode import reads
-from modsurg.surgery.ops.factory import accepts
-from modsurg.tree.selection import Site
+from modsurg.errors import EditError, WrapperError
+from modsurg.surgery.changes import Change, last
+from modsurg.surgery.journal import Journal
+from modsurg.surgery.ops.bytecode import ForwardCode
 from modsurg.tree.walk import Tree
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _UNWRAP = {
     "DDP": "edit the model inside it, `ddp.module`, before wrapping: DDP(edited)",
     "DataParallel": "edit the model inside it, `parallel.module`, before wrapping",
@@ -60,17 +60,6 @@ def above(path: str) -> Iterable[str]:
         yield path
 
 
-def compiled(tree: Tree, path: str) -> str | None:
-    """Why a module right inside a torch.compile wrapper can't be exchanged: the wrapper goes on calling it."""
-    if last(path) != "_orig_mod" or unwrap(tree.parent(path)) is not tree.modules[path]:
-        return None
-    outer = path.rpartition(".")[0]
-    return (
-        f'"{path}" is what torch.compile compiled, and "{outer}" would go on calling it; edit what is in it, '
-        f'or the whole, and compile that: replace(model, "{outer}", torch.compile(new))'
-    )
-
-
 def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
     """Refuse a module that already holds the place into which it is put, and one that torch has not set up.
 
@@ -104,22 +93,30 @@ def refuse_offloaded(path: str, old: nn.Module) -> None:
         )
 
 
-def parametrizing(tree: Tree, path: str, new: nn.Module | None) -> str | None:
-    """Why `new` can't stand where torch keeps a parametrization, with the line that takes it off.
+def refuse_fixed(tree: Tree, paths: Iterable[str]) -> None:
+    """Refuse a neighbour, a removal or another name where torch keeps a parametrization or a compiled module.
 
-    Args:
-        tree: The model.
-        path: Of the place.
-        new: What would stand there; None where nothing would, or under another name.
+    Raises:
+        EditError: Names the place and the line that takes the parametrization off.
     """
-    segments = path.split(".")
-    if "parametrizations" not in segments:
+    for path in paths:
+        if why := why_fixed(tree, path):
+            raise EditError(f"{why}.")
+
+
+def why_fixed(tree: Tree, path: str) -> str | None:
+    """Why the module at `path` can't be exchanged: torch.compile goes on calling it, or torch keeps weights there."""
+    outer, _, name = path.rpartition(".")
+    if name == "_orig_mod" and unwrap(tree.parent(path)) is tree.modules[path]:
+        return (
+            f'"{path}" is what torch.compile compiled, and "{outer}" would go on calling it; edit what is in it, '
+            f'or the whole, and compile that: replace(model, "{outer}", torch.compile(new))'
+        )
+    head, found, below = f".{path}".rpartition(".parametrizations")
+    head = head[1:]
+    if not found or not is_parametrized(tree.modules[head]):
         return None
-    at = len(segments) - 1 - segments[::-1].index("parametrizations")
-    head, below = ".".join(segments[:at]), segments[at + 1 :]
-    if not is_parametrized(tree.modules[head]) or len(below) > 2 or (new and _fits(tree, path, new)):
-        return None
-    tensor = below[0] if below else next(iter(tree.modules[path]._modules))
+    tensor = below.split(".")[1] if below else next(iter(tree.modules[path]._modules))
     layer = f'model.get_submodule("{head}")' if head else "model"
     return (
         f'"{path}" is where torch keeps a parametrization of the {type(tree.modules[head]).__name__}; '
@@ -127,106 +124,75 @@ def parametrizing(tree: Tree, path: str, new: nn.Module | None) -> str | None:
     )
 
 
-def _fits(tree: Tree, path: str, new: nn.Module) -> bool:
-    """Whether torch could use `new` in place of a parametrization, a list of them or the dict of these lists."""
-    parent, old = tree.parent(path), tree.modules[path]
-    if isinstance(parent, ParametrizationList):
-        return accepts(new.forward, 1 if parent.is_tensor else parent.ntensors)
-    return isinstance(new, type(old)) and new._modules.keys() == old._modules.keys()
+def called_in_graph(tree: Tree, path: str) -> bool:
+    """Whether a graph that torch.fx traced calls the module at `path`, or one inside it, by its name."""
+    fx: Any = sys.modules.get("torch.fx.graph_module")
+    for owner in above(path) if fx is not None else ():
+        traced = tree.modules[owner]
+        if isinstance(traced, fx.GraphModule):
+            name = path[len(owner) :].lstrip(".")
+            targets = [str(node.target) for node in traced.graph.nodes if node.op in ("call_module", "get_attr")]
+            return any(target == name or target.startswith(f"{name}.") for target in targets)
+    return False
 
 
-def unreadable(step: Step, path: str, old: nn.Module, new: nn.Module) -> str | None:
-    """Why a module can't stand at `path`: its parent reads what the old module has and the new one has not."""
-    parent = step.tree.parent(path)
-    above_it = step.tree.parent(path.rpartition(".")[0])
-    first = isinstance(above_it, nn.TransformerEncoder) and last(path) == next(iter(parent._modules))
-    if first and parent is above_it.layers:
-        parent, attributes = above_it, {"self_attn"}
-    elif isinstance(parent, (*_CALLERS, nn.TransformerEncoderLayer)):
-        return None
-    else:
-        attributes, _ = _uses(step, parent, last(path))
-    missing = sorted(name for name in attributes if hasattr(old, name) and not hasattr(new, name))
-    if not missing:
-        return None
-    return (
-        f'"{path}": {type(parent).__name__} reads {", ".join(missing)} of it, which {type(new).__name__} does not '
-        "have; replace the parent, or give the new module these attributes"
-    )
-
-
-def tell_what_went(step: Step, made: Iterable[tuple[Site, tuple[str, ...], nn.Module]]) -> None:
-    """Warn where a norm that is gone held more than a norm, as those of timm hold the activation behind it."""
-    went = [
-        (f'"{paths[0]}.{name}" ({type(child).__name__})', name)
-        for site, paths, new in made
-        if isinstance(site.module, _NORMS)
-        for name, child in site.module._modules.items()
-        if child is not None and not isinstance(child, nn.Identity | ParametrizationList | nn.ModuleDict)
-        if name not in new._modules and not any(child is module for module in new.modules())
-    ]
-    if went:
-        step.warnings.append(
-            f"what stood in a norm went with it: {listed([each for each, _ in went], 3)}. "
-            f"To keep it: replace(model, ..., lambda old: nn.Sequential(<the new norm>, old.{went[0][1]}))."
-        )
-
-
-def tell_if_bypassed(step: Step, paths: Iterable[str], layers: bool) -> None:
-    """Warn of a parent that reads the new module's weights instead of calling it.
-
-    The fast path of nn.TransformerEncoderLayer does so in eval mode without gradients; it is turned off, as is that of
-    the nn.TransformerEncoder above it, which gives its layers nested tensors.
-
-    Args:
-        step: The verb at work.
-        paths: Where the new module stands.
-        layers: Whether there is any such layer in the model.
-    """
-    for path in paths:
-        parent = step.tree.parent(path)
-        if not isinstance(parent, _CALLERS):
-            attributes, called = _uses(step, parent, last(path))
-            if (
-                attributes
-                and not called
-                and not _same_forward(step.tree.modules[path], parent.get_submodule(last(path)))
-            ):
-                step.warnings.append(
+def warn_if_bypassed(tree: Tree, code: ForwardCode, changes: Iterable[Change]) -> list[str]:
+    """Warn of a parent that reads the new module's weights instead of calling it."""
+    warnings = []
+    for change in changes:
+        for path in change.paths if change.new is not None else ():
+            parent = tree.parent(path)
+            if isinstance(parent, CALLERS):
+                continue
+            attributes, called = code.reads(parent, last(path))
+            if attributes and not called and not _same_forward(tree.modules[path], change.new):
+                warnings.append(
                     f'"{path}" is never called: {type(parent).__name__} reads its {", ".join(sorted(attributes))}, '
                     "so that the new module's own forward does not run."
                 )
-        turned_off = [owner for owner in above(path) if layers and _turn_off_fast_path(step, step.tree.modules[owner])]
-        if turned_off:
-            kind = type(step.tree.modules[turned_off[0]]).__name__
-            step.warnings.append(
-                f'"{turned_off[0]}": the fast path of this nn.{kind} (eval mode, no gradients) would read '
-                "the weights and not call the new module; it is turned off."
-            )
+    return warnings
 
 
-def _same_forward(old: nn.Module, new: nn.Module) -> bool:
-    return type(new).forward is type(old).forward and "forward" not in vars(new)
+def turn_off_fast_paths(tree: Tree, changes: Iterable[Change], journal: Journal) -> list[str]:
+    """Turn off the fast path of encoder layers (eval mode, no gradients): it would not call the new module.
+
+    The fast path of the nn.TransformerEncoder above it goes too: it gives its layers nested tensors.
+
+    Returns:
+        Warnings that name the layers.
+    """
+    if not any(isinstance(module, nn.TransformerEncoderLayer) for module in tree.modules.values()):
+        return []
+    warnings = []
+    for change in changes:
+        if change.kind == "remove" and isinstance(change.old, nn.Dropout):  # which does nothing in eval mode
+            continue
+        for path in change.paths if change.new is not None else ():
+            slow = [owner for owner in above(path) if _turn_off_fast_path(tree.modules[owner], journal)]
+            if slow:
+                kind = type(tree.modules[slow[0]]).__name__
+                warnings.append(
+                    f'"{slow[0]}": the fast path of this nn.{kind} (eval mode, no gradients) would read '
+                    "the weights and not call the new module; it is turned off."
+                )
+    return warnings
 
 
-def _turn_off_fast_path(step: Step, layer: nn.Module) -> bool:
+def _same_forward(old: nn.Module, new: nn.Module | None) -> bool:
+    return new is not None and type(new).forward is type(old).forward and "forward" not in vars(new)
+
+
+def _turn_off_fast_path(layer: nn.Module, journal: Journal) -> bool:
     for kind, name, off in _FAST_PATHS:
         if isinstance(layer, kind) and getattr(layer, name):
-            step.journal.keep_attr(layer, name)
+            journal.keep_attr(layer, name)
             setattr(layer, name, off)
             return True
     return False
 
 
-_CALLERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CALLERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FAST_PATHS = (
     (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
     (nn.TransformerEncoder, "use_nested_tensor", False),
 )
-
-
-def _uses(step: Step, parent: nn.Module, name: str) -> tuple[set[str], bool]:
-    key = (type(parent), name)
-    if key not in step.uses:
-        step.uses[key] = reads(parent, name)
-    return step.uses[key]

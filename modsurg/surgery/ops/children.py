@@ -1,19 +1,19 @@
-"""Sequential and ModuleList: their numbering, a neighbour for a child, a child less."""
+"""Names and numbers of children: in a Sequential, a ModuleList, or a parent of any other kind."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from modsurg.errors import ContainerError
-from modsurg.surgery.changes import Step, last
+from modsurg.errors import ContainerError, EditError, NameTakenError, listed
+from modsurg.surgery.changes import Change, last
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.ops.bytecode import attribute, numbers, picks
-from modsurg.tree.walk import Tree, walk
+from modsurg.surgery.ops.bytecode import ForwardCode, picks, reads
+from modsurg.surgery.ops.checks import called_in_graph
+from modsurg.tree.walk import Tree
 
-_COUNTS = ("num_layers", "num_hidden_layers", "n_layer", "n_layers", "depth", "num_blocks")  # as libraries call it
-_PLACES = ("layer_idx", "layer_id", "layer_number")  # by which a layer finds its keys and values in a cache
 Entry = tuple[str | None, nn.Module | None]
+"""A child and its name; None for a new one."""
 
 
 def is_container(module: nn.Module) -> bool:
@@ -21,9 +21,10 @@ def is_container(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(module, ParametrizationList)
 
 
-def in_order(module: nn.Module) -> bool:
-    """Whether it is a container whose forward, if it has its own, does not pick children by name or number."""
-    return is_container(module) and not picks(module)
+def in_order(tree: Tree, path: str) -> bool:
+    """Whether the parent of `path` runs its children in their order, and picks none by name or number."""
+    parent = tree.parent(path)
+    return is_container(parent) and not picks(parent) and not called_in_graph(tree, path.rpartition(".")[0])
 
 
 def numbered(module: nn.Module) -> bool:
@@ -37,8 +38,8 @@ def next_number(module: nn.Module) -> str:
     return str(int(names[-1]) + 1) if names else "0"
 
 
-def renamed(module: nn.Module, entries: Sequence[Entry]) -> list[tuple[str, nn.Module | None]]:
-    """Names for the children in a new order; an entry without a name is a new child.
+def _renumber(module: nn.Module, entries: Sequence[Entry]) -> list[tuple[str, nn.Module | None]]:
+    """Give names to the children in a new order; an entry without a name is a new child.
 
     Numbers that ran without a gap do so again, from the same first number; over gaps, numbers only move where they
     must. Names stay as they are, and a new child among them is called by its class.
@@ -72,138 +73,120 @@ def _named(module: nn.Module, entries: Sequence[Entry]) -> list[tuple[str, nn.Mo
     return names
 
 
-def neighbours(step: Step, anchors: Iterable[tuple[str, nn.Module]], after: bool) -> dict[int, list[str]]:
-    """Put a new module before or after each anchor path; each container is rebuilt once.
+def set_numbered(
+    tree: Tree, code: ForwardCode, parent: nn.Module, entries: Sequence[Entry], journal: Journal
+) -> list[str]:
+    """Give a parent these children in this order; those of a container are numbered again.
 
     Returns:
-        The paths of every module after the edit, by its `id`.
-
-    Raises:
-        ContainerError: The parent calls its children by attribute, so that a neighbour would never run.
+        Warnings of forwards that pick children by a number which now means another child.
     """
-    by_parent: dict[int, dict[str, nn.Module]] = {}
-    for path, new in anchors:
-        parent = step.tree.parent(path)
-        if not in_order(parent):
-            raise ContainerError(_no_container(path, parent, new, after))
-        by_parent.setdefault(id(parent), {})[last(path)] = new
-    for key, news in by_parent.items():
-        parent = step.tree.modules[step.tree.paths[key][0]]
-        entries: list[Entry] = []
-        for name, child in parent._modules.items():
-            around: list[Entry] = [(name, child)]
-            if name in news:
-                around.insert(len(around) if after else 0, (None, news[name]))
-            entries += around
-        _put(step, parent, renamed(parent, entries))
-    return walk(step.tree.root).paths
+    before = list(parent._modules.values())
+    named = _renumber(parent, entries) if is_container(parent) else [(name or "", child) for name, child in entries]
+    journal.set_children(parent, named)
+    after = list(parent._modules.values())
+    warnings = []
+    for path in tree.paths[id(parent)]:
+        numbers = code.numbers(tree.parent(path), last(path)) if path else ()
+        wrong = [n for n in sorted(numbers) if _at(before, n) is not _at(after, n)]
+        if wrong:
+            warnings.append(
+                f'"{path}": the forward of {type(tree.parent(path)).__name__} picks children of {last(path)} by number '
+                f"({', '.join(map(str, wrong))}), where others are now."
+            )
+    return warnings
 
 
-def _no_container(path: str, parent: nn.Module, new: nn.Module, after: bool) -> str:
-    order = "old, new" if after else "new, old"
-    return (
-        f'"{path}" stands in a {type(parent).__name__}, which calls its children by attribute: a neighbour would never '
-        f'run. Put both into its place: wrap(model, "{path}", lambda old: nn.Sequential({order})) '
-        f"with new = {type(new).__name__}(...)."
-    )
-
-
-def without(step: Step, paths: Iterable[str]) -> list[str]:
-    """Take children out of their containers and close the gaps; each container is rebuilt once.
-
-    Returns:
-        The containers whose other children got other numbers, by their first path.
-    """
-    by_parent: dict[int, set[str]] = {}
-    for path in paths:
-        by_parent.setdefault(id(step.tree.parent(path)), set()).add(last(path))
-    moved: list[str] = []
-    for key, names in by_parent.items():
-        parent = step.tree.modules[step.tree.paths[key][0]]
-        entries: list[Entry] = [(name, child) for name, child in parent._modules.items() if name not in names]
-        after = renamed(parent, entries) if is_container(parent) else [(name or "", child) for name, child in entries]
-        if [name for name, _ in after] != [name for name, _ in entries]:
-            moved.append(step.tree.paths[key][0])
-        _put(step, parent, after)
-    return moved
-
-
-def outdated(tree: Tree, journal: Journal) -> list[str]:
-    """Notes about the numbers by which a model may go, and which its containers no longer hold: how many, and which.
+def list_renumbered(tree: Tree, changes: Sequence[Change], journal: Journal) -> list[str]:
+    """Say which containers gave their other children new numbers when some were removed.
 
     Args:
-        tree: The model before the edit.
-        journal: What the edit touched.
+        tree: The model before the removal.
+        changes: What was removed.
+        journal: What the removal touched.
     """
-    notes: list[str] = []
-    touched = [(path, module) for path, module in tree.modules.items() if id(module._modules) in journal.dicts]
-    for path, module in touched:
-        old, new = len(journal.dicts[id(module._modules)][1]), len(module._modules)
-        if path and old != new and is_container(module):
-            for place, owner in _owners(tree, path, module).items():
-                said = {name: attribute(owner, name) for name in _COUNTS}
-                name = next((name for name, value in said.items() if type(value) is int and value == old), None)
-                if name:
-                    notes.append(f"the model may go by its {name}, which still says {old}: {place}.{name} = {new}")
-                kinds = attribute(owner, "layer_types")
-                if isinstance(kinds, list) and len(kinds) == old:
-                    notes.append(f"{place}.layer_types has an entry for each of {old} layers: make it one of {new}")
-        is_list = isinstance(module, nn.ModuleList)  # a Sequential gives its layers no cache
-        known = _misnumbered(journal.dicts[id(module._modules)][1], module) if is_list else []
-        if known:
-            each = " = ".join(f"layer.{name}" for name in known)
-            at = f'model.get_submodule("{path}")' if path else "model"
-            notes.append(f"layers know their own number, which changed: for n, layer in enumerate({at}): {each} = n")
-    return notes
-
-
-def _misnumbered(before: Sequence[tuple[str, nn.Module | None]], container: nn.Module) -> list[str]:
-    """Attributes in which the children of a container knew their place, and which are wrong for one of them now."""
-    old = [child for _, child in before]
-    moved = [(n, child) for n, child in enumerate(container._modules.values()) if n >= len(old) or old[n] is not child]
-    wrong = dict.fromkeys(name for n, child in moved for name, value in _own_numbers(child) if value != n)
-    said = [dict(_own_numbers(child)) for child in old] if wrong else []
-    return [name for name in wrong if all(one.get(name, n) == n for n, one in enumerate(said))]
-
-
-def _own_numbers(layer: nn.Module | None) -> Iterator[tuple[str, int]]:
-    for path, module in layer.named_modules() if layer is not None else ():
-        for name in _PLACES:
-            value = vars(module).get(name)
-            if type(value) is int:
-                yield f"{path}.{name}".lstrip("."), value
-
-
-def _owners(tree: Tree, path: str, container: nn.Module) -> dict[str, object]:
-    """What may know how many children there are, by how to get at it: the parent, or a configuration."""
-    above, parent = path.rpartition(".")[0], tree.parent(path)
-    place = f'model.get_submodule("{above}")' if above else "model"
-    owners: dict[str, object] = {place: parent}
-    if isinstance(container, nn.ModuleList):
-        owners["model.config"] = attribute(tree.root, "config")
-        if attribute(parent, "config") is not owners["model.config"]:
-            owners[f"{place}.config"] = attribute(parent, "config")
-    return owners
-
-
-def _put(step: Step, container: nn.Module, entries: list[tuple[str, nn.Module | None]]) -> None:
-    before = list(container._modules.values())
-    step.children(container, entries)
-    after = list(container._modules.values())
-    for path in step.tree.paths[id(container)]:
-        if not path:
-            continue
-        parent = step.tree.parent(path)
-        key = (type(parent), last(path))
-        if key not in step.numbers:
-            step.numbers[key] = numbers(parent, last(path))
-        wrong = sorted(n for n in step.numbers[key] if _at(before, n) is not _at(after, n))
-        if wrong:
-            step.warnings.append(
-                f'"{path}": the forward of {type(parent).__name__} picks children of {last(path)} by number '
-                f"({', '.join(map(str, wrong))}), where others stand now."
-            )
+    moved: dict[str, None] = {}
+    for parent in [tree.parent(path) for change in changes if change.new is None for path in change.paths]:
+        names = {id(child): name for name, child in journal.dicts[id(parent._modules)][1]}
+        if any(names[id(child)] != name for name, child in parent._modules.items()):
+            moved[tree.paths[id(parent)][0]] = None
+    quoted = [f'"{path or type(tree.root).__name__}"' for path in moved]
+    return [f"renumbered: {listed(quoted, 5)}"] if quoted else []
 
 
 def _at(children: list[nn.Module | None], number: int) -> nn.Module | None:
     return children[number] if -len(children) <= number < len(children) else None
+
+
+def refuse_name(parent: nn.Module, path: str, name: str, keep: str | None = None) -> None:
+    """Refuse a name that the parent has already, or that does not continue its numbers.
+
+    Args:
+        parent: Gets the child.
+        path: Of the parent, for the message.
+        name: The child's name.
+        keep: A name that is about to be given up (a rename).
+
+    Raises:
+        NameTakenError: There is a child, parameter, buffer, attribute, method or property of that name.
+        ContainerError: A number that would leave a gap, or a name in a ModuleList.
+        EditError: An empty name, or one with a dot.
+    """
+    owner = f'"{path}" ({type(parent).__name__})' if path else type(parent).__name__
+    if not isinstance(name, str) or not name or "." in name:
+        raise EditError(f"{name!r} can't be the name of a child of {owner}: it needs a string without dots.")
+    taken = _taken(parent, name)
+    if taken and name != keep:
+        at = f"{path}.{name}" if path else name
+        remedy = f'replace(model, "{at}", new)' if taken == "a child" else "choose another name"
+        raise NameTakenError(f"{owner} already has {taken} called {name!r}; nothing was changed: {remedy}.")
+    if keep is None and numbered(parent) and parent._modules and name.isdecimal() and name != next_number(parent):
+        last = next(reversed(parent._modules))
+        raise ContainerError(
+            f'{owner} is numbered up to {last}, so that the next child is "{next_number(parent)}", not "{name}"; '
+            "for another place use insert_before or insert_after."
+        )
+    if numbered(parent) and name[0] == "-" and name[1:].isdecimal():
+        raise ContainerError(f'{name!r} counts from the end of {owner}; "{next_number(parent)}" is next.')
+    if isinstance(parent, nn.ModuleList) and keep is not None and name != keep:
+        raise ContainerError(
+            f"{owner} is a ModuleList, which finds its children by their numbers: they can't be renamed."
+        )
+    if isinstance(parent, nn.ModuleList) and not name.isdecimal():
+        raise ContainerError(f'{owner} is a ModuleList, whose children are numbered: "{next_number(parent)}" is next.')
+
+
+def _taken(parent: nn.Module, name: str) -> str | None:
+    """What has the name already, if it is not an empty slot (None)."""
+    if name in parent._modules:
+        return "a child" if parent._modules[name] is not None else None
+    if name in parent._parameters:
+        return "a parameter"
+    if name in parent._buffers:
+        return "a buffer"
+    if hasattr(type(parent), name):
+        return "a property" if isinstance(getattr(type(parent), name), property) else "a class attribute or method"
+    return "an attribute" if parent.__dict__.get(name) is not None else None
+
+
+def listed_in(parent: nn.Module, name: str) -> str | None:
+    """The attribute of the parent that holds the child's name as a string: a key, an element or the whole."""
+    for attribute, value in vars(parent).items():
+        texts = value if isinstance(value, dict | list | tuple | set | frozenset) else (value,)
+        if not attribute.startswith("_") and any(type(text) is str and text == name for text in texts):
+            return attribute
+    return None
+
+
+def called_by_name(parent: nn.Module, name: str) -> bool:
+    """Whether the parent's own code references the child by its name, as `self.name` or `getattr(self, "name")`."""
+    for kind in type(parent).__mro__:
+        if kind.__module__.startswith("torch.nn.modules"):
+            return reads(parent, name) != (set(), False)
+        for method in vars(kind).values():
+            code = getattr(method, "__code__", None)
+            if code is None or method.__name__ == "__init__":
+                continue
+            if name in code.co_names or ("getattr" in code.co_names and name in code.co_consts):
+                return True
+    return False

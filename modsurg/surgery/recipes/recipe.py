@@ -14,17 +14,19 @@ its own `reset_parameters`.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from modsurg.errors import ModsurgError, RecipeError, TrustError
 from modsurg.structure.build import build, describe
 from modsurg.structure.trust import Trusted
-from modsurg.surgery.changes import Beside, Change
+from modsurg.surgery.changes import Beside, Change, Record
+from modsurg.surgery.ops.checks import above
 from modsurg.surgery.recipes.borrowed import entered, loans, parameter_names, taken_out
 from modsurg.tree.walk import Tree
 
@@ -80,59 +82,75 @@ def _objects(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return value
 
 
-class Recorder:
-    """Writes a recipe while a transaction goes on.
+class RecipeWriter:
+    """Describes the verbs of a transaction when the recipe is asked for.
 
-    Describing thousands of new modules takes time that most edits don't want to spend, so each verb leaves a note of
-    what to describe. `settle` works the notes off, before another verb can change what they speak of.
+    Only where a later verb of the same transaction edits a module that an earlier one made, that module is described
+    before.
     """
 
     def __init__(self) -> None:
         self._edits: list[dict[str, Any]] = []
         self._modules: list[dict[str, Any]] = []
         self._numbers: dict[str, int] = {}
-        self._pending: list[Callable[[], dict[str, Any]]] = []
+        self._pending: list[Record] = []
+        self._sealed: list[tuple[Change, list[Any]]] = []
         self._failure: ModsurgError | None = None
 
-    def plain(self, verb: str, **arguments: Any) -> None:
-        """A verb that brings no new module."""
-        self._pending.append(lambda: {"verb": verb, **arguments})
+    def add(self, record: Record) -> None:
+        """Take a verb that is done."""
+        self._pending.append(record)
 
-    def add(self, path: str, module: nn.Module, tree: Tree, before: str | None, after: str | None) -> None:
-        """One new module at a new path of the model, of which `tree` is what it was."""
-        self._pending.append(
-            lambda: {"verb": "add", "path": path, **self._new(module, *_known(tree)), "before": before, "after": after}
-        )
+    def describe_if_inside(self, tree: Tree, paths: Iterable[str]) -> None:
+        """Describe the modules that were made so far, if one of these paths of the model leads into them."""
+        added = [c.added for record in self._pending for c in record.changes if c.added is not None]
+        made = {id(module) for new in added for module in new.modules()}
+        if made and any(id(tree.modules[each]) in made for path in paths for each in (path, *above(path))):
+            self._describe()
 
-    def sites(self, verb: str, changes: Sequence[Change], tree: Tree, untie: bool) -> None:
-        """New modules in, around or beside the sites of a verb, of which `tree` is the model before it."""
-        made = [_site(change) for change in changes]
-        self._pending.append(lambda: {"verb": verb, "untie": untie, "sites": self._sites(made, tree)})
-
-    def settle(self) -> None:
-        """Describe what was noted; what can't be described is told when the recipe is asked for."""
-        try:
-            while self._pending:
-                self._edits.append(self._pending[0]())
-                self._pending.pop(0)
-        except ModsurgError as error:
-            self._failure = self._failure or error
-            self._pending.clear()
+    def seal(self) -> None:
+        """Take note of the form of what was made: a module that is edited later can't be described."""
+        changes = [change for record in self._pending for change in record.changes if change.added is not None]
+        self._sealed = [(change, _form(change.added)) for change in changes if change.added is not None]
 
     def refuse(self, why: str) -> None:
         """Remember why there can be no recipe."""
         self._failure = self._failure or RecipeError(why)
 
     def recipe(self) -> Recipe:
-        """The whole edit.
+        """Describe the whole edit.
 
         Raises:
-            RecipeError: A new module can't be written as plain data; the message names what and where.
+            RecipeError: A new module can't be written as plain data, or was edited since; the message names it.
         """
-        self.settle()
+        for change, form in self._sealed if self._pending else ():
+            if change.added is not None and _form(change.added) != form:
+                kind = type(change.added).__name__
+                self.refuse(
+                    f'the new {kind} at "{change.paths[0]}" was edited since; ask for report.recipe before that'
+                )
+        self._describe()
         if self._failure is not None:
             raise RecipeError(f"this edit can't be recorded: {self._failure}") from self._failure
         return Recipe(self._edits, self._modules)
+
+    def _describe(self) -> None:
+        try:
+            while self._pending and self._failure is None:
+                self._edits.append(self._edit(self._pending[0]))
+                self._pending.pop(0)
+        except ModsurgError as error:
+            self._failure = error
+
+    def _edit(self, record: Record) -> dict[str, Any]:
+        described: dict[str, Any] = {"verb": record.verb, **record.arguments}
+        if record.verb == "add":
+            (change,) = record.changes
+            assert change.new is not None
+            return described | self._new(change.new, *_known(record.tree))
+        if record.verb in ("replace", "wrap", "insert_before", "insert_after"):
+            described["sites"] = self._sites([_site(change) for change in record.changes], record.tree)
+        return described
 
     def _sites(self, made: list[tuple[tuple[str, ...], nn.Module, nn.Module]], tree: Tree) -> list[dict[str, Any]]:
         modules, parameters = _known(tree)
@@ -164,6 +182,20 @@ def _site(change: Change) -> tuple[tuple[str, ...], nn.Module, nn.Module]:
     assert old is not None
     assert change.new is not None
     return change.detail.paths if isinstance(change.detail, Beside) else change.paths, old, change.new
+
+
+def _form(module: nn.Module) -> list[Any]:
+    """The modules of a new module, and the shapes of its parameters."""
+    if not module._modules and not module._parameters:
+        return []
+    return [
+        (id(inner), list(inner._modules), [(name, _shape(p)) for name, p in inner._parameters.items()])
+        for inner in module.modules()
+    ]
+
+
+def _shape(parameter: torch.Tensor | None) -> object:
+    return None if parameter is None or is_lazy(parameter) else parameter.shape
 
 
 def _known(tree: Tree) -> tuple[dict[int, str], dict[int, str]]:

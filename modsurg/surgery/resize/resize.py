@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from numbers import Integral
 from typing import Literal
 
 import torch
@@ -12,7 +11,6 @@ from torch import nn
 
 from modsurg.errors import ResizeError, counted, listed
 from modsurg.surgery.journal import Journal, set_data
-from modsurg.surgery.ops.bytecode import attribute
 from modsurg.surgery.resize.attention import Attention
 from modsurg.surgery.resize.axes import Axes, Reshaped, like, new_shape, resized, silence_new_inputs
 from modsurg.surgery.resize.checks import refuse_rewritten, refuse_shared_memory, refuse_unknown
@@ -24,13 +22,6 @@ from modsurg.tree.walk import Tree
 Fill = Literal["init", "zeros"]
 
 _LAYERS: tuple[Layer, ...] = (*TABLES, Convolutions(), Attention())
-_SPOKEN_OF = (  # by the models of transformers and timm: a size of a layer, and what they call it
-    ("num_embeddings", "vocab_size"),
-    ("out_features", "vocab_size"),
-    ("out_features", "num_labels"),
-    ("out_features", "num_classes"),
-    ("in_channels", "num_channels"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +130,6 @@ def _plans(tree: Tree, sites: Sequence[tuple[str, nn.Module]], sizes: Mapping[st
         path, module, asked = waiting.popleft()
         if id(module) not in plans:
             plan = plans[id(module)] = _plan(path, module, asked)
-            plan.notes += [
-                note for note in _stale(tree, plan) if all(note not in other.notes for other in plans.values())
-            ]
             for holder, name, mine in _holding(plan, holders):
                 where = tree.paths[id(holder)][0]
                 following = _following(plan, holder, name, mine, asked, where)
@@ -213,30 +201,6 @@ def _no_layer(path: str, module: nn.Module, asked: Mapping[str, object]) -> str:
         f'"{path}" is a {kind}, which can\'t be resized; Linear, Bilinear, convolutions, embeddings, norms, PReLU '
         f'and MultiheadAttention can: replace(model, "{path}", ...) puts a new one there.'
     )
-
-
-def _stale(tree: Tree, plan: _Plan) -> list[str]:
-    """Numbers beside the layer by which a model computes its loss or checks its input, and which say the old size."""
-    above = [plan.path[:at] for at, letter in enumerate(plan.path) if letter == "."]
-    owners = {"model.config": attribute(tree.root, "config"), "model": tree.root}
-    owners |= {f'model.get_submodule("{path}")': tree.modules[path] for path in above}
-    notes = []
-    for size, spoken in _SPOKEN_OF:
-        old, new = plan.old.get(size), plan.new.get(size)
-        if old == new or (spoken == "num_labels" and attribute(tree.root, spoken) is None):
-            continue
-        found = {f"{name}.{spoken}": _own(owner, spoken) for name, owner in owners.items()}
-        places = [place for place, number in found.items() if isinstance(number, Integral) and number == old]
-        if places:
-            line = " = ".join((*places, str(new)))
-            notes.append(f"the model may go by its {spoken}, which still says {old}: {line}")
-    return notes
-
-
-def _own(owner: object, name: str) -> object:
-    """An attribute, but for one of another module, to which a wrapper passes on what it does not have."""
-    passed_on = isinstance(owner, nn.Module) and name not in vars(owner) and not hasattr(type(owner), name)
-    return None if passed_on else attribute(owner, name)
 
 
 def _holders(tree: Tree) -> dict[int, list[tuple[nn.Module, str]]]:
