@@ -19,7 +19,7 @@ from modsurg.surgery.ops.checks import refuse_offloaded, refuse_wrapped
 from modsurg.surgery.ops.children import list_renumbered
 from modsurg.surgery.ops.factory import New, caller, maker
 from modsurg.surgery.ops.freeze import apply_frozen, plan_freeze, plan_unfreeze
-from modsurg.surgery.ops.hints import collect_hints
+from modsurg.surgery.ops.hints import collect_hints, refuse_adapter, warn_of_unused_copies
 from modsurg.surgery.ops.insert import apply_add, apply_insert, plan_add, plan_insert
 from modsurg.surgery.ops.remove import apply_remove, apply_rename, plan_remove, plan_rename
 from modsurg.surgery.ops.replace import apply_replace, plan_replace
@@ -148,10 +148,12 @@ class Edit:
             sites = [(site.path, site.module) for site in selection]
             for path, module in sites:
                 refuse_offloaded(path, module)
+                refuse_adapter(path, module)
             for each in resize_modules(verb.tree, sites, sizes, verb.journal, fill=fill):
                 paths = tuple(verb.tree.paths[id(each.module)])
                 verb.changes.append(Change("resize", paths, old=each.module, new=each.module, detail=each))
                 verb.notes += each.notes
+            verb.warnings += warn_of_unused_copies(verb.tree, verb.changes)
 
     def freeze(self, where: Where, *, count: int | None = None) -> None:
         """See `modsurg.freeze`."""

@@ -108,7 +108,7 @@ def test_a_background_class_and_packed_anchors_are_seen():
     assert note == "the model may go by its num_classes, which still says 5: model.num_classes = 7"
     note, warning = resize(model, "cls", out_channels=63).notes
     assert note == "the model may go by its num_classes, which still says 5 (9 for each of 5): model.num_classes = 7"
-    assert warning == "cls: its outputs are packed in groups, and resize keeps them by their position, not by group"
+    assert warning == ("cls: its outputs are packed, 9 for each of 5 classes, and were kept by position, not by class")
     assert resize(model, "other", out_channels=63).notes == ()
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from modsurg.errors import listed
+from modsurg.errors import ResizeError, listed
 from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.ops.checks import above
@@ -71,10 +71,18 @@ def collect_hints(before: Tree, after: Tree, changes: Sequence[Change], journal:
         return []
     configs = _configs(after)
     notes: list[str] = []
+    stale: dict[tuple[str, int], dict[str, None]] = {}
     for path, size, old, new in sizes:
         notes += _sibling_embeddings(after, path, size, old, new)
-        notes += _stale_sizes(after, configs, path, size, old, new)
-        notes += _stale_buffers(after, path, size, old, new)
+    for path, size, old, new in sizes:
+        for text, value, places in _stale_sizes(after, configs, path, size, old, new):
+            stale.setdefault((text, value), {}).update(dict.fromkeys(places))
+    notes += [f"{text}: {' = '.join((*places, str(value)))}" for (text, value), places in stale.items()]
+    for path, size, old, new in sizes:
+        notes += [*_packed_outputs(after, path, size, old, new), *_stale_buffers(after, path, size, old, new)]
+    problem = _read(_read(after.root, "config"), "problem_type")
+    if problem and any("num_labels" in text for text, _ in stale):
+        notes.append(f"the loss was chosen for the old labels ({problem}): model.config.problem_type = None")
     for key, (container, children) in containers.items():
         notes += _stale_counts(after, configs, after.paths[key][0], container, children)
         notes += _layer_numbers(after.paths[key][0], container, children)
@@ -84,7 +92,48 @@ def collect_hints(before: Tree, after: Tree, changes: Sequence[Change], journal:
 def warn_of_lost_parts(tree: Tree, changes: Iterable[Change]) -> list[str]:
     """Warn of what went with a module and is missed elsewhere: an activation in a norm, a shared table, a flag."""
     changes = [change for change in changes if change.old is not None and change.old is not change.new]
-    return [*_lost_activations(changes), *_lost_parts(tree, changes), *_lost_flags(tree, changes)]
+    return [
+        *_lost_activations(changes),
+        *_lost_parts(tree, changes),
+        *_lost_flags(tree, changes),
+        *warn_of_unused_copies(tree, changes),
+    ]
+
+
+def refuse_adapter(path: str, module: nn.Module) -> None:
+    """Refuse to resize a layer of peft as a whole: its parts go together, or one copy of it is not in use.
+
+    Raises:
+        ResizeError: Names the copy that is in use, or the line that takes the adapter off.
+    """
+    if not type(module).__module__.startswith("peft."):
+        return
+    kind, copies = type(module).__name__, module._modules.get("modules_to_save")
+    if isinstance(copies, nn.ModuleDict):
+        names = [name for name in _listed(_read(module, "active_adapters")) if name in copies]
+        for name in [*names, *copies][:1]:
+            raise ResizeError(
+                f'"{path}" is a {kind} of peft, which calls its copy "{name}": '
+                f'resize(model, "{path}.modules_to_save.{name}", ...).'
+            )
+    raise ResizeError(
+        f'"{path}" is a {kind} of peft, whose adapter goes with the size of the layer. '
+        "Merge the adapter first: model = model.merge_and_unload()."
+    )
+
+
+def warn_of_unused_copies(tree: Tree, changes: Iterable[Change]) -> list[str]:
+    """Warn of an edit of the copy that peft keeps aside and does not call."""
+    return [
+        f'"{path}" is the copy that peft keeps aside: {type(tree.parent(path)).__name__} calls modules_to_save instead.'
+        for change in changes
+        for path in change.paths
+        if path.rpartition(".")[2] == "original_module" and "modules_to_save" in tree.parent(path)._modules
+    ]
+
+
+def _listed(value: object) -> list[str]:
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
 
 
 def _changed_sizes(after: Tree, changes: Iterable[Change]) -> list[tuple[str, str, int, int]]:
@@ -142,31 +191,42 @@ def _configs(tree: Tree) -> Configs:
     return found
 
 
-def _stale_sizes(tree: Tree, configs: Configs, path: str, size: str, old: int, new: int) -> list[str]:
+def _stale_sizes(
+    tree: Tree, configs: Configs, path: str, size: str, old: int, new: int
+) -> Iterator[tuple[str, int, list[str]]]:
+    """Find the numbers beside a layer that go with its old size: what to say, the right number, and where it belongs.
+
+    Of several configurations those count whose module the layer is in; the others where none of these has the number.
+    """
     owners = list(above(path))
-    notes = []
+    every = {place: config for place, config, _ in configs.values()}
+    near = {place: config for place, config, holders in configs.values() if not set(holders).isdisjoint(owners)}
+    modules = {_place(owner): tree.modules[owner] for owner in owners}
     for name in _SIZES[size]:
         if name == "num_labels" and _read(tree.root, name) is None:  # every configuration of transformers has it
             continue
-        modules = {_place(owner): tree.modules[owner] for owner in owners}
-        near = {place: config for place, config, holders in configs.values() if not set(holders).isdisjoint(owners)}
-        found = _matching(near, name, old, new) or _matching(
-            {place: config for place, config, _ in configs.values()}, name, old, new
-        )
+        found = _matching(near, name, old, new) or _matching(every, name, old, new)
         found |= _matching(modules, name, old, new)
-        parent = {_place(owners[0]): tree.modules[owners[0]]}
-        packed = {} if found else _packed(parent, name, old, new)
-        for value, places in _by_value(found | packed).items():
-            line = " = ".join((*places, str(value)))
-            says = next(iter((found | packed)[places[0]][:1]))
-            groups = f" ({old // says} for each of {says})" if packed else ""
-            notes.append(f"the model may go by its {name}, which still says {says}{groups}: {line}")
-        if packed:
-            notes.append(
-                f"{path}: its outputs are packed in groups, and resize keeps them by their position, not by group"
-            )
-        if name == "num_labels" and found and _read(_read(tree.root, "config"), "problem_type"):
-            notes.append("the kind of the loss was chosen for the old labels: model.config.problem_type = None")
+        for says, value in dict.fromkeys(found.values()):
+            places = [place for place, pair in found.items() if pair == (says, value)]
+            yield f"the model may go by its {name}, which still says {says}", value, places
+
+
+def _packed_outputs(tree: Tree, path: str, size: str, old: int, new: int) -> list[str]:
+    """The number of classes beside a head that has several outputs, one for each anchor, of every class."""
+    owner = path.rpartition(".")[0]
+    says = _own(tree.modules[owner], "num_classes")
+    if _SIZES[size] is not _OUTPUTS or type(says) is not int or says < 2 or old - says in (0, 1) or old % says:
+        return []
+    each = old // says
+    notes = [
+        f"{path}: its outputs are packed, {each} for each of {says} classes, and were kept by position, not by class"
+    ]
+    if new % each == 0:
+        line = f"{_place(owner)}.num_classes = {new // each}"
+        notes.insert(
+            0, f"the model may go by its num_classes, which still says {says} ({each} for each of {says}): {line}"
+        )
     return notes
 
 
@@ -178,23 +238,6 @@ def _matching(owners: Mapping[str, Any], name: str, old: int, new: int) -> dict[
         if isinstance(says, Integral) and not isinstance(says, bool) and old - int(says) in _OFFSETS.get(name, (0,)):
             found[f"{place}.{name}"] = (int(says), new - (old - int(says)))
     return found
-
-
-def _packed(owners: Mapping[str, Any], name: str, old: int, new: int) -> dict[str, tuple[int, int]]:
-    """Places of which the old size is a whole multiple: a head with several anchors for each class."""
-    found: dict[str, tuple[int, int]] = {}
-    for place, owner in owners.items():
-        says = _own(owner, name) if name == "num_classes" else None
-        if type(says) is int and says > 1 and old % says == 0 and new % (old // says) == 0:
-            found[f"{place}.{name}"] = (says, new // (old // says))
-    return found
-
-
-def _by_value(found: Mapping[str, tuple[int, int]]) -> dict[int, list[str]]:
-    grouped: dict[int, list[str]] = {}
-    for place, (_, value) in found.items():
-        grouped.setdefault(value, []).append(place)
-    return grouped
 
 
 def _sibling_embeddings(tree: Tree, path: str, size: str, old: int, new: int) -> list[str]:
@@ -257,18 +300,22 @@ def _stale_counts(
     if isinstance(container, nn.ModuleList):
         over = set(above(path))
         owners |= {place: config for place, config, holders in configs.values() if not over.isdisjoint(holders)}
-    notes = []
+    notes, places = [], dict[str, list[str]]()
     for place, owner in owners.items():
         says = {name: _own(owner, name) for name in _count_names(owner, path)}
         name = next((name for name, value in says.items() if type(value) is int and value == len(old)), None)
         if name:
-            notes.append(f"the model may go by its {name}, which still says {len(old)}: {place}.{name} = {len(new)}")
+            places.setdefault(name, []).append(f"{place}.{name}")
         lists = vars(owner) if place.endswith("config") or ".config." in place else {}
         for name, value in lists.items():
             if isinstance(value, list | tuple) and len(value) == len(old) and ("layer" in name or "types" in name):
                 kept = _entries(list(value), old, new)
                 notes.append(f"{place}.{name} has an entry for each of {len(old)} layers: {place}.{name} = {kept!r}")
-    return notes
+    counts = [
+        f"the model may go by its {name}, which still says {len(old)}: {' = '.join((*where, str(len(new))))}"
+        for name, where in places.items()
+    ]
+    return counts + notes
 
 
 def _count_names(owner: object, path: str) -> list[str]:
@@ -296,9 +343,16 @@ def _layer_numbers(path: str, container: nn.Module, old: Sequence[nn.Module | No
     wrong = dict.fromkeys(name for n, child in moved for name, value in _own_numbers(child) if value != n)
     before = [dict(_own_numbers(child)) for child in old] if wrong else []
     known = [name for name in wrong if all(one.get(name, n) == n for n, one in enumerate(before))]
-    each = " = ".join(f"layer.{name}" for name in known)
+    each = " = ".join(_attribute_of("layer", name) for name in known)
     line = f"for n, layer in enumerate({_place(path)}): {each} = n"
     return [f"layers hold their own number, which changed: {line}"] if known else []
+
+
+def _attribute_of(variable: str, name: str) -> str:
+    inner, _, attribute = name.rpartition(".")
+    if all(part.isidentifier() for part in name.split(".")):
+        return f"{variable}.{name}"
+    return f'{variable}.get_submodule("{inner}").{attribute}'
 
 
 def _own_numbers(layer: nn.Module | None) -> Iterator[tuple[str, int]]:
