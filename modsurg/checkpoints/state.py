@@ -233,9 +233,10 @@ def load_state(
         >>> load_state(new, old.state_dict())
         Traceback (most recent call last):
             ...
-        modsurg.errors.LoadError: 2 of 2 keys do not fit; nothing was loaded.
-          weight  file (4, 3), model (2, 3): load_state(..., on_mismatch="skip") leaves the model's own
+        modsurg.errors.LoadError: 2 of 2 keys do not match; nothing was loaded.
+          weight  file (4, 3), model (2, 3)
           bias    file (4,), model (2,)
+        Try: load_state(..., on_mismatch="skip") to keep the model's own values for these keys
         >>> print(load_state(new, old.state_dict(), on_mismatch="slice"))
         loaded 2 of 2 keys
           sliced  weight  file (4, 3), model (2, 3)

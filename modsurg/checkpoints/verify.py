@@ -128,7 +128,7 @@ def _begins_like_checkpoint(path: Path) -> bool:
     return start[8:9] == b"{" or (start.startswith(b"PK") and _ZIP.search(start) is not None) or is_legacy(start)
 
 
-def insist(source: Source, keys: Iterable[str]) -> None:
+def require_verified(source: Source, keys: Iterable[str]) -> None:
     """Raise unless every one of these tensors is as it was written.
 
     Raises:

@@ -14,9 +14,10 @@ def test_the_text_of_a_wrong_shape():
     model.fc, head.fc = nn.Linear(512, 10), nn.Linear(512, 1000)
     text = refused(model, head.state_dict(), "nothing was loaded")
     assert text == (
-        "2 of 2 keys do not fit; nothing was loaded.\n"
-        '  fc.weight  file (1000, 512), model (10, 512): load_state(..., on_mismatch="skip") leaves the model\'s own\n'
-        "  fc.bias    file (1000,), model (10,)"
+        "2 of 2 keys do not match; nothing was loaded.\n"
+        "  fc.weight  file (1000, 512), model (10, 512)\n"
+        "  fc.bias    file (1000,), model (10,)\n"
+        'Try: load_state(..., on_mismatch="skip") to keep the model\'s own values for these keys'
     )
 
 

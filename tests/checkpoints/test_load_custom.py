@@ -53,7 +53,7 @@ def test_a_wrong_shape_is_rolled_back():
     refused(
         model,
         {**model.state_dict(), "bias": torch.ones(5)},
-        r"1 of 3 keys does not fit.*\n  bias  file \(5,\), model \(2,\)",
+        r"1 of 3 keys does not match.*\n  bias  file \(5,\), model \(2,\)",
     )
     refused(model, {"bias": torch.ones(2)}, r"parametrizations\.weight\.original0  not in the file")
     report = load_state(model, {**model.state_dict(), "bias": torch.ones(5)}, on_mismatch="skip")

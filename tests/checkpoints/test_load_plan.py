@@ -28,7 +28,7 @@ def test_strict_off_reports():
     assert report.missing == ["0.bias"]
     assert report.unexpected == ["more"]
     assert str(report) == (
-        "loaded 8 of 9 keys\n  missing  0.bias  not in the file, as it was\n  unexpected  more  not in the model"
+        "loaded 8 of 9 keys\n  missing  0.bias  not in the file; the model's value is kept\n  unexpected  more  not in the model"
     )
 
 
@@ -41,20 +41,20 @@ def test_the_error_and_the_report_count_the_same_keys(model):
     lost, all_of_them = len(report.missing), len(report.missing) + len(report.loaded)
     assert str(report).startswith(f"loaded {all_of_them - lost} of {all_of_them} keys\n")
     refused(
-        model, state, f"^{lost} of {all_of_them} keys do(es)? not fit, and 1 key of the file is not in the model; no"
+        model, state, f"^{lost} of {all_of_them} keys do(es)? not match, and 1 key of the file is not in the model; no"
     )
 
 
 def test_a_file_with_a_part_of_the_model():
     model = net()
     state = {key: value for key, value in net().state_dict().items() if not key.startswith("2.")}
-    text = refused(model, state, "2 of 9 keys do not fit; nothing was loaded")
-    assert text.endswith('reports the rest; load_state(..., only=["0", "1"]) asks for no more than that')
+    text = refused(model, state, "2 of 9 keys do not match; nothing was loaded")
+    assert text.endswith('report the rest, or load_state(..., only=["0", "1"])')
     assert load_state(model, state, only=["0", "1"])
     del state["0.bias"]
-    assert "only=" not in refused(net(), state, "3 of 9 keys do not fit")
+    assert "only=" not in refused(net(), state, "3 of 9 keys do not match")
     state = {key: value for key, value in state.items() if key.startswith("1.")}
-    assert 'only="1")' in refused(net(), state, "4 of 9 keys do not fit")
+    assert 'only="1")' in refused(net(), state, "4 of 9 keys do not match")
 
 
 def test_a_state_from_before_an_edit():
@@ -68,15 +68,15 @@ def test_a_state_from_before_an_edit():
 
 def test_strict_off_tells_what_would_fit():
     state = {f"backbone.{key}": value for key, value in net().state_dict().items()}
-    with pytest.warns(ModsurgWarning, match=r'nothing fits(.*\n)*They fit with .*rename=\{"backbone\.": ""\}'):
+    with pytest.warns(ModsurgWarning, match=r'no keys matched(.*\n)*They match with .*rename=\{"backbone\.": ""\}'):
         report = load_state(net(), state, strict=False)
-    assert report.advice == 'They fit with load_state(..., rename={"backbone.": ""})'
+    assert report.advice == 'They match with load_state(..., rename={"backbone.": ""})'
     assert not report.loaded
 
 
 def test_strict_off_still_refuses_a_wrong_shape():
     state = net().state_dict() | {"2.bias": torch.ones(5)}
-    refused(net(), state, r"1 of 9 keys does not fit.*\n  2\.bias  file \(5,\), model \(2,\)", strict=False)
+    refused(net(), state, r"1 of 9 keys does not match.*\n  2\.bias  file \(5,\), model \(2,\)", strict=False)
 
 
 def test_skip():
@@ -232,7 +232,7 @@ def test_whole_numbers_that_do_not_fit(file, model, bad):
 
 def test_a_suggestion_can_be_pasted_also_with_a_rule_that_leaves_keys_out():
     state = {"head.weight": torch.ones(2, 2), **{f"backbone.{key}": value for key, value in net().state_dict().items()}}
-    text = refused(net(), state, "They fit with load_state", rename={"head": None})
+    text = refused(net(), state, "They match with load_state", rename={"head": None})
     rules = re.search(r"rename=(\{.*\})", text)[1]
     assert ast.literal_eval(rules) == {"head": None, "backbone.": ""}
 

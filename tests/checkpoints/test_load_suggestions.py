@@ -16,12 +16,12 @@ from modsurg.errors import LoadError
 def test_the_text_of_a_missing_and_an_unexpected_key():
     state = net().state_dict()
     state["2.weigth"] = state.pop("2.weight")
-    text = refused(net(), state, "does not fit")
+    text = refused(net(), state, "does not match")
     assert text == (
-        "1 of 9 keys does not fit, and 1 key of the file is not in the model; nothing was loaded.\n"
+        "1 of 9 keys does not match, and 1 key of the file is not in the model; nothing was loaded.\n"
         "  2.weight  not in the file\n"
         "  2.weigth  not in the model\n"
-        'They fit with load_state(..., rename={"2.weigth": "2.weight"})'
+        'They match with load_state(..., rename={"2.weigth": "2.weight"})'
     )
 
 
@@ -31,7 +31,9 @@ def test_the_nearest_key_where_no_rename_helps():
     refused(net(), state, r'2\.weight  not in the file; nearest: "2\.weigth"')
     del state["2.weigth"]
     refused(
-        net(), state, r"1 of 9 keys does not fit.*\n  2\.weight  not in the file\nload_state\(\.\.\., strict=False\)"
+        net(),
+        state,
+        r"1 of 9 keys does not match.*\n  2\.weight  not in the file\nTry: load_state\(\.\.\., strict=False\)",
     )
 
 
@@ -47,7 +49,7 @@ def test_the_nearest_key_where_no_rename_helps():
 )
 def test_the_suggested_rename_is_right(change, fix):
     state = {change(key): value for key, value in net().state_dict().items()}
-    text = refused(net(), state, "They fit with")
+    text = refused(net(), state, "They match with")
     suggested = json.loads(text.rpartition("rename=")[2].removesuffix(")"))
     assert suggested == fix
     assert load_state(net(), state, rename=suggested)
@@ -55,7 +57,7 @@ def test_the_suggested_rename_is_right(change, fix):
 
 def test_a_prefix_that_the_file_lacks_is_suggested():
     model = nn.ModuleDict({"backbone": net()})
-    text = refused(model, net().state_dict(), "They fit with")
+    text = refused(model, net().state_dict(), "They match with")
     assert text.endswith('rename={"": "backbone."})')
     assert load_state(model, net().state_dict(), rename={"": "backbone."})
 
@@ -84,7 +86,7 @@ def tower(layers, *names, depth=12):
 )
 def test_one_rule_says_it_for_all_layers(old, new, rules):
     source, model = tower(*old), tower(*new)
-    text = refused(model, source.state_dict(), "They fit with")
+    text = refused(model, source.state_dict(), "They match with")
     suggested = json.loads(text.rpartition("rename=")[2].removesuffix(")"))
     assert len(suggested) == rules
     assert load_state(model, source.state_dict(), rename=suggested)
@@ -102,7 +104,7 @@ def test_numbers_that_are_part_of_a_name():
 @pytest.mark.parametrize("names", [("q_proj", "k_proj", "v_proj"), ("k_proj", "v_proj", "q_proj")])
 def test_layers_of_one_shape_in_another_order(names):
     source, model = tower("blocks", "query", "key", "value", "norm"), tower("h", *names, "norm")
-    text = refused(model, source.state_dict(), "They fit with")
+    text = refused(model, source.state_dict(), "They match with")
     load_state(model, source.state_dict(), rename=json.loads(text.rpartition("rename=")[2].removesuffix(")")))
     for name, other in zip(("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), strict=True):
         assert source["blocks"][7]._modules[name].weight.equal(model["h"][7]._modules[other].weight)
@@ -122,7 +124,7 @@ def test_the_last_segment_is_renamed_in_every_layer():
         key if "norm" not in key else ".".join([*key.split(".")[:2], names[key.split(".", 2)[2]]]): value
         for key, value in tower("blocks", "q", "k", "v", "norm").state_dict().items()
     }
-    text = refused(model, state, "They fit with")
+    text = refused(model, state, "They match with")
     suggested = json.loads(text.rpartition("rename=")[2].removesuffix(")"))
     assert suggested == {r"re:(.*)\.beta": r"\1.bias", r"re:(.*)\.gamma": r"\1.weight"}
     assert load_state(model, state, rename=suggested)
@@ -131,7 +133,9 @@ def test_the_last_segment_is_renamed_in_every_layer():
 def test_a_suggestion_keeps_the_rules_that_were_given():
     model = nn.ModuleDict({"body": net(), "head": nn.Linear(3, 1)})
     state = {key.replace("body", "old").replace("head", "fc"): value for key, value in model.state_dict().items()}
-    with pytest.raises(LoadError, match=r'They fit with load_state\(\.\.\., rename=\{"old": "body", "fc": "head"\}\)'):
+    with pytest.raises(
+        LoadError, match=r'They match with load_state\(\.\.\., rename=\{"old": "body", "fc": "head"\}\)'
+    ):
         load_state(model, state, rename={"old": "body"})
     with pytest.raises(LoadError) as caught:
         load_state(model, state, rename=lambda key: key.replace("old", "body"))
@@ -141,4 +145,4 @@ def test_a_suggestion_keeps_the_rules_that_were_given():
 def test_a_key_whose_last_segment_means_something_else_is_not_suggested():
     state = net().state_dict()
     state["2.scale"] = state.pop("2.bias")
-    assert "rename=" not in refused(net(), state, "does not fit")
+    assert "rename=" not in refused(net(), state, "does not match")

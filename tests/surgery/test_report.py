@@ -14,7 +14,7 @@ def test_a_long_list_is_cut():
 def test_problems_stand_under_each_other():
     problems = Problems(total=3, misfits={"a": "too wide"}, missing={"long.name": ""}, advice="Mend it")
     assert str(problems.error()) == (
-        "2 of 3 keys do not fit; nothing was loaded.\n  a  too wide\n  long.name  not in the file\nMend it"
+        "2 of 3 keys do not match; nothing was loaded.\n  a  too wide\n  long.name  not in the file\nMend it"
     )
 
 
@@ -22,7 +22,7 @@ def test_what_the_file_alone_has_is_counted_by_itself():
     problems = Problems(total=3, unexpected={"a": ""})
     assert str(problems.error()).startswith("1 key of the file is not in the model; nothing was loaded.\n")
     problems.missing = {"b": "", "c": ""}
-    start = "2 of 3 keys do not fit, and 1 key of the file is not in the model; nothing was loaded.\n"
+    start = "2 of 3 keys do not match, and 1 key of the file is not in the model; nothing was loaded.\n"
     assert str(problems.error()).startswith(start)
 
 

@@ -11,9 +11,9 @@ from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.copy import fill
 from modsurg.checkpoints.load.custom import load_through_torch, snapshot
 from modsurg.checkpoints.load.model_tensors import Targets, fill_meta, find_targets
-from modsurg.checkpoints.load.plan import Options, Plan, judge_keys, make_plan
+from modsurg.checkpoints.load.plan import Options, Plan, check_missing_and_unexpected, make_plan
 from modsurg.checkpoints.load.report import LoadReport, Problems
-from modsurg.checkpoints.verify import insist
+from modsurg.checkpoints.verify import require_verified
 from modsurg.errors import LoadError, warn
 
 
@@ -26,12 +26,12 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
     if custom:
         problems.hold_back(plan.reshaped)
     elif options.strict:
-        judge_keys(source, targets, plan, problems, options)
+        check_missing_and_unexpected(source, targets, plan, problems, options)
     if problems:
         raise problems.error()
     _refuse_leftover_meta(targets, options)
     if verify:
-        insist(source, plan.keys(source))
+        require_verified(source, plan.keys(source))
     if isinstance(source, MemorySource):
         stays = {fill.key: fill.target.tensor for fill in plan.fills if not fill.overlap}
         unasked = [key for key in plan.leftover.values() if key in source] if custom else []
@@ -54,10 +54,10 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
 def _report(source: Source, targets: Targets, plan: Plan, options: Options) -> LoadReport:
     """What was done, and what would have done more."""
     hints = Problems()
-    judge_keys(source, targets, plan, hints, options)
+    check_missing_and_unexpected(source, targets, plan, hints, options)
     report = plan.report(hints.advice)
     if not report.loaded and plan.missing:
-        warn(f"nothing fits, so nothing was loaded.\n{report}")
+        warn(f"no keys matched; nothing was loaded.\n{report}")
     return report
 
 
@@ -72,7 +72,7 @@ def _load_custom(
         text = str(error).replace("\n\t", "\n  ")
         raise LoadError(f"loading code of the model's own refused; nothing was loaded.\n  {text}") from error
     if options.strict:
-        judge_keys(source, targets, plan, problems, options)
+        check_missing_and_unexpected(source, targets, plan, problems, options)
         if problems:
             raise problems.error()
 

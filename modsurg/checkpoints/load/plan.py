@@ -136,7 +136,7 @@ class _Planner:
         if name in self.targets.tensors and key in self.source:
             self._place_tensor(self.targets.tensors[name], self.source[key])
         elif name in self.targets.tensors:
-            self._misfit(name, "file extra state, model a tensor")
+            self._misfit(name, "file extra state, model a tensor", skippable=False)
         else:
             self.plan.extra.append((name, self.targets.extra[name], key))
 
@@ -156,7 +156,7 @@ class _Planner:
             self.plan.fills.append(Fill(target, entry.name, overlap=True))
             self.plan.sliced[name] = problem
         else:
-            self._misfit(name, problem)
+            self._misfit(name, problem, skippable=True)
             if not lossy:
                 self.plan.reshaped[name] = entry.name
 
@@ -165,10 +165,10 @@ class _Planner:
         fits = len(entry.shape) == target.tensor.dim() and not target.tensor.is_meta
         return self.options.on_mismatch == "slice" and fits
 
-    def _misfit(self, name: str, problem: str) -> None:
-        known = self.problems.misfits
-        advice = "" if known else ': load_state(..., on_mismatch="skip") leaves the model\'s own'
-        known[name] = problem + advice
+    def _misfit(self, name: str, problem: str, *, skippable: bool) -> None:
+        self.problems.misfits[name] = problem
+        if skippable:
+            self.problems.skippable.add(name)
 
     def is_dispensable(self, name: str) -> bool:
         """A batch counter, which files from before it existed lack."""
@@ -186,7 +186,7 @@ class _Planner:
         keys = {fill.target.name: fill.key for fill in self.plan.fills}
         sharing = check_sharing(self.source, list(self.targets.tensors.values()), keys)
         for name, other in sharing.conflicts.items():
-            what = f"shares memory with {other} in the model, as another view or with other values in the file"
+            what = f"shares memory with {other} in the model, and the file has differing values"
             if name == other:
                 what = "has one element at several indices in the model (expand): clone() it before loading"
             fix = f"; load_state(..., rename={{{as_code(keys[name])}: None}}) leaves it out"
@@ -194,7 +194,9 @@ class _Planner:
         self.plan.covered = sharing.covered
 
 
-def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems, options: Options) -> None:
+def check_missing_and_unexpected(
+    source: Source, targets: Targets, plan: Plan, problems: Problems, options: Options
+) -> None:
     """Add what is missing and what is too much to the problems, with the `rename=` that would mend it."""
     left = {key: source[key].shape if key in source else None for key in plan.leftover.values()}
     wanted = {name: _shape(targets, name) for name in (*plan.missing, *plan.dispensable)}
@@ -209,9 +211,16 @@ def judge_keys(source: Source, targets: Targets, plan: Plan, problems: Problems,
     if whole is not None:
         problems.advice = f"{source.path} is one of several files: load_state(model, {as_code(str(whole))})"
     elif rules:
-        problems.mended = len(left) == served and not any(map(_renumbers, rules.items()))
-        share = "They fit" if len(left) == served else counted(served, "of them fits", "of them fit")
+        matched = _matches_all(source, targets, replace(options, rename=rules))
+        problems.mended = matched and not any(map(_renumbers, rules.items()))
+        share = "They match" if matched else counted(served, "of them matches", "of them match")
         problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
+
+
+def _matches_all(source: Source, targets: Targets, options: Options) -> bool:
+    """Whether these options give a plan without a problem: every key has a name, and every name a key."""
+    plan, problems = make_plan(source, targets, options)
+    return not (problems or plan.missing or plan.leftover)
 
 
 def _part(plan: Plan) -> list[str]:

@@ -11,16 +11,16 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_state` did. Prints as a short list; true when file and model fit each other key by key.
+    """What `load_state` did. Prints as a short list; true when file and model match key by key.
 
     Attributes:
         loaded: Names of the model that were filled.
         missing: Names of the model that the file does not have; they keep their values.
         unexpected: Keys of the file that the model does not have.
-        skipped: Names left alone because they did not fit, and why.
+        skipped: Names left alone because they did not match, and why.
         sliced: Names filled where file and model overlap, and both shapes.
         taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
-        advice: The argument that would make more of it fit; empty if none is known.
+        advice: The argument with which more keys would match; empty if none is known.
     """
 
     loaded: Sequence[str] = ()
@@ -40,7 +40,7 @@ class LoadReport:
         lines = [f"loaded {len(self.loaded)} of {counted(count, 'key', 'keys')}{taken}"]
         lines += table({**self.skipped}, "skipped  ")
         lines += table({**self.sliced}, "sliced  ")
-        lines += table(dict.fromkeys(self.missing, "not in the file, as it was"), "missing  ")
+        lines += table(dict.fromkeys(self.missing, "not in the file; the model's value is kept"), "missing  ")
         lines += table(dict.fromkeys(self.unexpected, "not in the model"), "unexpected  ")
         return "\n".join([*lines, self.advice] if self.advice else lines)
 
@@ -57,6 +57,7 @@ class Problems:
         advice: The argument that mends it, if one is known.
         mended: Whether it finds a place for every key of the file, and layers keep their numbers.
         part: The children of the model that are whole in the file, if nothing of the others is there.
+        skippable: The misfits that `on_mismatch="skip"` would leave alone.
         held_back: Misfits that count only if loading code of the model's own can't mend them.
     """
 
@@ -68,6 +69,7 @@ class Problems:
     mended: bool = False
     part: Sequence[str] = ()
     held_back: dict[str, str] = field(default_factory=dict)
+    skippable: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         return bool(self.misfits or self.missing or self.unexpected)
@@ -87,19 +89,23 @@ class Problems:
 
     def _counts(self) -> str:
         count, more = len(self.misfits) + len(self.missing), len(self.unexpected)
-        of = f"{count} of {counted(self.total, 'key', 'keys')} {'does' if count == 1 else 'do'} not fit"
+        of = f"{count} of {counted(self.total, 'key', 'keys')} {'does' if count == 1 else 'do'} not match"
         if not more:
             return of
         over = f"{counted(more, 'key', 'keys')} of the file {'is' if more == 1 else 'are'} not in the model"
         return f"{of}, and {over}" if count else over
 
     def _remedies(self) -> Iterator[str]:
+        incomplete = bool(self.missing or self.unexpected)
         if self.advice:
             yield self.advice
-        elif self.missing or self.unexpected:
+        elif incomplete and (not self.misfits or self.skippable >= self.misfits.keys()):
             part = as_code(self.part[0] if len(self.part) == 1 else self.part)
-            only = f"; load_state(..., only={part}) asks for no more than that" if self.part else ""
-            yield f"load_state(..., strict=False) loads what fits and reports the rest{only}"
+            only = f", or load_state(..., only={part})" if self.part and not self.misfits else ""
+            skip = ', on_mismatch="skip"' if self.misfits else ""
+            yield f"Try: load_state(..., strict=False{skip}) to load what matches and report the rest{only}"
+        elif self.misfits and self.skippable >= self.misfits.keys():
+            yield 'Try: load_state(..., on_mismatch="skip") to keep the model\'s own values for these keys'
         if self.missing and self.unexpected and not self.mended:
             yield "Made before an edit? load_state(model, report.remap(state)), with the report of the edit"
 

@@ -18,7 +18,7 @@ class Sharing:
 
     Attributes:
         covered: Names that need no key of their own: another one fills their memory.
-        conflicts: Name -> the name that it shares memory with, where the file may have other values for it; itself
+        conflicts: Name -> the name that it shares memory with, where the file has other values for it; itself
             where one of its own elements is at several indices.
     """
 
@@ -44,7 +44,7 @@ def check_sharing(source: Source, targets: Sequence[Target], keys: Mapping[str, 
         conflicts |= {target.name: target.name for target in filled if overlaps_itself(target.tensor)}
         for place, target in enumerate(filled):
             for other in filled[:place]:
-                if _overlap(other, target) and not _are_alike(source, other, target, keys):
+                if _overlap(other, target) and not _agree(source, other, target, keys):
                     conflicts.setdefault(target.name, other.name)
     return Sharing(frozenset(covered), conflicts)
 
@@ -65,8 +65,8 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     return start, start + (int(reach) + 1) * tensor.element_size()
 
 
-def _are_alike(source: Source, one: Target, other: Target, keys: Mapping[str, str]) -> bool:
-    """Whether both are the same view and the file has the same values for them."""
+def _agree(source: Source, one: Target, other: Target, keys: Mapping[str, str]) -> bool:
+    """Whether the file has the same values for both where they overlap."""
     a, b = one.tensor, other.tensor
     same_view = bool(
         a.storage_offset() == b.storage_offset()
@@ -75,10 +75,24 @@ def _are_alike(source: Source, one: Target, other: Target, keys: Mapping[str, st
         and (a.dtype, a.is_conj(), a.is_neg()) == (b.dtype, b.is_conj(), b.is_neg())
     )
     first, second = (source.notes.ties.get(keys[target.name], keys[target.name]) for target in (one, other))
-    if not same_view or first == second:
-        return same_view
-    same_kind = source[first].dtype == source[second].dtype and source[first].shape == source[second].shape
-    return same_kind and _digest(source, first) == _digest(source, second)
+    if same_view and first == second:
+        return True
+    if same_view:
+        same_kind = source[first].dtype == source[second].dtype and source[first].shape == source[second].shape
+        return same_kind and _digest(source, first) == _digest(source, second)
+    if any(tuple(target.tensor.shape) != source[keys[target.name]].shape for target in (one, other)):
+        return False
+    scratch = torch.zeros(a.untyped_storage().nbytes(), dtype=torch.uint8, device="cpu").untyped_storage()
+    kept, over = _view(a, scratch), _view(b, scratch)
+    values = source.read(first).to(a.dtype)
+    kept.copy_(values)
+    over.copy_(source.read(second))
+    return memory(as_plain(kept)) == memory(as_plain(values))
+
+
+def _view(tensor: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
+    view = torch.empty(0, dtype=tensor.dtype, device="cpu")
+    return view.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def _digest(source: Source, key: str) -> str:
