@@ -28,7 +28,9 @@ def test_strict_off_reports():
     assert report.missing == ["0.bias"]
     assert report.unexpected == ["more"]
     assert str(report) == (
-        "loaded 8 of 9 keys\n  missing  0.bias  not in the file; the model's value is kept\n  unexpected  more  not in the model"
+        "loaded 8 of 9 keys\n"
+        "  missing  0.bias  not in the file; the model's value is kept\n"
+        "  unexpected  more  not in the model"
     )
 
 
