@@ -142,6 +142,9 @@ class MergedSource(Source):
         combine: Makes one tensor of those of the sources.
         only: Which keys are combined.
 
+    Attributes:
+        combined: The keys that are combined; the others are those of the base, or of the first source.
+
     Raises:
         MergeError: The sources do not have the same keys and shapes.
     """
@@ -155,10 +158,10 @@ class MergedSource(Source):
         self._base = base
         self._first = first
         self._combine = combine
-        self._combined = set(filter(chooser(only), first))
+        self.combined = set(filter(chooser(only), first))
         self.adapter: LoraAdapter | None = None
         self.progress: Progress | None = None
-        if only is not None and not self._combined:
+        if only is not None and not self.combined:
             raise MergeError(f"only={only!r} matches no key; nothing was written. The keys are like {_some(first)}")
         everyone = [first, *(source for source in self._sources if source is not first)]
         for source in everyone[1:]:
@@ -181,7 +184,7 @@ class MergedSource(Source):
         dtype = self[key].dtype
         if not (dtype.is_floating_point or dtype.is_complex):
             return self._sources[0].read(key)
-        if key not in self._combined:
+        if key not in self.combined:
             return self._first.read(key)
         wide = _accumulator(dtype)
         base = None if self._base is None else _as_real(self._base.read(key).to(wide))
@@ -406,9 +409,10 @@ def _common_ties(sources: Sequence[Source]) -> dict[str, str]:
 
 
 def _warn_of(merged: MergedSource, count: int) -> None:
-    if count > 1 and any(key.endswith("running_mean") for key in merged):
+    if count > 1 and any(key.endswith("running_mean") for key in merged.combined):
         warn(
-            "BatchNorm statistics are averaged too, and fit no network: torch.optim.swa_utils.update_bn(loader, model)"
+            "the running statistics of BatchNorm are averaged too and no longer describe the merged network. "
+            "Try: torch.optim.swa_utils.update_bn(loader, model)"
         )
     if merged.adapter is not None and merged.adapter.changed_base:
         warn(
