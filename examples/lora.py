@@ -1,7 +1,9 @@
-"""LoRA by `wrap`: a small transformer that reads digits learns to read them upside down, by adapters alone.
+"""LoRA by `wrap`: a small vision transformer that reads digits learns to read them upside down, by adapters alone.
 
-The base is trained, kept and frozen. Thin pairs of layers beside its queries, values and feed-forward layers learn the
-new task; only they are kept, and loaded onto a fresh copy of the base. Merged into its weights they cost nothing more.
+The base is torchvision's `VisionTransformer`. Its attention keeps query, key and value in one packed weight and never
+calls them as layers, so it is first replaced by one that computes the same with four Linear layers. Thin pairs of
+layers beside these learn the new task; only they are kept, and loaded onto a fresh copy of the base. Merged into new
+Linear layers they cost nothing more.
 """
 
 import argparse
@@ -14,44 +16,50 @@ from pictures import Batches, Pictures, load_pictures
 from plainly import told_plainly
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models import VisionTransformer
 
 from modsurg import Trainer, diff, freeze, load_state, replace, save_state, wrap
 
-ADAPTED = r"re:blocks\.\d+\.(query|value|up|down)"
+ADAPTED = r"re:.*self_attention\.(query|key|value|out)"
 
 
-class Block(nn.Module):
-    """Attention of four heads, then a feed-forward layer, each added to what came in: (B, T, width) to the same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One step of the transformer."""
-        y = self.norm1(x)
-        q, k, v = (layer(y).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        x = x + self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        step: Tensor = x + self.down(functional.gelu(self.up(self.norm2(x))))
-        return step
-
-
-class Reader(nn.Module):
+def reader(classes: int) -> VisionTransformer:
     """(B, 3, 32, 32) pictures, cut into 16 patches of 8x8, to (B, classes) scores."""
+    return VisionTransformer(32, 8, num_layers=3, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=classes)
 
-    def __init__(self, classes: int, width: int = 64) -> None:
+
+class Attention(nn.Module):
+    """What `nn.MultiheadAttention` computes, with a layer each for query, key, value and output.
+
+    Args:
+        packed: Its weights are copied; batch first, without masks.
+    """
+
+    def __init__(self, packed: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, width, 8, stride=8)
-        self.places = nn.Parameter(torch.randn(16, width) / 2)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(3)))
-        self.head = nn.Linear(width, classes)
+        self.heads = packed.num_heads
+        weights, biases = packed.in_proj_weight.chunk(3), packed.in_proj_bias.chunk(3)
+        self.query, self.key, self.value = map(linear, weights, biases)
+        self.out = linear(packed.out_proj.weight, packed.out_proj.bias)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Scores of the classes."""
-        scores: Tensor = self.head(self.blocks(self.patches(pictures).flatten(2).mT + self.places).mean(1))
-        return scores
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
+        """(B, T, width) each to (B, T, width)."""
+        layers = ((self.query, query), (self.key, key), (self.value, value))
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, x in layers)
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.out(mixed), None
+
+
+def unpacked(packed: nn.MultiheadAttention) -> Attention:
+    """Return the same attention in four layers."""
+    return Attention(packed)
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """Return a layer with a copy of these weights."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    load_state(layer, {"weight": weight, "bias": bias})
+    return layer
 
 
 class LoRA(nn.Module):
@@ -72,9 +80,8 @@ class LoRA(nn.Module):
 
 @torch.no_grad()
 def merged(layer: LoRA) -> nn.Linear:
-    """The base, with the adapter's product in its weight."""
-    layer.base.weight += layer.lora_b.weight @ layer.lora_a.weight
-    return layer.base
+    """Return a new layer with the adapter's product in its weight; the old one stays, so that undo is exact."""
+    return linear(layer.base.weight + layer.lora_b.weight @ layer.lora_a.weight, layer.base.bias)
 
 
 def upside_down(pictures: Pictures) -> Pictures:
@@ -96,7 +103,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", default="digits", help="train/<class>/* and test/<class>/* (digits)")
-    parser.add_argument("--epochs", type=int, default=8, help="for the base, and as many for the adapters (default: 8)")
+    parser.add_argument("--epochs", type=int, default=12, help="for the base, and for the adapters (default: 12)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N training and N test pictures")
     parser.add_argument("--out", type=Path, default=Path("runs/lora"), help="for what is kept (default: runs/lora)")
     return parser.parse_args(arguments)
@@ -111,12 +118,13 @@ def run(options: argparse.Namespace) -> None:
     test, flipped_test = (Batches(pictures, 64, like) for pictures in (data.test, upside_down(data.test)))
     options.out.mkdir(parents=True, exist_ok=True)
 
-    model = Reader(len(like.classes))
+    model = reader(len(like.classes))
     trainer = trained(model, Batches(like, 32, like, augment=True), options.epochs)
     base = save_state(model, options.out / "base.safetensors")
     print(f"\nthe base reads {trainer.evaluate(test)['accuracy']:.1%} upright, ", end="")
     print(f"{trainer.evaluate(flipped_test)['accuracy']:.1%} upside down\n")
 
+    replace(model, nn.MultiheadAttention, unpacked, count=3, example=(1, 3, 32, 32))
     freeze(model, "**")
     print(wrap(model, ADAPTED, LoRA, count=12, example=(1, 3, 32, 32)))
     trainer = trained(model, Batches(flipped, 32, like, augment=True), options.epochs)
@@ -128,15 +136,19 @@ def run(options: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def reopen(base: Path, adapters: Path, model: Reader, pictures: Tensor) -> None:
+def reopen(base: Path, adapters: Path, model: VisionTransformer, pictures: Tensor) -> None:
     """Put both files together on a fresh model, then merge; compare its answers with those of `model`."""
-    fresh = Reader(model.head.out_features).eval()
+    fresh = reader(model.num_classes).eval()
     load_state(fresh, base)
+    replace(fresh, nn.MultiheadAttention, unpacked)
     wrap(fresh, ADAPTED, LoRA)
     print(f"a fresh base and the adapters: {load_state(fresh, adapters, only='**.lora_?')}")
     print(f"  the same answers, bit for bit: {torch.equal(fresh(pictures), model(pictures))}")
-    replace(fresh, LoRA, merged)
+    report = replace(fresh, LoRA, merged)
     print(f"merged: answers differ by at most {(fresh(pictures) - model(pictures)).abs().max():.0e}")
+    report.undo()
+    print(f"  taken back, the same answers again: {torch.equal(fresh(pictures), model(pictures))}")
+    replace(fresh, LoRA, merged)
     print(f"  against the base:{str(diff(base, fresh)).splitlines()[-1]}")
 
 
