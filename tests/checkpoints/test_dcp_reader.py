@@ -213,7 +213,7 @@ def first(index):
         (lambda index: setattr(first(index), "offset", -1), "stands for sizes"),
         (lambda index: setattr(first(index), "length", 1 << 40), "is cut off at byte"),
         (lambda index: setattr(first(index), "transform_descriptors", ["zstd"]), "written through an extension"),
-        (lambda index: setattr(first(index), "length", 100), "as a zip archive and is none"),
+        (lambda index: setattr(first(index), "length", 100), "as a zip archive, but its list"),
         (lambda index: index.storage_data.clear(), "is damaged"),
         (lambda index: index.state_dict_metadata["w"].chunks.clear(), "are not the whole of a tensor"),
         (lambda index: index.state_dict_metadata["w"].chunks.append(index.state_dict_metadata["w"].chunks[0]), "whole"),

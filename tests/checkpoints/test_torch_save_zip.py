@@ -1,5 +1,6 @@
 """Zip archives: what is written opens in Python's zipfile, large ones too; what lies is refused."""
 
+import io
 import os
 import warnings
 import zipfile
@@ -9,16 +10,14 @@ import pytest
 
 from modsurg.checkpoints.formats.atomic import writing
 from modsurg.checkpoints.formats.file_io import Region
-from modsurg.checkpoints.formats.torch_save.zip import Archive, ArchiveWriter, archive_size
+from modsurg.checkpoints.formats.torch_save.zip import Archive, ArchiveWriter
 from modsurg.errors import FormatError
 
 
 def write(path, records):
-    with writing(path) as file:
-        writer = ArchiveWriter(file, "a/")
+    with writing(path) as file, ArchiveWriter(file, "a/") as writer:
         for name, data in records.items():
             writer.add(name, data)
-        writer.finish()
 
 
 def opened(path):
@@ -46,13 +45,6 @@ def test_records_begin_at_multiples_of_64(tmp_path):
     assert all(archive.holds(name) for name in RECORDS)
 
 
-def test_the_size_is_known_beforehand(tmp_path):
-    write(tmp_path / "a.zip", RECORDS)
-    assert (tmp_path / "a.zip").stat().st_size == archive_size(
-        "a/", {name: len(data) for name, data in RECORDS.items()}
-    )
-
-
 @pytest.mark.soak
 def test_more_records_than_the_old_format_can_count(tmp_path):
     records = {"data.pkl": b"", **{f"{number}": b"" for number in range(70_000)}}
@@ -61,21 +53,14 @@ def test_more_records_than_the_old_format_can_count(tmp_path):
         assert len(file.namelist()) == len(records)
 
 
-class Sparse:
-    """A file that keeps the last bytes of what is written to it, as a hole would."""
-
-    def __init__(self, path):
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
-        self.written = 0
+class Sparse(io.FileIO):
+    """A file in which zeros are left as a hole."""
 
     def write(self, data):
-        if bytes(data[:1]) != b"\0":
-            os.pwrite(self.fd, data, self.written)
-        self.written += len(data)
-        os.ftruncate(self.fd, self.written)
-
-    def patch(self, data, offset):
-        os.pwrite(self.fd, data, offset)
+        if any(bytes(data[:1])):
+            return super().write(data)
+        self.seek(len(data), os.SEEK_CUR)
+        return len(data)
 
 
 class Zeros:
@@ -90,14 +75,11 @@ class Zeros:
 
 @pytest.mark.soak
 def test_a_record_over_four_gigabytes(tmp_path):
-    file = Sparse(tmp_path / "a.zip")
-    writer = ArchiveWriter(file, "a/")
-    writer.add("data.pkl", b"p")
-    writer.add("data/0", Zeros())
-    writer.add("data/1", b"end")
-    writer.finish()
-    os.close(file.fd)
-    assert (tmp_path / "a.zip").stat().st_size == archive_size("a/", {"data.pkl": 1, "data/0": 5 << 30, "data/1": 3})
+    file = Sparse(tmp_path / "a.zip", "w")
+    with file, ArchiveWriter(file, "a/") as writer:
+        writer.add("data.pkl", b"p")
+        writer.add("data/0", Zeros())
+        writer.add("data/1", b"end")
     archive = opened(tmp_path / "a.zip")
     assert archive.region("data/0").nbytes == 5 << 30
     assert archive.read("data/1") == b"end"
@@ -134,9 +116,8 @@ def test_two_records_at_one_place(tmp_path):
     first, second = (content.rindex(b"PK\x01\x02", 0, content.rindex(name)) for name in (b"a/data.pkl", b"a/note"))
     moved = content[: second + 42] + content[first + 42 : first + 46] + content[second + 46 :]
     (tmp_path / "a.zip").write_bytes(moved)
-    with pytest.raises(FormatError, match="record 'a/note' has another name where it lies: the file is damaged"):
-        opened(tmp_path / "a.zip").region("note")
-    assert "another name" in opened(tmp_path / "a.zip").broken(())
+    with pytest.raises(FormatError, match="record 'a/note' is not where the archive says: the file is damaged"):
+        opened(tmp_path / "a.zip")
 
 
 def test_a_record_that_is_there_twice(tmp_path):

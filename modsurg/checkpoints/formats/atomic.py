@@ -46,7 +46,7 @@ class PendingFile:
         self._open = True
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Append `data`; returns its length in bytes.
+        """Write `data` at the place of `tell`; returns its length in bytes.
 
         Raises:
             SaveError: The disk is full; says how much was missing.
@@ -55,9 +55,8 @@ class PendingFile:
         done = 0
         with self.explained(len(view)):
             while done < len(view):
-                count = os.write(self.fd, view[done:])
-                done += count
-                self.written += count
+                done += os.write(self.fd, view[done:])
+                self.written = max(self.written, self.tell())
         self._start_disk()
         return done
 
@@ -68,12 +67,13 @@ class PendingFile:
             _sync_file_range(self.fd, ctypes.c_int64(self._started), ctypes.c_int64(coming), _START_WRITING)
             self._started = self.written
 
-    def patch(self, data: bytes, offset: int) -> None:
-        """Overwrite what is already written at `offset`."""
-        done = 0
-        with self.explained(0):
-            while done < len(data):
-                done += os.pwrite(self.fd, data[done:], offset + done)
+    def tell(self) -> int:
+        """Where the next bytes go."""
+        return os.lseek(self.fd, 0, os.SEEK_CUR)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Write the next bytes there: over those that are there already, or from the end on."""
+        return os.lseek(self.fd, offset, whence)
 
     def flush(self) -> None:
         """Nothing is buffered; here so that it serves where a file object is expected."""

@@ -148,7 +148,8 @@ def write_layout(file: PendingFile, layout: Layout) -> str:
         hashes[key] = hash_through(memory(tensor), file.write)
     metadata = {**layout.metadata, HASHES: compact(hashes)}
     digest = seal(encode_header(layout.records, metadata)[8:])
-    file.patch(encode_header(layout.records, {**metadata, SEAL: digest}), 0)
+    file.seek(0)
+    file.write(encode_header(layout.records, {**metadata, SEAL: digest}))
     return digest
 
 

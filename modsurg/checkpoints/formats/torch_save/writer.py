@@ -20,7 +20,7 @@ from modsurg.checkpoints.formats.source import Notes, Source
 from modsurg.checkpoints.formats.torch_save.find_state import rebuild
 from modsurg.checkpoints.formats.torch_save.tensors import loading, stored_id
 from modsurg.checkpoints.formats.torch_save.unpickler import Loading, unpickle
-from modsurg.checkpoints.formats.torch_save.zip import ArchiveWriter, archive_size
+from modsurg.checkpoints.formats.torch_save.zip import ArchiveWriter
 from modsurg.errors import FormatError, SaveError, TrustError
 
 METADATA: Final = "modsurg.json"
@@ -55,11 +55,8 @@ def write_torch(path: str | os.PathLike[str], source: Source) -> None:
         _check_plain(key, value)
     places = {key: _Place(number, source[key].dtype, source[key].shape) for number, key in enumerate(source.stored)}
     small, extra = _describe(source, places)
-    sizes = {name: len(data) for name, data in small.items()}
-    sizes |= {f"data/{place.number}": source[key].nbytes for key, place in places.items()}
-    sizes |= {f"data/{len(places) + number}": tensor.nbytes for number, tensor in enumerate(extra)}
-    with writing(path, archive_size(_ROOT, sizes)) as file:
-        writer = ArchiveWriter(file, _ROOT)
+    nbytes = sum(source[key].nbytes for key in places) + sum(map(len, small.values()))
+    with writing(path, nbytes) as file, ArchiveWriter(file, _ROOT) as writer:
         for name, data in small.items():
             writer.add(name, data)
         for key, place in places.items():
@@ -68,7 +65,6 @@ def write_torch(path: str | os.PathLike[str], source: Source) -> None:
             writer.add(f"data/{place.number}", memory(tensor))
         for number, tensor in enumerate(extra, len(places)):
             writer.add(f"data/{number}", memory(tensor))
-        writer.finish()
 
 
 def _describe(source: Source, places: Mapping[str, "_Place"]) -> tuple[dict[str, bytes], list[torch.Tensor]]:
