@@ -5,8 +5,13 @@ import copy
 import torch
 from torch import nn
 
+from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.optimizers.sync import Moved, follow, named_parameters
+from modsurg.surgery.optimizers.groups import first_entries
+from modsurg.surgery.optimizers.state import OptimizerJournal
+from modsurg.surgery.optimizers.sync import follow_changes, named_parameters
+from modsurg.surgery.resize.resize import resize_modules
+from modsurg.tree.walk import walk
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1),
@@ -46,13 +51,27 @@ def step(model, *optimizers, inputs=3):
         optimizer.step(closure)
 
 
-def moving(model, change, optimizers, journal=None, **facts):
+def moving(model, change, optimizers, journals=None, changes=()):
     """Make a change by hand and let the optimizers follow it."""
-    before = named_parameters(model)
+    before = named_parameters(walk(model))
     replaced = change(model)
     pairs = replaced if isinstance(replaced, list) else []
-    moved = Moved(before, named_parameters(model), replaced=pairs, **facts)
-    return follow(optimizers, moved, journal or Journal())
+    changes = [*changes, *(Change("replace", (path,), old=old, new=new) for old, new, path in pairs)]
+    made = [OptimizerJournal(each) for each in optimizers]
+    if journals is not None:
+        journals += made
+    return follow_changes(made, before, named_parameters(walk(model)), changes)
+
+
+def resizing(model, path, **sizes):
+    """Resize a layer by hand; returns the changes."""
+    reports = resize_modules(walk(model), [(path, model.get_submodule(path))], sizes, Journal())
+    return [Change("resize", (each.path,), old=each.module, new=each.module, detail=each) for each in reports]
+
+
+def undo(model, journals):
+    for journal in reversed(journals):
+        journal.undo(first_entries(named_parameters(walk(model))))
 
 
 def replacing(path, new):

@@ -23,11 +23,12 @@ from modsurg.surgery.ops.hints import collect_hints, refuse_adapter, warn_of_unu
 from modsurg.surgery.ops.insert import apply_add, apply_insert, plan_add, plan_insert
 from modsurg.surgery.ops.remove import apply_remove, apply_rename, plan_remove, plan_rename
 from modsurg.surgery.ops.replace import apply_replace, plan_replace
-from modsurg.surgery.optimizers.following import Following
+from modsurg.surgery.optimizers.sync import OptimizerSync
 from modsurg.surgery.preflight import Example, preflight
 from modsurg.surgery.recipes.recipe import RecipeWriter
 from modsurg.surgery.report import Report, fold_texts
 from modsurg.surgery.resize.resize import Fill, resize_modules
+from modsurg.surgery.undo import Undo
 from modsurg.tree.selection import Selection, Where, resolve
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
@@ -51,7 +52,8 @@ class Edit:
         self._writer = RecipeWriter()
         self._before: Tree | None = None
         self._report: Report | None = None
-        self._following = Following(self._root, optimizer, scheduler)
+        self._optimizers = OptimizerSync(self._root, optimizer, scheduler)
+        self._optimizers.watch(self._journal)
         self._state = "new"
         self._outer: Edit | None = None
 
@@ -233,13 +235,14 @@ class Edit:
                 warnings += preflight(self._root, self._example, [c.added for c in changes if c.added is not None])
             except ExampleError as error:
                 raise ExampleError("\n".join([str(error), *hints])) from error
-        notes = [*self._notes(), *hints, *self._following.follow(changes, self._journal)]
+        notes = [*self._notes(), *hints, *self._optimizers.follow(before, after, changes)]
         warnings = fold_texts(warnings)
         for text in warnings:
             warn(text)
         self._writer.seal()
-        remapping = Remapping(before, self._journal, self._following.positions())
-        return Report(changes, warnings, fold_texts(notes), (self._journal, remapping, self._writer.recipe))
+        undo = Undo(before, after, changes, self._journal, self._optimizers)
+        remapping = Remapping(before, self._journal, self._optimizers.held)
+        return Report(changes, warnings, fold_texts(notes), (undo, remapping, self._writer.recipe))
 
     def _changes(self) -> tuple[Change, ...]:
         return tuple(change for record in self._records for change in record.changes)

@@ -20,6 +20,13 @@ _ABSENT = object()
 class Journal:
     """Snapshots in the order in which they were taken.
 
+    Attributes:
+        dicts: Each dict that was kept, with its items then, by its `id`.
+        tensors: The tensors that were kept.
+        memory: `id` of those whose memory was kept, not only their flags.
+        lists: The lists that were kept.
+        attributes: The owner and name of each attribute that was kept.
+
     Example:
         >>> journal, names = Journal(), ["a", "b"]
         >>> journal.keep_list(names)
@@ -32,9 +39,10 @@ class Journal:
     def __init__(self) -> None:
         self.dicts: dict[int, tuple[Mapping, list[tuple[Any, Any]]]] = {}
         self.tensors: dict[int, torch.Tensor] = {}
-        self._seen: set[tuple[int, str]] = set()
+        self.memory: set[int] = set()
+        self.lists: dict[int, list[Any]] = {}
+        self.attributes: dict[tuple[int, str], tuple[object, str]] = {}
         self._undo: list[Callable[[], None]] = []
-        self._alive: list[object] = []
 
     def keep_dict(self, mapping: Mapping) -> None:
         """Keep the items and their order; they come back into this same object."""
@@ -45,7 +53,8 @@ class Journal:
 
     def keep_list(self, values: list[Any]) -> None:
         """Keep the elements and their order; they come back into this same object."""
-        if self._first(values, "list"):
+        if id(values) not in self.lists:
+            self.lists[id(values)] = values
             elements = list(values)
             self._undo.append(lambda: values.__setitem__(slice(None), elements))
 
@@ -58,6 +67,7 @@ class Journal:
         """
         if id(tensor) not in self.tensors:
             self.tensors[id(tensor)] = tensor
+            self.memory.add(id(tensor))
             data, grad, requires_grad = None if is_lazy(tensor) else tensor.data, tensor.grad, tensor.requires_grad
             self._undo.append(lambda: _restore_tensor(tensor, data, grad, requires_grad, moving))
 
@@ -70,7 +80,8 @@ class Journal:
 
     def keep_attr(self, owner: object, name: str) -> None:
         """Keep one attribute of the object's own `__dict__`, or that it was not there."""
-        if self._first(owner, name):
+        if (id(owner), name) not in self.attributes:
+            self.attributes[id(owner), name] = (owner, name)
             attributes = owner.__dict__
             value = attributes.get(name, _ABSENT)
             self._undo.append(lambda: _restore_attribute(attributes, name, value))
@@ -95,23 +106,18 @@ class Journal:
         self._undo.append(later.rollback)
 
     def absorb(self, later: "Journal") -> None:
-        """Know of the dicts and tensors that a journal opened within this one has kept."""
+        """Take over the objects that a journal opened within this one has kept."""
         for key, kept in later.dicts.items():
             self.dicts.setdefault(key, kept)
         self.tensors |= later.tensors
+        self.memory |= later.memory
+        self.lists |= later.lists
+        self.attributes |= later.attributes
 
     def rollback(self) -> None:
         """Bring everything back, the latest first."""
         while self._undo:
             self._undo.pop()()
-
-    def _first(self, owner: object, what: str) -> bool:
-        key = (id(owner), what)
-        if key in self._seen:
-            return False
-        self._seen.add(key)
-        self._alive.append(owner)
-        return True
 
 
 def set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:

@@ -1,37 +1,101 @@
-"""Old names to new names: where each module of the tree before an edit stands after it.
+"""Old names to new names: where each module of the tree before an edit is after it.
 
 What it needs is recorded when the edit is committed, and worked out when it is first asked for: later edits do not
 change the answer, and an edit of 20,000 modules does not wait for it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
+from modsurg.errors import OptimizerError
+from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.ops.checks import above
+from modsurg.surgery.resize.axes import factor, fixed, old_shape
+from modsurg.surgery.resize.resize import Resized
 from modsurg.tree.walk import Tree, walk
 
 Value = TypeVar("Value")
 Children = list[tuple[str, nn.Module | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """The numbers by which an optimizer's state_dict knows its parameters.
+class HeldParameters:
+    """The parameters of one optimizer before and after an edit, and what tells its state_dict from another's.
 
-    Attributes:
-        before: For each group, the `id` of its parameters before the edit.
+    Args:
+        optimizer: The optimizer, after the edit.
+        before: The parameters of each group before it.
         after: The same after it.
+        names: The names of the model's parameters by `id`, before and after.
+        changes: What the edit did.
     """
 
-    before: list[list[int]]
-    after: list[list[int]]
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        before: Sequence[Sequence[nn.Parameter]],
+        after: Sequence[Sequence[nn.Parameter]],
+        names: tuple[Mapping[int, str], Mapping[int, str]],
+        changes: Sequence[Change],
+    ) -> None:
+        self.kind = type(optimizer).__name__
+        self._options = [set(group) - {"params", "param_names", "initial_lr"} for group in optimizer.param_groups]
+        self._groups = {
+            False: [list(map(id, group)) for group in before],
+            True: [list(map(id, group)) for group in after],
+        }
+        self._alive = [p for groups in (before, after) for group in groups for p in group]
+        now = {id(p): (None if is_lazy(p) else tuple(p.shape)) for p in self._alive}
+        old = dict(now)
+        for resized in (change.detail for change in reversed(changes) if isinstance(change.detail, Resized)):
+            old |= {id(each.tensor): old_shape(each.axes) for each in resized.tensors if id(each.tensor) in old}
+        self._shapes = {False: old, True: now}
+        self._names = {False: names[0], True: names[1]}
+
+    def matches(self, state: Mapping[str, Any], *, inverse: bool) -> bool:
+        """Whether a state_dict can be this optimizer's, by its groups, options, names and shapes."""
+        groups, shapes, names = self._groups[inverse], self._shapes[inverse], self._names[inverse]
+        theirs = state["param_groups"]
+        if [len(group["params"]) for group in theirs] != [len(group) for group in groups]:
+            return False
+        for mine, options, group in zip(groups, self._options, theirs, strict=True):
+            if set(group) - {"params", "param_names", "initial_lr"} != options:
+                return False
+            for key, name in zip(mine, group.get("param_names", ()), strict=False):
+                if key in names and not name.endswith(names[key]):
+                    return False
+        numbers = dict(zip(_flat(group["params"] for group in theirs), _flat(groups), strict=True))
+        return all(
+            _fits_shape(value, shapes[numbers[number]], key)
+            for number, entry in state["state"].items()
+            if number in numbers and isinstance(entry, Mapping)
+            for key, value in entry.items()
+        )
+
+    def renumber(self, state: Mapping[str, Any], *, inverse: bool) -> dict[str, Any]:
+        """Put what is remembered under the numbers that the parameters have on the other side of the edit."""
+        old, new = self._groups[inverse], self._groups[not inverse]
+        numbers = {key: number for number, key in enumerate(_flat(new))}
+        table = dict(zip(_flat(g["params"] for g in state["param_groups"]), map(numbers.get, _flat(old)), strict=True))
+        groups = []
+        for group, theirs, mine in zip(state["param_groups"], old, new, strict=True):
+            changed = group | {"params": [numbers[key] for key in mine]}
+            if "param_names" in group:
+                changed["param_names"] = self._rename_group(group["param_names"], theirs, mine, inverse)
+            groups.append(changed)
+        entries = {table[key]: value for key, value in state["state"].items() if table.get(key) is not None}
+        return {**state, "state": entries, "param_groups": groups}
+
+    def _rename_group(self, known: Sequence[str], old: Sequence[int], new: Sequence[int], inverse: bool) -> list[str]:
+        """The names of one group on the other side, with the prefix that they have here."""
+        here, there, table = self._names[inverse], self._names[not inverse], dict(zip(old, known, strict=True))
+        prefix = next((name.removesuffix(here[key]) for key, name in table.items() if key in here), "")
+        return [prefix + there[key] if key in there else table[key] for key in new]
 
 
 class Remapping:
@@ -40,26 +104,15 @@ class Remapping:
     Args:
         before: The tree before the edit.
         journal: What the edit touched; only dicts of children matter.
-        positions: The parameters of each optimizer that followed.
+        held: The parameters of each optimizer that followed.
     """
 
-    def __init__(self, before: Tree, journal: Journal, positions: Sequence[Positions]) -> None:
+    def __init__(self, before: Tree, journal: Journal, held: Sequence[HeldParameters]) -> None:
         self._before = before
         self._touched = {key: (items, list(mapping.items())) for key, (mapping, items) in journal.dicts.items()}
-        self._tensors = {key: _form(tensor) for key, tensor in journal.tensors.items()}
-        _latest.update(dict.fromkeys(self._tensors, self))
-        self._positions = positions
+        self._held = held
         self._inside = self._new_holders()
         self._names: dict[str, str | None] | None = None
-        self._witness = next(((p, p.device, p.dtype) for p in self._staying()), None)
-
-    def moved_since(self) -> dict[str, Any]:
-        """The device and dtype that the user has given to the model since the edit, as `Module.to` takes them."""
-        if self._witness is None:
-            return {}
-        weight, device, dtype = self._witness
-        now = {"device": (device, weight.device), "dtype": (dtype, weight.dtype)}
-        return {name: new for name, (old, new) in now.items() if new != old}
 
     def apply(self, state: Mapping[str, Value], *, inverse: bool) -> dict[str, Value]:
         """Rename the keys of a model's state_dict, or the positions of an optimizer's."""
@@ -67,41 +120,15 @@ class Remapping:
             return self._optimizer(dict(state), inverse)
         if self._names is None:
             self._names = self._forward()
-        if not inverse:
-            return _rename(state, self._names)
-        known: dict[str, str | None] = {new: old for old, new in self._names.items() if new is not None}
-        return _rename(state, known | self._new_paths())
-
-    def changed_since(self, journal: Journal) -> str | None:
-        """What the edit left somewhere, if it is not as the edit left it: children, a shape, what trains.
-
-        What trains may be set by the user too, which no undo takes back: it only counts where a later edit was.
-        """
-        for key, (mapping, _) in journal.dicts.items():
-            left = self._touched[key][1]
-            if not all(isinstance(child, nn.Module | None) for _, child in left):
-                continue
-            if [(name, id(child)) for name, child in mapping.items()] != [(name, id(child)) for name, child in left]:
-                return f"the part with the children {', '.join(name for name, _ in left[:5])}"
-        for path, module in self._before.modules.items() if self._tensors else ():
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and id(tensor) in self._tensors and self._differs(tensor):
-                    return f'"{path}.{name}"' if path else f'"{name}"'
-        return None
-
-    def _differs(self, tensor: torch.Tensor) -> bool:
-        (shape, trains), (left, trained) = _form(tensor), self._tensors[id(tensor)]
-        return shape != left or (trains != trained and _latest.get(id(tensor)) not in (None, self))
-
-    def _staying(self) -> Iterator[nn.Parameter]:
-        """Floating parameters of modules that the edit left where they were."""
-        left = {id(child) for before, _ in self._touched.values() for _, child in before}
-        left -= {id(child) for _, after in self._touched.values() for _, child in after}
-        modules = self._before.modules
-        for path, module in modules.items():
-            if module._parameters and id(module) not in left and left.isdisjoint(id(modules[p]) for p in above(path)):
-                own = (p for p in module._parameters.values() if p is not None and not is_lazy(p))
-                yield from (p for p in own if p.is_floating_point())
+        names = self._names
+        if inverse:
+            names = {new: old for old, new in names.items() if new is not None} | self._new_paths()
+        renamed: dict[str, Value] = OrderedDict(_rename(state, names))
+        metadata = getattr(state, "_metadata", None)
+        if metadata is not None:
+            paths = ((_rename_path(path, names), value) for path, value in metadata.items())
+            renamed._metadata = OrderedDict((p, value) for p, value in paths if p is not None)  # type: ignore[attr-defined]  # as torch sets it
+        return renamed
 
     def _new_holders(self) -> dict[int, list[tuple[str, nn.Module]]]:
         """New modules with children of their own, and what of the old tree stands inside them."""
@@ -149,38 +176,56 @@ class Remapping:
                     fresh[f"{here}.{name}" if here else name] = None
         return fresh
 
-    def _optimizer(self, state: dict[str, Any], inverse: bool) -> dict[str, Any]:
-        shape = [len(group["params"]) for group in state["param_groups"]]
-        for positions in self._positions:
-            old, new = (positions.after, positions.before) if inverse else (positions.before, positions.after)
-            if [len(group) for group in old] == shape:
-                numbers = {key: number for number, key in enumerate(key for group in new for key in group)}
-                keys = [key for group in state["param_groups"] for key in group["params"]]
-                table = dict(zip(keys, (numbers.get(key) for group in old for key in group), strict=True))
-                return {
-                    "state": {table[key]: value for key, value in state["state"].items() if table[key] is not None},
-                    "param_groups": [
-                        group | {"params": [numbers[key] for key in mine]}
-                        for group, mine in zip(state["param_groups"], new, strict=True)
-                    ],
-                }
-        return state
+    def _optimizer(self, state: Mapping[str, Any], inverse: bool) -> dict[str, Any]:
+        """Find the optimizer whose state this is, and renumber it.
+
+        Raises:
+            OptimizerError: No optimizer that followed the edit has such a state, or several have.
+        """
+        if not self._held:
+            raise OptimizerError(
+                "this edit had no optimizer, so the state of one can't be remapped. Give it to the edit: optimizer=..."
+            )
+        fitting = [held for held in self._held if held.matches(state, inverse=inverse)]
+        results = [held.renumber(state, inverse=inverse) for held in fitting]
+        if not results:
+            kinds = ", ".join(held.kind for held in self._held)
+            when = "after" if inverse else "before"
+            raise OptimizerError(f"this is not the state of {kinds} from {when} the edit: its parameters are others.")
+        tables = [(list(each["state"]), [group["params"] for group in each["param_groups"]]) for each in results]
+        if any(table != tables[0] for table in tables):
+            kinds = " or ".join(held.kind for held in fitting)
+            raise OptimizerError(
+                f"can't tell whether this is the state of {kinds}: both had parameters of these shapes. "
+                "Optimizers of model.named_parameters() have names by which they are told apart."
+            )
+        return results[0]
 
 
-_latest: WeakValueDictionary[int, Remapping] = WeakValueDictionary()  # the last edit of a tensor, by its `id`
-
-
-def _form(tensor: torch.Tensor) -> tuple[torch.Size | None, bool]:
-    return (None if is_lazy(tensor) else tensor.shape, tensor.requires_grad)
-
-
-def _rename(state: Mapping[str, Value], names: Mapping[str, str | None]) -> dict[str, Value]:
-    renamed: dict[str, Value] = {}
+def _rename(state: Mapping[str, Value], names: Mapping[str, str | None]) -> Iterator[tuple[str, Value]]:
     for key, value in state.items():
-        head = key.rpartition(".")[0]
-        while head and head not in names:
-            head = head.rpartition(".")[0]
-        new, tail = names[head], key[len(head) + 1 :] if head else key
+        owner, _, name = key.rpartition(".")
+        while owner and owner not in names:
+            owner, _, above = owner.rpartition(".")
+            name = f"{above}.{name}"
+        new = names[owner]
         if new is not None:
-            renamed[f"{new}.{tail}" if new else tail] = value
-    return renamed
+            yield f"{new}.{name}" if new else name, value
+
+
+def _rename_path(path: str, names: Mapping[str, str | None]) -> str | None:
+    """The new path of a module; of one that is not known, below the nearest parent that is."""
+    if path in names:
+        return names[path]
+    return next((key for key, _ in _rename({path: None}, names)), None)
+
+
+def _flat(groups: Iterable[Iterable[Any]]) -> list[Any]:
+    return [each for group in groups for each in group]
+
+
+def _fits_shape(value: object, shape: tuple[int, ...] | None, key: str) -> bool:
+    """Whether a remembered value can belong to a parameter of that shape; factored ones may lack a dimension."""
+    if shape is None or not isinstance(value, torch.Tensor) or value.ndim == 0 or key == "step":
+        return True
+    return factor(fixed(*shape), tuple(value.shape), str(key)) is not None

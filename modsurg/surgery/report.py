@@ -9,12 +9,12 @@ from torch import nn
 
 from modsurg.errors import UndoError, counted, listed
 from modsurg.surgery.changes import Change
-from modsurg.surgery.journal import Journal
 from modsurg.surgery.key_mapping import Remapping
 from modsurg.surgery.recipes.recipe import Recipe
+from modsurg.surgery.undo import Undo
 
 Value = TypeVar("Value")
-Committed = tuple[Journal, Remapping, Callable[[], Recipe]]
+Committed = tuple[Undo, Remapping, Callable[[], Recipe]]
 _SHOWN = 40
 _WIDE = 120
 
@@ -48,10 +48,10 @@ class Report:
         self.changes = changes
         self.warnings = tuple(warnings)
         self.notes = tuple(notes)
-        self._journal: Journal | None
+        self._undo: Undo | None
         self._remapping: Remapping | None
         self._recipe: Callable[[], Recipe] | None
-        self._journal, self._remapping, self._recipe = committed or (None, None, None)
+        self._undo, self._remapping, self._recipe = committed or (None, None, None)
 
     def __repr__(self) -> str:
         warned = f", {counted(len(self.warnings), 'warning', 'warnings')}" if self.warnings else ""
@@ -60,23 +60,18 @@ class Report:
     def undo(self) -> None:
         """Bring back the model, its optimizers and schedulers as they were before, bit for bit.
 
-        Weights that were trained since stay trained; only what the edit changed is taken back. What comes back goes
-        where the model has been moved since (`model.cuda()`, `model.half()`).
+        Only what the edit changed is taken back: weights that were trained since stay trained, edits of other parts
+        stay. What comes back goes where the model has been moved since (`model.cuda()`, `model.half()`), in the mode
+        that it has now.
 
         Raises:
-            UndoError: It was undone already, or a part that this edit touched was changed since.
+            UndoError: It was undone already, or a part that this edit touched was changed since. The message names
+                the part; nothing was changed.
         """
-        if self._journal is None:
+        if self._undo is None:
             raise UndoError("nothing to undo: this edit was undone already, or is only a plan.")
-        changed = self._remapping.changed_since(self._journal) if self._remapping is not None else None
-        if changed is not None:
-            raise UndoError(f"{changed} was changed since; undo the later edits first.")
-        moved = self._remapping.moved_since() if self._remapping is not None else {}
-        self._journal.rollback()
-        self._journal = None
-        for change in self.changes if moved else ():
-            if change.old is not None:
-                change.old.to(**moved)
+        self._undo.run()
+        self._undo = None
 
     def remap(self, state_dict: Mapping[str, Value], *, inverse: bool = False) -> dict[str, Value]:
         """Put the keys of a checkpoint from before the edit under their new names.

@@ -3,7 +3,7 @@ import torch
 from optimizing import grouped, moving, net, replacing, split, step
 from torch import nn
 
-from modsurg import wrap
+from modsurg import freeze, unfreeze, wrap
 from modsurg.errors import OptimizerError
 
 
@@ -117,7 +117,8 @@ def test_frozen_newcomers_enter_only_for_what_they_replace():
 def test_thawed_parameters_enter():
     model = net()
     optimizer = torch.optim.Adam(model[3].parameters())
-    moving(model, lambda m: None, [optimizer], thawed={id(p) for p in model[0].parameters()})
+    freeze(model, "0")
+    unfreeze(model, "0", optimizer=optimizer)
     assert grouped(optimizer, model) == [["0.weight", "0.bias", "3.weight", "3.bias"]]
 
 
@@ -180,3 +181,51 @@ def test_many_replacements():
     moving(model, change, [optimizer])
     moving(model, lambda m: m.extend(nn.Linear(1, 1) for _ in range(800)), [optimizer])
     assert grouped(optimizer, model) == [[name for name, _ in model.named_parameters()]]
+
+
+def test_parameters_of_other_models_stay_where_they_are():
+    model, other = net(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([*model[0].parameters(), *other.parameters(), *model[1:].parameters()], lr=0.1)
+    moving(model, replacing("0", nn.Linear(3, 4)), [optimizer])
+    assert grouped(optimizer, model) == [["0.weight", "0.bias", "?", "?", "1.weight", "1.bias", "3.weight", "3.bias"]]
+
+
+def test_an_order_of_the_users_own_is_kept():
+    model = net()
+    optimizer = torch.optim.SGD(reversed(list(model.parameters())), lr=0.1)
+    moving(model, replacing("0", nn.Linear(3, 4)), [optimizer])
+    assert grouped(optimizer, model) == [["3.bias", "3.weight", "1.bias", "1.weight", "0.weight", "0.bias"]]
+
+
+def test_names_in_the_groups_follow():
+    model = net()
+    named = ((f"net.{name}", p) for name, p in model.named_parameters())
+    optimizer = torch.optim.SGD(named, lr=0.1)
+
+    def change(m):
+        m.insert(0, nn.Linear(3, 3))
+
+    moving(model, change, [optimizer])
+    names = optimizer.param_groups[0]["param_names"]
+    assert names == [f"net.{name}" for name, _ in model.named_parameters()]
+    moving(model, lambda m: m.pop(0), [optimizer])
+    assert names == [f"net.{name}" for name, _ in model.named_parameters()]
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_tied_parameters_enter_once_and_stay_while_one_name_is_left():
+    model = nn.ModuleDict({"wte": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["wte"].weight
+    optimizer = torch.optim.Adam(model.parameters())
+    moving(model, lambda m: m.pop("head"), [optimizer])
+    assert grouped(optimizer, model) == [["wte.weight"]]
+    new = nn.Embedding(5, 3)
+
+    def change(m):
+        old, m["wte"] = m["wte"], new
+        m["head"] = nn.Linear(3, 5, bias=False)
+        m["head"].weight = new.weight
+        return [(old, new, "wte")]
+
+    moving(model, change, [optimizer])
+    assert grouped(optimizer, model) == [["wte.weight"]]

@@ -3,14 +3,10 @@ import re
 
 import pytest
 import torch
-from optimizing import OPTIMIZERS, grouped, moving, net, replacing, step
+from optimizing import OPTIMIZERS, grouped, moving, net, replacing, resizing, step, undo
 from torch import nn
 
 import modsurg
-from modsurg.surgery.journal import Journal
-from modsurg.surgery.optimizers.sync import Moved, follow, named_parameters
-from modsurg.surgery.resize.resize import resize_modules
-from modsurg.tree.walk import walk
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -21,9 +17,7 @@ def test_resized_state_keeps_what_overlaps(name):
     step(model, optimizer)
     weight = model[3].weight
     before = dict(optimizer.state.get(weight, {}))
-    named = named_parameters(model)
-    reports = resize_modules(walk(model), [("3", model[3])], {"out_features": 5}, Journal())
-    (done,) = follow([optimizer], Moved(named, named, resized=reports), Journal())
+    (done,) = moving(model, lambda m: None, [optimizer], changes=resizing(model, "3", out_features=5))
     for key, value in optimizer.state.get(weight, {}).items():
         if torch.is_tensor(value) and value.ndim:
             assert value.shape in ((5, 4), (5, 1), (1, 4))
@@ -44,9 +38,7 @@ def test_what_new_places_begin_with():
         model = net()
         optimizer = optimizer(model.parameters())
         step(model, optimizer)
-        named = named_parameters(model)
-        reports = resize_modules(walk(model), [("3", model[3])], {"out_features": 3}, Journal())
-        follow([optimizer], Moved(named, named, resized=reports), Journal())
+        moving(model, lambda m: None, [optimizer], changes=resizing(model, "3", out_features=3))
         return optimizer.state[model[3].weight][key][2:], model[3].weight[2:]
 
     assert (begins(lambda p: torch.optim.Adam(p), "exp_avg_sq")[0] == 0).all()
@@ -63,15 +55,12 @@ def test_state_that_is_not_understood_begins_anew(odd, what):
     optimizer = torch.optim.Adam(model.parameters())
     step(model, optimizer)
     optimizer.state[model[3].weight]["odd"] = odd
-    named = named_parameters(model)
-    reports = resize_modules(walk(model), [("3", model[3])], {"out_features": 3}, Journal())
-    journal = Journal()
+    changes, journals = resizing(model, "3", out_features=3), []
     entry = optimizer.state[model[3].weight]
-    (done,) = follow([optimizer], Moved(named, named, resized=reports), journal)
-    assert re.fullmatch(f"3.weight: {what}, which is not understood, so its state begins anew", *done.notes)
+    (done,) = moving(model, lambda m: None, [optimizer], journals, changes)
+    assert re.fullmatch(f"3.weight: {what}, which can't be resized, so its state was reset", *done.notes)
     assert model[3].weight not in optimizer.state
-    step(model, optimizer)
-    journal.rollback()
+    undo(model, journals)
     assert optimizer.state[model[3].weight] is entry
 
 
@@ -80,9 +69,7 @@ def test_factored_state_of_other_libraries():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = optimizer.state[model[0].weight]
     state.update(exp_avg_sq_row=torch.ones(3), exp_avg_sq_col=torch.ones(3), step=4, RMS=0.5)
-    named = named_parameters(model)
-    reports = resize_modules(walk(model), [("0", model[0])], {"out_features": 5, "in_features": 2}, Journal())
-    follow([optimizer], Moved(named, named, resized=reports), Journal())
+    moving(model, lambda m: None, [optimizer], changes=resizing(model, "0", out_features=5, in_features=2))
     assert state["exp_avg_sq_row"].tolist() == [1, 1, 1, 0, 0]
     assert state["exp_avg_sq_col"].tolist() == [1, 1]
     assert state["step"] == 4
@@ -92,10 +79,7 @@ def test_lbfgs_forgets_directions_through_frozen_weights():
     model = net()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
     step(model, optimizer)
-    for p in model[0].parameters():
-        p.requires_grad_(False)
-        p.grad = None
-    moving(model, lambda m: None, [optimizer], restart=True)
+    modsurg.freeze(model, "0", optimizer=optimizer)
     frozen, head = model[0].weight.clone(), model[3].weight.clone()
     for _ in range(3):
         step(model, optimizer)
@@ -106,11 +90,11 @@ def test_lbfgs_forgets_directions_through_frozen_weights():
 def test_undo_after_training_keeps_what_was_learned():
     model = net()
     optimizer = torch.optim.Adam(model.parameters())
-    journal, old = Journal(), model[3]
-    moving(model, replacing("3", nn.Linear(4, 7)), [optimizer], journal)
+    journals, old = [], model[3]
+    moving(model, replacing("3", nn.Linear(4, 7)), [optimizer], journals)
     step(model, optimizer)
-    journal.rollback()
     model[3] = old
+    undo(model, journals)
     assert set(optimizer.state) == set(model[:3].parameters())
     assert grouped(optimizer, model) == [[name for name, _ in model.named_parameters()]]
     step(model, optimizer)
@@ -121,10 +105,8 @@ def test_resized_twice_in_one_edit(name):
     model = net()
     optimizer = OPTIMIZERS[name](model.parameters())
     step(model, optimizer)
-    named, reports = named_parameters(model), []
-    for size in (1, 3):
-        reports += resize_modules(walk(model), [("3", model[3])], {"out_features": size}, Journal())
-    follow([optimizer], Moved(named, named, resized=reports), Journal())
+    changes = [change for size in (1, 3) for change in resizing(model, "3", out_features=size)]
+    moving(model, lambda m: None, [optimizer], changes=changes)
     step(model, optimizer)
     step(model, optimizer)
     assert torch.isfinite(model[3].weight).all()

@@ -5,16 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimizing import OPTIMIZERS, equal, grouped, moving, net, replacing, split, state_of, step
+from optimizing import OPTIMIZERS, equal, grouped, moving, net, replacing, resizing, split, state_of, step, undo
 from torch import nn
 from torch.optim import lr_scheduler
 
 import modsurg
 from modsurg.errors import OptimizerError
-from modsurg.surgery.journal import Journal
-from modsurg.surgery.optimizers.sync import gather, sync
-from modsurg.surgery.resize.resize import resize_modules
-from modsurg.tree.walk import walk
+from modsurg.surgery.optimizers.sync import gather_optimizers, sync
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -31,7 +28,7 @@ def test_a_new_head_trains_and_the_rest_goes_on(name):
         assert all(optimizer.state[p] is entry for p, entry in kept.items())
         assert str(done) == f"{type(optimizer).__name__}: 2 parameters left it; 3.weight, 3.bias entered group 0"
     else:
-        assert "the history over all parameters no longer fits, so it begins anew" in str(done)
+        assert "the history over all parameters does not match the new ones, so it was reset" in str(done)
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     step(model, optimizer)
     step(model, optimizer)
@@ -66,10 +63,11 @@ def test_rollback_is_exact(name):
     lists = [group["params"] for group in optimizer.param_groups]
     params = [list(each) for each in lists]
     attributes = dict(vars(optimizer))
-    journal = Journal()
-    reports = resize_modules(walk(model), [("0", model[0])], {"in_features": 5, "out_features": 4}, journal)
-    moving(model, replacing("3", nn.Linear(4, 7)), [optimizer], journal, resized=reports)
-    journal.rollback()
+    journals, old = [], model[3]
+    changes = resizing(model, "0", in_features=5, out_features=4)
+    moving(model, replacing("3", nn.Linear(4, 7)), [optimizer], journals, changes)
+    model[3] = old
+    undo(model, journals)
     assert [id(p) for p in optimizer.state] == [id(p) for p in order]
     assert equal(state_of(optimizer), states)
     for group, kept, values in zip(optimizer.param_groups, lists, params, strict=True):
@@ -121,8 +119,8 @@ def test_every_scheduler_goes_on(name):
             [{"params": model[:3].parameters()}, {"params": model[3].parameters(), "lr": 0.5}], lr=0.1, momentum=0.9
         )
         scheduler = SCHEDULERS[name](optimizer)
-        assert gather(None, scheduler) == [optimizer]
-        assert gather(optimizer, [scheduler]) == [optimizer]
+        assert gather_optimizers(None, scheduler) == [optimizer]
+        assert gather_optimizers(optimizer, [scheduler]) == [optimizer]
         seen = []
         for epoch in range(8):
             if edited and epoch == 3:
@@ -136,19 +134,19 @@ def test_every_scheduler_goes_on(name):
 
 def test_gathering():
     one, two = (torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1) for _ in range(2))
-    assert gather(None, None) == []
-    assert gather([one, two], lr_scheduler.StepLR(one, 1)) == [one, two]
-    assert gather(None, [lr_scheduler.StepLR(one, 1), lr_scheduler.StepLR(two, 1)]) == [one, two]
+    assert gather_optimizers(None, None) == []
+    assert gather_optimizers([one, two], lr_scheduler.StepLR(one, 1)) == [one, two]
+    assert gather_optimizers(None, [lr_scheduler.StepLR(one, 1), lr_scheduler.StepLR(two, 1)]) == [one, two]
     with pytest.raises(
         OptimizerError, match="the scheduler belongs to another SGD than the optimizer given; leave opt"
     ):
-        gather(one, lr_scheduler.StepLR(two, 1))
+        gather_optimizers(one, lr_scheduler.StepLR(two, 1))
     with pytest.raises(
         OptimizerError, match=r"scheduler= is a str without an optimizer; give one of torch\.optim\.lr_sch"
     ):
-        gather(None, "cosine")
+        gather_optimizers(None, "cosine")
     with pytest.raises(OptimizerError, match="optimizer= is a Linear without the param_groups and state of a torch"):
-        gather(nn.Linear(1, 1), None)
+        gather_optimizers(nn.Linear(1, 1), None)
 
 
 def test_wrapped_optimizers():
@@ -161,13 +159,13 @@ def test_wrapped_optimizers():
     step(model, inner)
     old = model[3].weight
     around = Around(inner, inner.param_groups)
-    assert gather(around, lr_scheduler.StepLR(inner, 1)) == [around]
+    assert gather_optimizers(around, lr_scheduler.StepLR(inner, 1)) == [around]
     moving(model, replacing("3", nn.Linear(4, 7)), [around])
     assert old not in inner.state
     with pytest.raises(
         OptimizerError, match="Around holds a SGD with groups of its own, which would not follow; edit fi"
     ):
-        gather(Around(inner, copy.copy(inner.param_groups)), None)
+        gather_optimizers(Around(inner, copy.copy(inner.param_groups)), None)
 
 
 def test_the_optimizer_of_another_model_is_refused():
@@ -270,20 +268,15 @@ def test_any_sequence_of_edits(edits, two):
     before, journals = [list(map(id, each)) for each in lists], []
     states = [state_of(o) for o in optimizers]
     for kind, number in edits:
-        journals.append(Journal())
-        children = list(model._modules.items())
-
-        def back(children=children):
-            model._modules.clear()
-            model._modules.update(children)
-
-        journals[-1].on_undo(back)
-        moving(model, lambda m, k=kind, n=number: EDITS[k](m, n), optimizers, journals[-1])
+        journals.append((list(model._modules.items()), []))
+        moving(model, lambda m, k=kind, n=number: EDITS[k](m, n), optimizers, journals[-1][1])
         held = [id(p) for each in lists for p in each]
         assert sorted(held) == sorted(id(p) for p in model.parameters())
         assert all(set(o.state) <= set(model.parameters()) for o in optimizers)
-    for journal in reversed(journals):
-        journal.rollback()
+    for children, made in reversed(journals):
+        model._modules.clear()
+        model._modules.update(children)
+        undo(model, made)
     assert [list(map(id, each)) for each in lists] == before
     assert all(equal(state_of(o), states_of) for o, states_of in zip(optimizers, states, strict=True))
     assert math.isfinite(sum(p.sum().item() for p in model.parameters()))
@@ -336,12 +329,9 @@ def test_fused_sgd_goes_on_after_an_undo(verb, first):
     step(model, optimizer)
     learnt = {id(p): optimizer.state[p]["momentum_buffer"].clone() for p in optimizer.state}
     report.undo()
-    touched = {"remove": [0], "freeze": [0], "resize": [1], "insert": []}[verb]
-    for number, group in enumerate(optimizer.param_groups):
-        for p in group["params"]:
-            assert (p in optimizer.state) == (not first or number not in touched)
-            if first and number not in touched:
-                assert torch.equal(optimizer.state[p]["momentum_buffer"], learnt[id(p)])
+    for p, entry in optimizer.state.items():
+        if id(p) in learnt and learnt[id(p)].shape == p.shape:
+            assert torch.equal(entry["momentum_buffer"], learnt[id(p)])
     before = [p.detach().clone() for p in model.parameters()]
     step(model, optimizer)
     assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

@@ -1,7 +1,7 @@
 """What a new module takes over from the one in whose place it is put: device, dtype, mode, hooks."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -221,7 +221,8 @@ def _hand_over(old: nn.Module, new: nn.Module, name: str, carried: set[int], jou
     before = OrderedDict(hooks)
     journal.keep_attr(old, name)
     journal.keep_attr(new, name)
-    journal.on_undo(lambda: _hand_back(hooks, before, carried))
+    added = set(own)
+    journal.on_undo(lambda: _hand_back(hooks, before, carried, added))
     old.__dict__[name] = before
     for key in [key for key in hooks if key not in carried]:
         del hooks[key]
@@ -229,9 +230,10 @@ def _hand_over(old: nn.Module, new: nn.Module, name: str, carried: set[int], jou
     new.__dict__[name] = hooks
 
 
-def _hand_back(hooks: dict[int, Any], before: Mapping[int, Any], carried: set[int]) -> None:
-    """Fill the dict with what was in it, but for hooks that the user took off since."""
+def _hand_back(hooks: dict[int, Any], before: Mapping[int, Any], carried: set[int], own: Container[int]) -> None:
+    """Fill the dict with what was in it, without hooks that the user took off since, with those registered since."""
     kept = [(key, hook) for key, hook in before.items() if key in hooks or key not in carried]
+    kept += [(key, hook) for key, hook in hooks.items() if key not in before and key not in own]
     hooks.clear()
     hooks.update(kept)
 

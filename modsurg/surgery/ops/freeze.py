@@ -59,8 +59,12 @@ def apply_frozen(changes: Iterable[Change], journal: Journal) -> None:
     """Freeze or unfreeze what the plan says."""
     for change in changes:
         assert isinstance(change.detail, Frozen)
+        assert change.new is not None
+        for module in change.new.modules():  # also what is frozen already: an undo of that edit would thaw it
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    journal.keep_flags(tensor)
         for parameter in change.detail.parameters:
-            journal.keep_flags(parameter)
             parameter.requires_grad = change.detail.trainable
             if not change.detail.trainable:
                 parameter.grad = None

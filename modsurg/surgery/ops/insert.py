@@ -117,7 +117,7 @@ def apply_add(tree: Tree, changes: Sequence[Change], journal: Journal, before: s
         place = len(entries)
     entries.insert(place, (name, change.new))
     if name in parent.__dict__:
-        journal.keep_dict(parent.__dict__)
+        journal.keep_attr(parent, name)
         del parent.__dict__[name]
     journal.set_children(parent, entries)
     Homes(tree).settle(change.new, parent, change.paths[0], parent.training, journal)

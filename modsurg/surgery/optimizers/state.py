@@ -1,50 +1,177 @@
-"""What an optimizer remembers of each parameter, when parameters leave, enter or change their shape."""
+"""What an optimizer remembers of each parameter, when parameters leave, enter or change their shape, and back again."""
 
-from collections.abc import Collection, MutableMapping, Set
-from functools import partial
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
-from modsurg.surgery.journal import Journal
-from modsurg.surgery.resize.axes import Axes, Reshaped, factor, like, new_shape, overlay, resized
+from modsurg.surgery.optimizers.groups import NamedParameters, rewrite_group
+from modsurg.surgery.resize.axes import Axes, Reshaped, factor, like, new_shape, overlay, put_back, resized
 
 State = MutableMapping[Any, Any]
 
 
+@dataclass(slots=True)
+class _ResizedEntry:
+    """What was kept for a resized parameter.
+
+    Attributes:
+        parameter: The parameter.
+        entry: Its entry, None if it had none.
+        items: What was in it before.
+        axes: How each of its tensors was resized, one after another.
+        left: Its tensors and their versions as the edit left them.
+    """
+
+    parameter: torch.Tensor
+    entry: dict[str, Any] | None
+    items: dict[str, Any]
+    axes: dict[str, list[Axes]]
+    left: dict[str, tuple[object, int]]
+
+
+class OptimizerJournal:
+    """What an edit changed in one optimizer, to be taken back without what came later.
+
+    Args:
+        optimizer: About to change.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._before = [list(group["params"]) for group in optimizer.param_groups]
+        self._names = [list(group.get("param_names", ())) for group in optimizer.param_groups]
+        self._after: list[list[Any]] | None = None
+        self._entries: NamedParameters = {}
+        self._orders = [list(state) for state in states(optimizer)]
+        self._forgotten: list[tuple[int, Any, Any]] = []
+        self._started: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
+        self._resized: list[dict[int, _ResizedEntry]] = [{} for _ in self._orders]
+        self._cache = getattr(optimizer, "_numel_cache", None)
+
+    def seal(self, entries: NamedParameters) -> None:
+        """Note the groups as the edit left them, and the names that the parameters have now."""
+        self._after, self._entries = [list(group["params"]) for group in self.optimizer.param_groups], entries
+
+    def forget(self, parameter: torch.Tensor) -> None:
+        """Drop what the optimizer remembers of a parameter that has left."""
+        for number, state in enumerate(states(self.optimizer)):
+            if parameter in state:
+                self._forgotten.append((number, parameter, state.pop(parameter)))
+
+    def start(self, group: dict[str, Any], parameter: torch.Tensor) -> None:
+        """Give a parameter that enters a group, or trains from now on, the state without which a step would fail."""
+        if start_entry(self.optimizer, group, parameter):
+            entry = self.optimizer.state[parameter]
+            self._started.append((parameter, entry, _versions(entry)))
+
+    def restart(self) -> str | None:
+        """Drop a history that runs over all parameters at once; returns what is to be said of it."""
+        if not isinstance(self.optimizer, LBFGS):
+            return None
+        self.optimizer._numel_cache = None
+        if not self.optimizer.state:
+            return None
+        for parameter in list(self.optimizer.state):
+            self.forget(parameter)
+        return "the history over all parameters does not match the new ones, so it was reset"
+
+    def resize(self, group: dict[str, Any], shape: Reshaped) -> str | None:
+        """Resize what the optimizer remembers of a resized parameter; returns what is to be said of it.
+
+        Tensors of the parameter's shape, and factored ones with a number for each row or column, keep the same places;
+        step counts stay. An entry with anything else in it is reset.
+        """
+        for number, state in enumerate(states(self.optimizer)):
+            entry = state.get(shape.tensor)
+            fresh = _ResizedEntry(shape.tensor, entry, dict(entry or {}), {}, {})
+            known = self._resized[number].setdefault(id(shape.tensor), fresh)
+            if not entry:
+                continue
+            changed = {}
+            for key, value in entry.items():
+                axes = factor(shape.axes, value.shape, str(key)) if _is_sized(key, value) else None
+                if axes is not None:
+                    changed[key] = _resize(str(key), value, axes, shape.tensor, self.optimizer.defaults | group)
+                    known.axes.setdefault(key, []).append(axes)
+                elif _is_sized(key, value) or isinstance(value, (list, tuple, dict)):
+                    what = tuple(value.shape) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+                    del state[shape.tensor]
+                    return f"{key} is {what}, which can't be resized, so its state was reset"
+            entry.update(changed)
+            known.left = _versions(entry)
+        return None
+
+    def find_conflict(self) -> str | None:
+        """Whether groups that the edit left are gone."""
+        if len(self.optimizer.param_groups) < len(self._before):
+            return f"param_groups of {type(self.optimizer).__name__}"
+        return None
+
+    def undo(self, now: NamedParameters) -> None:
+        """Take the edit back: what left returns, what entered leaves; the rest stays as it is.
+
+        Args:
+            now: The parameters of the model, which is as it was before the edit.
+        """
+        before = {id(p) for params in self._before for p in params}
+        after = before if self._after is None else {id(p) for params in self._after for p in params}
+        entered = after - before
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]} - entered
+        for number, (group, params) in enumerate(zip(self.optimizer.param_groups, self._before, strict=False)):
+            if self._after is None or _same(group["params"], self._after[number]):
+                group["params"][:] = params
+                if "param_names" in group:
+                    group["param_names"][:] = self._names[number]
+                continue
+            back = [now[id(p)] for p in params if id(p) not in held and id(p) in now]
+            rewrite_group(group, back, entered, self._entries, now)
+        for group in self.optimizer.param_groups[len(self._before) :]:
+            rewrite_group(group, (), entered, self._entries, now)
+        self._undo_state(entered)
+
+    def _undo_state(self, entered: set[int]) -> None:
+        optimizer = self.optimizer
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if isinstance(optimizer, LBFGS):
+            optimizer._numel_cache = None if optimizer.state else self._cache
+        for parameter, entry, versions in self._started:
+            if optimizer.state.get(parameter) is entry and _versions(entry) == versions:
+                del optimizer.state[parameter]
+        for number, (state, order) in enumerate(zip(states(optimizer), self._orders, strict=False)):
+            if isinstance(optimizer, LBFGS) and state:
+                state.clear()
+                continue
+            for parameter in [p for p in state if id(p) in entered]:
+                del state[parameter]
+            for known in self._resized[number].values():
+                _undo_resize(state, known)
+            for place, parameter, entry in self._forgotten:
+                if place == number and id(parameter) in held:
+                    state.setdefault(parameter, entry)
+            _sort(state, order)
+        known_before = {id(parameter) for parameter in self._orders[0]}
+        for group in optimizer.param_groups:
+            if any(p in optimizer.state and id(p) not in known_before for p in group["params"]):
+                for parameter in (p for p in group["params"] if p.requires_grad and p not in optimizer.state):
+                    start_entry(optimizer, group, parameter)
+
+
 def states(optimizer: Optimizer) -> list[State]:
     """The state of an optimizer, and that of one that it wraps and shares its groups with."""
-    found = [optimizer.state, *(inner.state for inner in wrapped(optimizer))]
+    found = [optimizer.state, *(inner.state for inner in find_wrapped(optimizer))]
     return list({id(state): state for state in found}.values())
 
 
-def wrapped(optimizer: object) -> list[Any]:
-    """Optimizers that stand in the attributes of another one."""
+def find_wrapped(optimizer: object) -> list[Any]:
+    """Optimizers in the attributes of another one."""
     return [value for value in vars(optimizer).values() if hasattr(value, "param_groups") and value is not optimizer]
 
 
-def keep(optimizer: Optimizer, changed: Collection[int], journal: Journal) -> None:
-    """Take note of which parameter has which entry; what the others learn later is not taken back.
-
-    Args:
-        optimizer: Its state is about to change.
-        changed: `id` of the parameters that are about to enter or to be resized: what they have learnt later no longer
-            fits when this is undone.
-        journal: Takes the note.
-    """
-    for number, state in enumerate(states(optimizer)):
-        journal.on_undo(partial(_restore, optimizer, number, state, list(state.items()), changed))
-
-
-def forget(optimizer: Optimizer, parameter: torch.Tensor) -> None:
-    """Drop what the optimizer remembers of a parameter that has left."""
-    for state in states(optimizer):
-        state.pop(parameter, None)
-
-
-def begin(optimizer: Optimizer, group: dict[str, Any], parameter: torch.Tensor) -> None:
-    """Give a parameter that has entered a group, or trains from now on, the state without which a step would fail.
+def start_entry(optimizer: Optimizer, group: dict[str, Any], parameter: torch.Tensor) -> bool:
+    """Make the state without which a step would fail; returns whether any was made.
 
     Adagrad's constructor makes state; fused SGD can't step parameters with momentum and new ones at once.
     """
@@ -52,6 +179,7 @@ def begin(optimizer: Optimizer, group: dict[str, Any], parameter: torch.Tensor) 
         buffers = (optimizer.state.get(p, {}).get("momentum_buffer") for p in group["params"])
         if any(buffer is not None for buffer in buffers):
             optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+            return True
     if isinstance(optimizer, Adagrad):
         start = optimizer.defaults["initial_accumulator_value"]
         value = complex(start, start) if parameter.is_complex() else start
@@ -60,47 +188,15 @@ def begin(optimizer: Optimizer, group: dict[str, Any], parameter: torch.Tensor) 
             "step": torch.tensor(0.0, dtype=torch.float32, device=device),
             "sum": torch.full_like(parameter, value, memory_format=torch.preserve_format),
         }
+        return True
+    return False
 
 
-def restart(optimizer: Optimizer, journal: Journal) -> str | None:
-    """Forget a history that runs over all parameters at once; returns what is to be said of it."""
-    if not isinstance(optimizer, LBFGS):
-        return None
-    journal.keep_attr(optimizer, "_numel_cache")
-    optimizer._numel_cache = None
-    if not optimizer.state:
-        return None
-    optimizer.state.clear()
-    return "the history over all parameters no longer fits, so it begins anew"
+def _is_sized(key: str, value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and key != "step"
 
 
-def resize_state(optimizer: Optimizer, group: dict[str, Any], shape: Reshaped, journal: Journal) -> str | None:
-    """Resize what the optimizer remembers of a resized parameter; returns what is to be said of it.
-
-    Tensors of the parameter's shape, and factored ones with a number for each row or column, keep what overlaps; step
-    counts stay. An entry with anything else in it begins anew.
-    """
-    for number, state in enumerate(states(optimizer)):
-        entry = state.get(shape.tensor)
-        if not entry:
-            continue
-        changed = {}
-        for key, value in entry.items():
-            if isinstance(value, (list, tuple, dict)):
-                del state[shape.tensor]
-                return f"{key} is a {type(value).__name__}, which is not understood, so its state begins anew"
-            if isinstance(value, torch.Tensor) and value.ndim and key != "step":
-                fitting = factor(shape.axes, value.shape, str(key))
-                if fitting is None:
-                    del state[shape.tensor]
-                    return f"{key} is {tuple(value.shape)}, which is not understood, so its state begins anew"
-                changed[key] = _resized(str(key), value, fitting, shape.tensor, optimizer.defaults | group)
-        journal.on_undo(partial(_resize_back, optimizer, number, shape.tensor, list(entry.items())))
-        entry.update(changed)
-    return None
-
-
-def _resized(
+def _resize(
     key: str, value: torch.Tensor, axes: Axes, parameter: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
     """New places begin as the optimizer begins: at zero, but for three."""
@@ -115,38 +211,37 @@ def _resized(
     return resized(value, axes)
 
 
-def _restore(
-    optimizer: Optimizer, number: int, kept: State, items: list[tuple[Any, Any]], changed: Collection[int]
-) -> None:
-    """Into the state as it is now: after a `load_state_dict` it is another object, with newer entries."""
-    state = states(optimizer)[number]
-    known = {id(parameter) for parameter, _ in items}
-    later = [(p, entry) for p, entry in state.items() if id(p) not in known and id(p) not in changed]
-    if isinstance(optimizer, LBFGS):  # one history over all
-        later = []
-    if isinstance(optimizer, SGD):
-        lost = _without_momentum(optimizer, known, {id(p) for p, _ in later})
-        later = [(p, entry) for p, entry in later if id(p) not in lost]
-    if state is not kept:
-        items = [(p, state.get(p, entry)) for p, entry in items]
-    _refill(state, items + later)
+def _undo_resize(state: State, known: _ResizedEntry) -> None:
+    """Bring an entry back; what was learnt since of the places that were kept, and step counts, stay."""
+    entry = state.get(known.parameter)
+    if known.entry is None:
+        state.pop(known.parameter, None)
+    elif entry is None or not known.left or (entry is known.entry and _versions(entry) == known.left):
+        known.entry.clear()
+        known.entry.update(known.items)
+        state[known.parameter] = known.entry
+    else:
+        for key, axes in known.axes.items():
+            if isinstance(entry.get(key), torch.Tensor):
+                old = known.items[key]
+                entry[key] = put_back(entry[key], old, axes)
 
 
-def _without_momentum(optimizer: SGD, known: Set[int], later: Set[int]) -> set[int]:
-    """`id` of those that begin anew so that a fused step is possible: all have momentum in it or none has; see `begin`.
-
-    They are in a group in which none had momentum before, and one that comes back has none now.
-    """
-    fused = ({id(p) for p in group["params"]} for group in optimizer.param_groups if group.get("fused"))
-    return set().union(*(members for members in fused if not members & known and not members <= later))
-
-
-def _resize_back(optimizer: Optimizer, number: int, parameter: torch.Tensor, items: list[tuple[Any, Any]]) -> None:
-    entry = states(optimizer)[number].get(parameter)
-    if entry is not None:
-        _refill(entry, items)
+def _versions(entry: dict[str, Any]) -> dict[str, tuple[object, int]]:
+    """Each value and how often it was written to."""
+    return {
+        key: (id(value), value._version) if isinstance(value, torch.Tensor) and not value.is_inference() else (value, 0)
+        for key, value in entry.items()
+    }
 
 
-def _refill(mapping: State, items: list[tuple[Any, Any]]) -> None:
-    mapping.clear()
-    mapping.update(items)
+def _sort(state: State, order: Sequence[Any]) -> None:
+    """Put the entries into the order that they had; those that are new follow."""
+    known = {id(parameter) for parameter in order}
+    items = [(p, state[p]) for p in order if p in state] + [(p, e) for p, e in state.items() if id(p) not in known]
+    state.clear()
+    state.update(items)
+
+
+def _same(one: Sequence[Any], two: Sequence[Any]) -> bool:
+    return len(one) == len(two) and all(a is b for a, b in zip(one, two, strict=True))

@@ -1,8 +1,8 @@
 """Optimizers follow an edit: parameters that left leave them, new ones enter the group that they belong to."""
 
-from collections.abc import Collection, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,21 +10,49 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modsurg.errors import OptimizerError, listed
+from modsurg.surgery.changes import Change, Frozen
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.optimizers.groups import Ancestry, Membership, Named, Place, admits, first_names, places
-from modsurg.surgery.optimizers.rosters import Entry, rewrite
-from modsurg.surgery.optimizers.state import begin, forget, keep, resize_state, restart, wrapped
+from modsurg.surgery.key_mapping import HeldParameters
+from modsurg.surgery.optimizers.groups import (
+    Ancestry,
+    GroupIndex,
+    Membership,
+    Named,
+    NamedParameter,
+    NamedParameters,
+    admits,
+    find_places,
+    first_entries,
+    rewrite_group,
+)
+from modsurg.surgery.optimizers.state import OptimizerJournal, find_wrapped
 from modsurg.surgery.resize.axes import Reshaped
-from modsurg.tree.walk import walk
+from modsurg.surgery.resize.resize import Resized
+from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
 
 
-class HasTensors(Protocol):
-    """What a resize leaves behind; see `resizing.Resized`."""
+@dataclass(frozen=True, slots=True)
+class _Moves:
+    """What one optimizer has to do.
 
-    @property
-    def tensors(self) -> tuple[Reshaped, ...]:
-        """The parameters and buffers that got another shape."""
+    Attributes:
+        entering: What enters each group, by its number.
+        gone: `id` of parameters that left the model.
+        thawed: `id` of those that train from now on.
+        shapes: What was resized, in that order.
+        restart: Whether a history over all parameters is reset.
+        before: The model's parameters before the edit.
+        after: The same after it.
+    """
+
+    entering: Mapping[int, Sequence[NamedParameter]]
+    gone: Set[int]
+    thawed: Set[int]
+    shapes: Sequence[Reshaped]
+    restart: bool
+    before: NamedParameters
+    after: NamedParameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +84,61 @@ class Synced:
         return f"{type(self.optimizer).__name__}: " + "; ".join([*said, *self.notes] or ["nothing to do"])
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """What optimizers have to know of an edit.
+class OptimizerSync:
+    """The optimizers of one transaction; they follow when it is committed.
 
-    Attributes:
-        before: Every name and parameter of the model before the edit.
-        after: The same after it.
-        replaced: Old module, new module and path of each replacement, in the order in which they were made.
-        resized: What was resized, in that order.
-        thawed: `id` of parameters that train from now on; they enter a group if they are in none.
-        restart: Whether parameters were frozen or thawed, so that a history over all of them begins anew.
+    Args:
+        root: The model.
+        optimizer: Those given.
+        scheduler: Theirs.
+
+    Raises:
+        OptimizerError: An optimizer or scheduler can't follow.
     """
 
-    before: Named
-    after: Named
-    replaced: Sequence[tuple[nn.Module, nn.Module, str]] = ()
-    resized: Sequence[HasTensors] = ()
-    thawed: Collection[int] = ()
-    restart: bool = False
+    def __init__(
+        self,
+        root: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None,
+        scheduler: LRScheduler | Sequence[LRScheduler] | None,
+    ) -> None:
+        self._root = root
+        self._optimizers = gather_optimizers(optimizer, scheduler)
+        self._journals: list[OptimizerJournal] = []
+        self.held: list[HeldParameters] = []
+
+    def watch(self, journal: Journal) -> None:
+        """Take everything back when `journal` is rolled back, after what is kept in it from now on."""
+        if self._optimizers:
+            journal.on_undo(self._undo)
+
+    def follow(self, before: Tree, after: Tree, changes: Sequence[Change]) -> list[str]:
+        """Let every optimizer follow the changes; see `follow_changes`.
+
+        Returns:
+            Notes for the report.
+        """
+        if not self._optimizers:
+            return []
+        named = named_parameters(before), named_parameters(after)
+        self._journals = [OptimizerJournal(each) for each in self._optimizers]
+        old = [_groups_of(each) for each in self._optimizers]
+        done = follow_changes(self._journals, *named, changes)
+        names = tuple({id(p): name for name, p in reversed(each)} for each in named)
+        self.held = [
+            HeldParameters(each, groups, _groups_of(each), (names[0], names[1]), changes)
+            for each, groups in zip(self._optimizers, old, strict=True)
+        ]
+        return [str(each) for each in done if each.changed]
+
+    def find_conflict(self) -> str | None:
+        """What was changed since in a way that can't be undone."""
+        return next(filter(None, (each.find_conflict() for each in self._journals)), None)
+
+    def _undo(self) -> None:
+        now = first_entries(named_parameters(walk(self._root)))
+        while self._journals:
+            self._journals.pop().undo(now)
 
 
 def sync(optimizer: Optimizer | Sequence[Optimizer], model: nn.Module) -> list[Synced]:
@@ -103,26 +167,35 @@ def sync(optimizer: Optimizer | Sequence[Optimizer], model: nn.Module) -> list[S
         >>> print(*sync(optimizer, model))
         Adam: 2 parameters left it; 1.weight entered group 0
     """
-    optimizers = gather(optimizer, None)
-    groups = [group for each in optimizers for group in each.param_groups]
-    held = [
+    journals = [OptimizerJournal(each) for each in gather_optimizers(optimizer, None)]
+    groups = [group for journal in journals for group in journal.optimizer.param_groups]
+    before = [
         named for g in groups for named in zip(g.get("param_names", [""] * len(g["params"])), g["params"], strict=True)
     ]
-    journal = Journal()
+    after = named_parameters(walk(unwrap(model)))
     try:
-        return follow(optimizers, Moved(held, named_parameters(unwrap(model))), journal)
+        return follow_changes(journals, before, after)
     except BaseException:
-        journal.rollback()
+        for journal in journals:
+            journal.undo(first_entries(after))
         raise
 
 
-def follow(optimizers: Sequence[Optimizer], moved: Moved, journal: Journal) -> list[Synced]:
-    """Let optimizers follow an edit; each change is noted in `journal` before it is made.
+def follow_changes(
+    journals: Sequence[OptimizerJournal], before: Named, after: Named, changes: Sequence[Change] = ()
+) -> list[Synced]:
+    """Let optimizers follow an edit.
 
     Parameters that left the model leave their group and their state. New ones enter the group of what they replace: of
     the same name in the replaced module, else of the same kind (weights; biases and norms), else of the nearest
     neighbour in the tree. Groups keep the model's order where they had it; none is added or removed, so that schedulers
     go on. The state of resized parameters is resized.
+
+    Args:
+        journals: Those of the optimizers.
+        before: Every name and parameter of the model before the edit.
+        after: The same after it.
+        changes: What the edit did.
 
     Returns:
         One entry for each optimizer.
@@ -130,29 +203,34 @@ def follow(optimizers: Sequence[Optimizer], moved: Moved, journal: Journal) -> l
     Raises:
         OptimizerError: No optimizer has anything of this model, or can take a new parameter.
     """
-    held, names = places(optimizers), (first_names(moved.before), first_names(moved.after))
-    if held and not any(identity in held for each in names for identity in each):
+    optimizers = [journal.optimizer for journal in journals]
+    held, old, new = find_places(optimizers), first_entries(before), first_entries(after)
+    if held and not any(identity in held for each in (old, new) for identity in each):
         kinds = ", ".join(type(each).__name__ for each in optimizers)
         raise OptimizerError(f"no parameter of this model is in {kinds}; give the optimizer that trains this model.")
-    gone = names[0].keys() - names[1].keys()
-    membership = Membership(optimizers, held, *names, Ancestry(moved.replaced, moved.before, gone))
-    entering: dict[Place, list[Entry]] = {}
-    for identity, entry in names[1].items():
-        if identity not in held and (identity not in names[0] or identity in moved.thawed):
-            place = membership.place(*entry)
+    gone = old.keys() - new.keys()
+    frozen = [change.detail for change in changes if isinstance(change.detail, Frozen) and change.detail.parameters]
+    thawed = {id(parameter) for each in frozen if each.trainable for parameter in each.parameters}
+    pairs = [(c.old, c.new) for c in changes if c.kind in ("replace", "wrap") and c.old and c.new]
+    membership = Membership(optimizers, held, old, new, Ancestry(pairs, before, gone))
+    entering: dict[GroupIndex, list[NamedParameter]] = {}
+    for identity, entry in new.items():
+        if identity not in held and (identity not in old or identity in thawed):
+            place = membership.find_place(entry)
             if place is not None:
                 entering.setdefault(place, []).append(entry)
-            elif entry[2].requires_grad:
-                raise _homeless(optimizers, entry)
+            elif entry.parameter.requires_grad:
+                raise _no_optimizer_error(optimizers, entry)
+    shapes = [r for c in changes if isinstance(c.detail, Resized) for r in c.detail.tensors]
     done = []
-    for number, optimizer in enumerate(optimizers):
+    for number, journal in enumerate(journals):
         mine = {place.group: entries for place, entries in entering.items() if place.optimizer == number}
         with torch.inference_mode(False):
-            done.append(_apply(optimizer, mine, gone, moved, names, journal))
+            done.append(_apply(journal, _Moves(mine, gone, thawed, shapes, bool(frozen), old, new)))
     return done
 
 
-def gather(
+def gather_optimizers(
     optimizer: Optimizer | Sequence[Optimizer] | None, scheduler: LRScheduler | Sequence[LRScheduler] | None
 ) -> list[Optimizer]:
     """The optimizers that are to follow: those given, or else those that the schedulers hold.
@@ -173,11 +251,11 @@ def gather(
     return list({id(each.param_groups): each for each in (*scheduled, *given)}.values())
 
 
-def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def named_parameters(tree: Tree) -> list[tuple[str, nn.Parameter]]:
     """Every name and parameter, shared ones under each of their names."""
     return [
         (f"{path}.{name}" if path else name, parameter)
-        for path, module in walk(model).modules.items()
+        for path, module in tree.modules.items()
         for name, parameter in module._parameters.items()
         if parameter is not None
     ]
@@ -209,9 +287,9 @@ def _check(optimizer: Any) -> None:
     if not usual or not isinstance(getattr(optimizer, "state", None), MutableMapping):
         raise OptimizerError(
             f"optimizer= is a {kind} without the param_groups and state of a torch.optim.Optimizer; "
-            "edit without it and build it anew from model.parameters()."
+            "edit without it, then build a new one from model.parameters()."
         )
-    for inner in wrapped(optimizer):
+    for inner in find_wrapped(optimizer):
         if inner.param_groups is not groups:
             raise OptimizerError(
                 f"{kind} holds a {type(inner).__name__} with groups of its own, which would not follow; "
@@ -219,43 +297,36 @@ def _check(optimizer: Any) -> None:
             )
 
 
-def _apply(
-    optimizer: Optimizer,
-    entering: dict[int, list[Entry]],
-    gone: Set[int],
-    moved: Moved,
-    names: tuple[dict[int, Entry], dict[int, Entry]],
-    journal: Journal,
-) -> Synced:
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    staying = groups.keys() - gone
-    leaving = [p for group in optimizer.param_groups for p in group["params"] if id(p) in gone]
-    shapes = [r for each in moved.resized for r in each.tensors if id(r.tensor) in staying]
-    notes: list[str | None] = []
-    if entering or leaving or shapes or moved.restart:
-        changed = {id(shape.tensor) for shape in shapes}
-        keep(optimizer, changed.union(id(p) for entries in entering.values() for *_, p in entries), journal)
-        notes.append(restart(optimizer, journal))
+def _apply(journal: OptimizerJournal, moves: _Moves) -> Synced:
+    optimizer, groups = journal.optimizer, journal.optimizer.param_groups
+    group_of = {id(p): group for group in groups for p in group["params"] if id(p) not in moves.gone}
+    leaving = [p for group in groups for p in group["params"] if id(p) in moves.gone]
+    shapes = [shape for shape in moves.shapes if id(shape.tensor) in group_of]
+    notes = [journal.restart() if moves.entering or leaving or shapes or moves.restart else None]
     for parameter in leaving:
-        forget(optimizer, parameter)
+        journal.forget(parameter)
     for shape in shapes:
-        note = resize_state(optimizer, groups[id(shape.tensor)], shape, journal)
-        notes.append(note and f"{names[1][id(shape.tensor)][1]}: {note}")
-    for number, group in enumerate(optimizer.param_groups):
-        rewrite(group, entering.get(number, ()), gone, names, journal)
-        for *_, parameter in entering.get(number, ()):
-            begin(optimizer, group, parameter)
+        note = journal.resize(group_of[id(shape.tensor)], shape)
+        notes.append(note and f"{moves.after[id(shape.tensor)].name}: {note}")
+    for number, group in enumerate(groups):
+        mine = moves.entering.get(number, [])
+        rewrite_group(group, mine, moves.gone, moves.before, moves.after)
+        fresh = {id(entry.parameter) for entry in mine} | moves.thawed
         for parameter in group["params"]:
-            if id(parameter) in moved.thawed and parameter not in optimizer.state:
-                begin(optimizer, group, parameter)
-    entered = {name: number for number, entries in entering.items() for _, name, _ in entries}
+            if id(parameter) in fresh and parameter not in optimizer.state:
+                journal.start(group, parameter)
+    journal.seal(moves.after)
+    entered = {entry.name: number for number, entries in moves.entering.items() for entry in entries}
     return Synced(optimizer, entered, len(leaving), tuple(note for note in notes if note))
 
 
-def _homeless(optimizers: Sequence[Optimizer], entry: Entry) -> OptimizerError:
-    _, name, parameter = entry
-    shape = tuple(parameter.shape)
-    if any(admits(each, parameter) for each in optimizers):
+def _groups_of(optimizer: Optimizer) -> list[list[nn.Parameter]]:
+    return [list(group["params"]) for group in optimizer.param_groups]
+
+
+def _no_optimizer_error(optimizers: Sequence[Optimizer], entry: NamedParameter) -> OptimizerError:
+    name, shape = entry.name, tuple(entry.parameter.shape)
+    if any(admits(each, entry.parameter) for each in optimizers):
         return OptimizerError(
             f"can't tell which optimizer is for {name}, since none has a parameter yet; give the one: optimizer=..."
         )

@@ -90,6 +90,22 @@ def resized(tensor: torch.Tensor, axes: Axes, fill: float = 0.0) -> torch.Tensor
     return like(new, tensor)
 
 
+def put_back(new: torch.Tensor, old: torch.Tensor, axes: Sequence[Axes]) -> torch.Tensor:
+    """Return `old` with what was kept of it in `new`, after resizes along `axes`, taken from `new`.
+
+    Example:
+        >>> put_back(torch.ones(1), torch.zeros(2), [(Axis((2,), (1,)),)])
+        tensor([1., 0.])
+    """
+    places = torch.arange(1, old.numel() + 1, device=old.device).view(old.shape)
+    for each in axes:
+        places = resized(places, each)
+    kept = places.flatten() > 0
+    result = old.contiguous().clone().flatten()
+    result[places.flatten()[kept] - 1] = new.to(old.device, old.dtype).flatten()[kept]
+    return like(result.view(old.shape), old)
+
+
 def like(new: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """`new` in the memory format of `tensor`."""
     for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
