@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from modsurg.errors import UndoError
-from modsurg.surgery.changes import Change
-from modsurg.surgery.journal import Journal, set_data
+from modsurg.surgery.changes import Change, last
+from modsurg.surgery.journal import Journal
 from modsurg.surgery.resize.axes import Axes, put_back
 from modsurg.surgery.resize.resize import Resized
 from modsurg.tree.eval_lock import held, mode
@@ -39,27 +39,60 @@ class _TensorState:
 
     Attributes:
         tensor: The tensor.
-        places: Its names in the model, each with the `_parameters` or `_buffers` that hold it and its key there.
-        version: Counts the writes into it.
-        pointer: Where its memory is.
+        places: Its names in the model, each with the module and the `_parameters` or `_buffers` that hold it.
         shape: Its shape; None before its first forward.
         dtype: Its dtype.
         grad: Its gradient.
         grad_version: Counts the writes into that.
         trains: Its `requires_grad`.
+        summed: A copy, where channels were summed, so that the old values can't be told from the new ones.
         earlier: The edit that had touched it before.
     """
 
     tensor: torch.Tensor
-    places: list[tuple[str, dict[str, Any], str]]
-    version: int
-    pointer: int
+    places: list[tuple[str, nn.Module, dict[str, Any]]]
     shape: torch.Size | None
     dtype: torch.dtype
     grad: torch.Tensor | None
     grad_version: int
     trains: bool
+    summed: torch.Tensor | None
     earlier: object
+
+
+@dataclass(slots=True)
+class _Children:
+    """The children of one module before an edit and after it.
+
+    Attributes:
+        path: Where the module is.
+        parent: The module.
+        before: Its children before the edit.
+        after: Those that the edit left.
+    """
+
+    path: str
+    parent: nn.Module
+    before: dict[str, nn.Module | None]
+    after: dict[str, nn.Module | None]
+
+    def find_kept(self) -> dict[str, nn.Module | None]:
+        """The children as they are now that this edit did not change; none if it changed the order or the names."""
+        if list(self.before) != list(self.after):
+            return {}
+        return {name: child for name, child in self.parent._modules.items() if self.before[name] is self.after[name]}
+
+    def find_conflict(self, now: Tree) -> str | None:
+        """The first child that the edit changed and that was changed since, or the module itself."""
+        here, prefix = self.parent._modules, f"{self.path}." if self.path else ""
+        if id(self.parent) not in now.paths:
+            return f'"{self.path}"'
+        same_names = list(self.before) == list(self.after) == list(here)
+        for name in {**self.after, **here}:
+            mine = not same_names or self.before[name] is not self.after[name]
+            if mine and (name not in here or name not in self.after or here[name] is not self.after[name]):
+                return f'"{prefix}{name}"'
+        return None if list(here) == list(self.after) else f'the order in "{self.path}"'
 
 
 class Undo:
@@ -86,14 +119,16 @@ class Undo:
                 if resized.sizes.get("in_channels") == (3, 1):
                     self._summed.add(id(each.tensor))
         self._parents = [
-            (p, m, list(m._modules.items())) for p, m in after.modules.items() if id(m._modules) in journal.dicts
+            _Children(path, module, dict(journal.dicts[id(module._modules)][1]), dict(module._modules))
+            for path, module in after.modules.items()
+            if id(module._modules) in journal.dicts
         ]
         self._lists = [(values, list(values)) for values in journal.lists.values()]
         self._attributes = [(o, n, o.__dict__.get(n)) for o, n in journal.attributes.values() if n not in _FOLLOWED]
         self._owners = {
             id(o): o for o, n in journal.attributes.values() if n == "training" and isinstance(o, nn.Module)
         }
-        self._modes = {id(m): mode(m) for m in (*(m for _, m, _ in self._parents), *self._owners.values())}
+        self._modes = {id(m): mode(m) for m in (*(each.parent for each in self._parents), *self._owners.values())}
         self._tensors = self._read_tensors(after) if journal.tensors else []
         self._witness = next(((p, p.device, p.dtype) for p in _staying(before, after)), None)
 
@@ -107,12 +142,15 @@ class Undo:
         if conflict := self._find_conflict(now):
             raise UndoError(f"{conflict} was changed since; undo the later edits first.")
         modes = {key: mode(module) for key, module in self._owners.items()}
-        parent_modes = {id(m): mode(m) for _, m, _ in self._parents}
+        parent_modes = {id(each.parent): mode(each.parent) for each in self._parents}
+        kept = [(each.parent, each.find_kept()) for each in self._parents]
         later = [
             (s, None if is_lazy(s.tensor) else s.tensor.data, s.tensor.grad, s.tensor.requires_grad)
             for s in self._tensors
         ]
         self._journal.rollback()
+        for parent, children in kept:
+            parent._modules.update(children)
         for state, data, grad, trains in later:
             self._carry_tensor(state, data, grad, trains)
             if state.earlier is None:
@@ -136,25 +174,25 @@ class Undo:
                         states[id(tensor)] = _TensorState(
                             tensor,
                             places=[],
-                            version=_version(tensor),
-                            pointer=_pointer(tensor),
                             shape=None if is_lazy(tensor) else tensor.shape,
                             dtype=tensor.dtype,
                             grad=tensor.grad,
                             grad_version=_version(tensor.grad),
                             trains=tensor.requires_grad,
+                            summed=tensor.detach().clone() if id(tensor) in self._summed else None,
                             earlier=earlier,
                         )
-                    states[id(tensor)].places.append((f"{path}.{key}" if path else key, slots, key))
+                    states[id(tensor)].places.append((f"{path}.{key}" if path else key, module, slots))
         return list(states.values())
 
     def _find_conflict(self, now: Tree) -> str | None:
-        for path, module, children in self._parents:
-            if id(module) not in now.paths or list(module._modules.items()) != children:
-                return f'"{path}"' if path else type(module).__name__
+        for children in self._parents:
+            if conflict := children.find_conflict(now):
+                return conflict
         for state in self._tensors:
-            for name, slots, key in state.places:
-                if slots.get(key) is not state.tensor:
+            for name, module, slots in state.places:
+                resized = id(state.tensor) in self._axes
+                if slots.get(last(name)) is not state.tensor or (resized and id(module) not in now.paths):
                     return f'"{name}"'
             if _last_edits.get(state.tensor) is not self._token or self._is_lost(state):
                 return f'"{state.places[0][0]}"'
@@ -167,27 +205,26 @@ class Undo:
         return self._follower.find_conflict()
 
     def _is_lost(self, state: _TensorState) -> bool:
-        """Whether what came later can't be carried over: other memory, another shape, training of summed channels."""
+        """Whether what came later can't be carried over: another shape, or training of summed channels."""
         tensor = state.tensor
         if is_lazy(tensor) or state.shape is None:
             return False
-        if id(tensor) not in self._journal.memory:
-            return tensor.shape != state.shape
-        trained = _version(tensor) != state.version
-        assigned = _pointer(tensor) != state.pointer and tensor.dtype == state.dtype and not trained
-        moved = self._witness is not None and self._witness[0].device != self._witness[1]
-        return (trained and id(tensor) in self._summed) or (assigned and not moved and tensor.numel() > 0)
+        summed = state.summed
+        return tensor.shape != state.shape or (summed is not None and not torch.equal(summed.to(tensor), tensor))
 
     def _carry_tensor(
         self, state: _TensorState, data: torch.Tensor | None, grad: torch.Tensor | None, trains: bool
     ) -> None:
         """Give a tensor that is back what came later: trained values, a gradient, a flag."""
         tensor, axes = state.tensor, self._axes.get(id(state.tensor), [])
-        if data is not None and id(tensor) in self._journal.memory and _version(tensor) != state.version:
+        if data is not None and id(tensor) in self._journal.memory and state.summed is None:
             if axes:
-                set_data(tensor, put_back(data, tensor.data, axes))
-            else:
-                tensor.data = data.to(tensor.device, tensor.dtype)
+                values = put_back(data, tensor.data, axes)
+            else:  # moved in: as it was, unless it was trained
+                moved = tensor.data.to(data.device, state.dtype).to(data.dtype)
+                values = tensor.data if torch.equal(moved, data) else data.to(tensor.device, tensor.dtype)
+            if not torch.equal(values, tensor.data):
+                tensor.data = values
         if grad is not state.grad or _version(grad) != state.grad_version:
             if grad is not None and axes and grad.shape != tensor.shape:
                 grad = put_back(grad, torch.zeros_like(tensor), axes)
@@ -226,10 +263,6 @@ def _set_mode(module: nn.Module, training: bool) -> None:
 
 def _version(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None or is_lazy(tensor) or tensor.is_inference() else tensor._version
-
-
-def _pointer(tensor: torch.Tensor) -> int:
-    return 0 if is_lazy(tensor) or tensor.layout != torch.strided else tensor.data_ptr()
 
 
 def _same(now: object, left: object) -> bool:

@@ -22,14 +22,14 @@ class _ResizedEntry:
         entry: Its entry, None if it had none.
         items: What was in it before.
         axes: How each of its tensors was resized, one after another.
-        left: Its tensors and their versions as the edit left them.
+        reset: Whether it was dropped.
     """
 
     parameter: torch.Tensor
     entry: dict[str, Any] | None
     items: dict[str, Any]
     axes: dict[str, list[Axes]]
-    left: dict[str, tuple[object, int]]
+    reset: bool = False
 
 
 class OptimizerJournal:
@@ -47,7 +47,7 @@ class OptimizerJournal:
         self._entries: NamedParameters = {}
         self._orders = [list(state) for state in states(optimizer)]
         self._forgotten: list[tuple[int, Any, Any]] = []
-        self._started: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
+        self._started: list[tuple[Any, dict[str, Any]]] = []
         self._resized: list[dict[int, _ResizedEntry]] = [{} for _ in self._orders]
         self._cache = getattr(optimizer, "_numel_cache", None)
 
@@ -65,7 +65,7 @@ class OptimizerJournal:
         """Give a parameter that enters a group, or trains from now on, the state without which a step would fail."""
         if start_entry(self.optimizer, group, parameter):
             entry = self.optimizer.state[parameter]
-            self._started.append((parameter, entry, _versions(entry)))
+            self._started.append((parameter, entry))
 
     def restart(self) -> str | None:
         """Drop a history that runs over all parameters at once; returns what is to be said of it."""
@@ -86,7 +86,7 @@ class OptimizerJournal:
         """
         for number, state in enumerate(states(self.optimizer)):
             entry = state.get(shape.tensor)
-            fresh = _ResizedEntry(shape.tensor, entry, dict(entry or {}), {}, {})
+            fresh = _ResizedEntry(shape.tensor, entry, dict(entry or {}), {})
             known = self._resized[number].setdefault(id(shape.tensor), fresh)
             if not entry:
                 continue
@@ -99,9 +99,9 @@ class OptimizerJournal:
                 elif _is_sized(key, value) or isinstance(value, (list, tuple, dict)):
                     what = tuple(value.shape) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
                     del state[shape.tensor]
+                    known.reset = True
                     return f"{key} is {what}, which can't be resized, so its state was reset"
             entry.update(changed)
-            known.left = _versions(entry)
         return None
 
     def find_conflict(self) -> str | None:
@@ -137,8 +137,8 @@ class OptimizerJournal:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if isinstance(optimizer, LBFGS):
             optimizer._numel_cache = None if optimizer.state else self._cache
-        for parameter, entry, versions in self._started:
-            if optimizer.state.get(parameter) is entry and _versions(entry) == versions:
+        for parameter, entry in self._started:
+            if optimizer.state.get(parameter) is entry and not entry.get("step", entry.get("momentum_buffer")).any():
                 del optimizer.state[parameter]
         for number, (state, order) in enumerate(zip(states(optimizer), self._orders, strict=False)):
             if isinstance(optimizer, LBFGS) and state:
@@ -216,23 +216,15 @@ def _undo_resize(state: State, known: _ResizedEntry) -> None:
     entry = state.get(known.parameter)
     if known.entry is None:
         state.pop(known.parameter, None)
-    elif entry is None or not known.left or (entry is known.entry and _versions(entry) == known.left):
+    elif entry is None or known.reset:
         known.entry.clear()
         known.entry.update(known.items)
         state[known.parameter] = known.entry
     else:
         for key, axes in known.axes.items():
-            if isinstance(entry.get(key), torch.Tensor):
-                old = known.items[key]
-                entry[key] = put_back(entry[key], old, axes)
-
-
-def _versions(entry: dict[str, Any]) -> dict[str, tuple[object, int]]:
-    """Each value and how often it was written to."""
-    return {
-        key: (id(value), value._version) if isinstance(value, torch.Tensor) and not value.is_inference() else (value, 0)
-        for key, value in entry.items()
-    }
+            old = known.items[key]
+            back = put_back(entry[key], old, axes) if isinstance(entry.get(key), torch.Tensor) else old
+            entry[key] = old if torch.equal(back, old) else back
 
 
 def _sort(state: State, order: Sequence[Any]) -> None:
