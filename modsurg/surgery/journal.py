@@ -21,7 +21,7 @@ class Journal:
     """Snapshots in the order in which they were taken.
 
     Attributes:
-        dicts: Each dict that was kept, with its items then, by its `id`.
+        dicts: Each dict that was kept, with its items then, by its `id`; a rollback fills in what is there.
         tensors: The tensors that were kept.
         memory: `id` of those whose memory was kept, not only their flags.
         lists: The lists that were kept.

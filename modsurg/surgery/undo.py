@@ -143,14 +143,14 @@ class Undo:
             raise UndoError(f"{conflict} was changed since; undo the later edits first.")
         modes = {key: mode(module) for key, module in self._owners.items()}
         parent_modes = {id(each.parent): mode(each.parent) for each in self._parents}
-        kept = [(each.parent, each.find_kept()) for each in self._parents]
         later = [
             (s, None if is_lazy(s.tensor) else s.tensor.data, s.tensor.grad, s.tensor.requires_grad)
             for s in self._tensors
         ]
+        for each in self._parents:
+            _, items = self._journal.dicts[id(each.parent._modules)]
+            items[:] = (each.before | each.find_kept()).items()
         self._journal.rollback()
-        for parent, children in kept:
-            parent._modules.update(children)
         for state, data, grad, trains in later:
             self._carry_tensor(state, data, grad, trains)
             if state.earlier is None:

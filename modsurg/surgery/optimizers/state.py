@@ -151,7 +151,7 @@ class OptimizerJournal:
             for place, parameter, entry in self._forgotten:
                 if place == number and id(parameter) in held:
                     state.setdefault(parameter, entry)
-            _sort(state, order)
+            _sort(state, order, optimizer)
         known_before = {id(parameter) for parameter in self._orders[0]}
         for group in optimizer.param_groups:
             if any(p in optimizer.state and id(p) not in known_before for p in group["params"]):
@@ -227,10 +227,15 @@ def _undo_resize(state: State, known: _ResizedEntry) -> None:
             entry[key] = old if torch.equal(back, old) else back
 
 
-def _sort(state: State, order: Sequence[Any]) -> None:
-    """Put the entries into the order that they had; those that are new follow."""
-    known = {id(parameter) for parameter in order}
-    items = [(p, state[p]) for p in order if p in state] + [(p, e) for p, e in state.items() if id(p) not in known]
+def _sort(state: State, order: Sequence[Any], optimizer: Optimizer) -> None:
+    """Put the entries into the order of the groups, if they were in it; else those that are new follow."""
+    ranks = {id(p): rank for rank, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    known = [ranks[id(p)] for p in order if id(p) in ranks]
+    if known == sorted(known):
+        items = sorted(state.items(), key=lambda item: ranks.get(id(item[0]), len(ranks)))
+    else:
+        places = {id(p): place for place, p in enumerate(order)}
+        items = sorted(state.items(), key=lambda item: places.get(id(item[0]), len(places)))
     state.clear()
     state.update(items)
 
