@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from modsurg.surgery.convert_norm import convert_norm
     from modsurg.surgery.fuse import fuse
     from modsurg.surgery.optimizers.sync import sync
-    from modsurg.surgery.parameters import freeze, resize, unfreeze
+    from modsurg.surgery.parameters import coupled, freeze, resize, unfreeze
     from modsurg.surgery.recipes.recipe import Recipe
     from modsurg.surgery.recipes.replay import replay
     from modsurg.surgery.report import Report
@@ -62,6 +62,7 @@ _HOMES = {
     "remove": "surgery.api",
     "rename": "surgery.api",
     "replace": "surgery.api",
+    "coupled": "surgery.parameters",
     "resize": "surgery.parameters",
     "unfreeze": "surgery.parameters",
     "wrap": "surgery.api",
@@ -85,6 +86,7 @@ __all__ = [
     "add",
     "convert",
     "convert_norm",
+    "coupled",
     "diff",
     "edit",
     "freeze",

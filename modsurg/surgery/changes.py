@@ -20,7 +20,7 @@ from torch import nn
 
 from modsurg.errors import counted
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.resize.resize import Resized
+from modsurg.surgery.resize.values import Resized
 from modsurg.tree.walk import Tree
 
 Kind: TypeAlias = Literal["add", "insert", "replace", "remove", "wrap", "rename", "resize", "freeze", "unfreeze"]

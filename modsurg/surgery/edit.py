@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modsurg.errors import EditError, ExampleError, counted, warn
+from modsurg.errors import EditError, ExampleError, ResizeError, counted, warn
 from modsurg.surgery.changes import Change, Record
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.key_mapping import Remapping
@@ -27,7 +27,10 @@ from modsurg.surgery.optimizers.sync import OptimizerSync
 from modsurg.surgery.preflight import Example, preflight
 from modsurg.surgery.recipes.recipe import RecipeWriter
 from modsurg.surgery.report import Report, fold_texts
-from modsurg.surgery.resize.resize import Fill, resize_modules
+from modsurg.surgery.resize.channel_groups import Keep, Widths
+from modsurg.surgery.resize.follow import check_followed, find_widths, follow_modules
+from modsurg.surgery.resize.resize import resize_modules
+from modsurg.surgery.resize.values import Fill
 from modsurg.surgery.undo import Undo
 from modsurg.tree.selection import Selection, Where, resolve
 from modsurg.tree.walk import Tree, walk
@@ -55,6 +58,7 @@ class Edit:
         self._optimizers = OptimizerSync(self._root, optimizer, scheduler)
         self._optimizers.watch(self._journal)
         self._state = "new"
+        self._widths: Widths | None = None
         self._outer: Edit | None = None
 
     def __enter__(self) -> "Edit":
@@ -141,7 +145,17 @@ class Edit:
             verb.changes, verb.warnings = plan_rename(verb.tree, self._select(verb, path), name)
             apply_rename(verb.tree, verb.changes, verb.journal)
 
-    def resize(self, where: Where, *, fill: Fill = "init", count: int | None = None, **sizes: int) -> None:
+    def resize(
+        self,
+        where: Where,
+        *,
+        follow: bool = False,
+        keep: Keep = "first",
+        multiple: int | None = None,
+        fill: Fill = "init",
+        count: int | None = None,
+        **sizes: float,
+    ) -> None:
         """See `modsurg.resize`."""
         with self._verb("resize", fill=fill, sizes=sizes) as verb:
             selection = self._select(verb, where, count)
@@ -151,7 +165,18 @@ class Edit:
             for path, module in sites:
                 refuse_offloaded(path, module)
                 refuse_adapter(path, module)
-            for each in resize_modules(verb.tree, sites, sizes, verb.journal, fill=fill):
+            if follow:
+                if self._example is None:
+                    raise ResizeError("follow=True needs an example: resize(..., follow=True, example=x).")
+                self._widths = self._widths or find_widths(verb.tree, self._example)
+                done, chosen = follow_modules(
+                    self._widths, sites, sizes, verb.journal, fill=fill, keep=keep, multiple=multiple
+                )
+                verb.arguments["follow"] = chosen
+            else:
+                done = resize_modules(verb.tree, sites, sizes, verb.journal, fill=fill, multiple=multiple)
+                verb.arguments["multiple"] = multiple
+            for each in done:
                 paths = tuple(verb.tree.paths[id(each.module)])
                 verb.changes.append(Change("resize", paths, old=each.module, new=each.module, detail=each))
                 verb.notes += each.notes
@@ -196,6 +221,8 @@ class Edit:
             raise EditError(_OVER)
         if any(each._outer is self for each in _still_open()):
             raise EditError("a transaction within this one is open; use its verbs, or let its block end first.")
+        if verb_name != "resize":
+            self._check_widths()
         grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):  # what is made is to train
             verb = Record(verb_name, walk(self._root), arguments)
@@ -209,6 +236,14 @@ class Edit:
         self._journal.absorb(verb.journal)
         self._records.append(verb)
         self._writer.add(verb)
+
+    def _check_widths(self) -> None:
+        """Let the model run once after its channels changed: everything must have followed."""
+        if self._widths is not None and self._example is not None:
+            before, after = self._widths.channels, check_followed(self._widths, self._root, self._example)
+            counts = (before.parameters, after.parameters, before.macs, after.macs)
+            self._said.append("parameters {:,} -> {:,}, multiply-adds {:,} -> {:,}".format(*counts))
+            self._widths = None
 
     def _shares(self, root: nn.Module) -> bool:
         return any(m is root for m in self._root.modules()) or any(m is self._root for m in root.modules())
@@ -227,6 +262,7 @@ class Edit:
 
     def _commit(self) -> Report:
         before, changes = self._before or walk(self._root), self._changes()
+        self._check_widths()
         after = walk(self._root)
         hints = collect_hints(before, after, changes, self._journal)
         warnings = self._warnings()

@@ -17,7 +17,7 @@ from modsurg.errors import OptimizerError
 from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.resize.axes import factor, fixed, old_shape
-from modsurg.surgery.resize.resize import Resized
+from modsurg.surgery.resize.values import Resized
 from modsurg.tree.walk import Tree, walk
 
 Value = TypeVar("Value")

@@ -11,6 +11,7 @@ from modsurg.errors import UndoError, counted, listed
 from modsurg.surgery.changes import Change
 from modsurg.surgery.key_mapping import Remapping
 from modsurg.surgery.recipes.recipe import Recipe
+from modsurg.surgery.resize.values import Resized
 from modsurg.surgery.undo import Undo
 
 Value = TypeVar("Value")
@@ -102,7 +103,8 @@ class Report:
         return self._recipe()
 
     def __str__(self) -> str:
-        lines = _fold_lines(self.changes)
+        told = [each for each in self.changes if not (isinstance(each.detail, Resized) and each.detail.follows)]
+        lines = _fold_lines(told)
         if len(lines) > _SHOWN:
             lines[_SHOWN:] = [f"... {len(lines) - _SHOWN} more lines"]
         lines += [f"! {warning}" for warning in self.warnings]

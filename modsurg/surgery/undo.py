@@ -18,7 +18,7 @@ from modsurg.errors import UndoError
 from modsurg.surgery.changes import Change, last
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.resize.axes import Axes, put_back
-from modsurg.surgery.resize.resize import Resized
+from modsurg.surgery.resize.values import Resized
 from modsurg.tree.eval_lock import held, mode
 from modsurg.tree.walk import Tree, walk
 

@@ -90,7 +90,6 @@ def test_the_old_part_computes_what_it_did(name, fill):
     overlap(was, common)[...] = overlap(x, common)
     with torch.no_grad():
         torch.testing.assert_close(overlap(layer(x), shared), overlap(old(was), shared), rtol=1e-5, atol=1e-5)
-    assert report.difference < 1e-5
     assert {key: getattr(layer, key) for key in sizes} == sizes
     assert report.module is layer
 
@@ -242,11 +241,10 @@ def test_a_size_beyond_all_memory(size):
 def test_weights_of_eight_bits():
     model = nn.Sequential(nn.Linear(2, 3)).to(torch.float8_e4m3fn)
     old = model[0].weight.detach().float()
-    (report,), _ = resize(model, "0", out_features=5, in_features=4)
+    resize(model, "0", out_features=5, in_features=4)
     assert model[0].weight.dtype == torch.float8_e4m3fn
     assert torch.equal(model[0].weight.float()[:3, :2], old)
     assert model[0].weight.float()[3:].any()
-    assert report.difference < 1e-6
 
 
 def test_nothing_changes_when_the_last_site_is_refused():
@@ -259,10 +257,9 @@ def test_nothing_changes_when_the_last_site_is_refused():
 def test_meta_allocates_nothing():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(10**5, 10**5), nn.Conv2d(3, 4, 3), nn.MultiheadAttention(4, 2))
-    (report,), _ = resize(model, "0", out_features=2 * 10**5)
+    resize(model, "0", out_features=2 * 10**5)
     resize(model, "1", in_channels=1)
     resize(model, "2", embed_dim=8)
-    assert report.difference is None
     assert model[0].weight.is_meta
     assert model[0].weight.shape == (2 * 10**5, 10**5)
 
@@ -308,18 +305,3 @@ def test_any_sequence_keeps_the_smallest_part(steps, conv):
         journal.rollback()
     assert torch.equal(layer.weight, first)
     assert getattr(layer, names[0]) == 4
-
-
-def test_what_a_forward_of_its_own_makes_of_it_is_not_said():
-    class Doubled(nn.Linear):
-        def forward(self, input):
-            return super().forward(input) * self.in_features
-
-    model = nn.Sequential(Doubled(2, 3), nn.modules.linear.NonDynamicallyQuantizableLinear(3, 3))
-    (report,), _ = resize(model, "0", in_features=4)
-    assert report.difference is None
-    assert report.notes == ("0: Doubled has a forward of its own, so what becomes of its output was not measured",)
-    (report,), _ = resize(model, "1", in_features=4)
-    assert report.difference < 1e-6
-    model[1].forward = lambda x: x
-    assert resize(model, "1", in_features=5)[0][0].difference is None

@@ -12,11 +12,10 @@ from modsurg.errors import ResizeError
 def test_attention_grows_by_heads(options):
     layer = arrange(nn.MultiheadAttention(4, 2, **options))
     old = copy.deepcopy(layer)
-    (report,), _ = resize(layer, embed_dim=6)
+    resize(layer, embed_dim=6)
     assert (layer.embed_dim, layer.num_heads, layer.head_dim, layer.kdim, layer.vdim) == (6, 3, 2, 6, 6)
     x = torch.randn(3, 2, 6)
     torch.testing.assert_close(layer(x, x, x)[0][..., :4], old(*[x[..., :4]] * 3)[0], rtol=1e-5, atol=1e-5)
-    assert report.difference < 1e-5
     resize(layer, num_heads=2)
     torch.testing.assert_close(layer(*[x[..., :4]] * 3)[0], old(*[x[..., :4]] * 3)[0], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
@@ -26,11 +25,10 @@ def test_attention_grows_by_heads(options):
 def test_attention_over_other_keys():
     layer = arrange(nn.MultiheadAttention(4, 2, kdim=3, vdim=5))
     old = copy.deepcopy(layer)
-    (report,), _ = resize(layer, kdim=4, vdim=7, num_heads=3)
+    resize(layer, kdim=4, vdim=7, num_heads=3)
     q, k, v = torch.randn(3, 1, 6), torch.randn(3, 1, 4), torch.randn(3, 1, 7)
     expected = old(q[..., :4], k[..., :3], v[..., :5])[0]
     torch.testing.assert_close(layer(q, k, v)[0][..., :4], expected, rtol=1e-5, atol=1e-5)
-    assert report.difference < 1e-5
     fused = nn.MultiheadAttention(4, 2)
     with pytest.raises(ResizeError, match="share one weight here, so kdim and vdim follow embed_dim"):
         resize(fused, kdim=3)

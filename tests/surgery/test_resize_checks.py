@@ -60,7 +60,7 @@ def test_layers_with_tensors_of_their_own_are_refused():
     quantised.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ResizeError, match=r"its weight is a torch\.int8, not a plain floating-point tensor"):
         resize(quantised, out_features=3)
-    with pytest.raises(ResizeError, match="fill='ones' is neither"):
+    with pytest.raises(ResizeError, match="fill='ones' is not one of init, zeros, mean, repeat"):
         resize(nn.Linear(2, 2), out_features=3, fill="ones")
 
 

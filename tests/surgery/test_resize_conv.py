@@ -15,7 +15,6 @@ def test_channels_keep_their_group():
     assert report.notes == (
         "an output channel keeps its group and its place in it: the second group began at 2 and begins at 3",
     )
-    assert report.difference < 1e-6
     resize(layer, in_channels=8)
     y = torch.zeros(2, 8, 5)
     y[:, [0, 1, 4, 5]] = x
@@ -29,7 +28,6 @@ def test_a_gray_picture_keeps_its_response(bias):
     (report,), _ = resize(layer, in_channels=1)
     picture = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(layer(picture), old(picture.expand(-1, 3, -1, -1)), rtol=1e-5, atol=1e-5)
-    assert 0 < report.difference < 1e-5
     assert report.notes == ("the three input channels were summed: a gray picture keeps its response",)
     resize(layer, in_channels=3)
     colours = torch.cat([picture, torch.randn(2, 2, 8, 8)], 1)

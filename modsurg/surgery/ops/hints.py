@@ -16,7 +16,7 @@ from modsurg.errors import ResizeError, listed
 from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.ops.checks import above
-from modsurg.surgery.resize.resize import Resized
+from modsurg.surgery.resize.values import Resized
 from modsurg.tree.walk import Tree
 
 _COUNTS = (  # of layers

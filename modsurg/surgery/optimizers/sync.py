@@ -27,7 +27,7 @@ from modsurg.surgery.optimizers.groups import (
 )
 from modsurg.surgery.optimizers.state import OptimizerJournal, find_wrapped
 from modsurg.surgery.resize.axes import Reshaped
-from modsurg.surgery.resize.resize import Resized
+from modsurg.surgery.resize.values import Resized
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
 

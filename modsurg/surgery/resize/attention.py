@@ -16,6 +16,7 @@ class Attention(Layer):
 
     classes = (nn.MultiheadAttention,)
     keywords = ("embed_dim", "num_heads", "kdim", "vdim")
+    outputs = "embed_dim"
 
     def complete(self, module: nn.Module, asked: Mapping[str, object]) -> Sizes:
         """A head keeps its size: of `embed_dim` and `num_heads` one follows from the other."""
@@ -58,6 +59,19 @@ class Attention(Layer):
             "out_proj.bias": (outputs,),
         }
 
+    def place(self, module: nn.Module, size: str) -> tuple[str, int]:
+        """The width of the heads is that of the input."""
+        if size != "embed_dim":
+            raise ResizeError(f"{size} follows embed_dim; give that.")
+        return "out_proj.weight", 1
+
+    def measure(self, module: nn.Module, shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> Sizes:
+        """A head keeps its size."""
+        old, width = self.sizes(module), shapes["out_proj.weight"][1]
+        heads = old["num_heads"] * width // old["embed_dim"]
+        reads = [shapes.get(f"{name}_proj_weight", (width, width))[1] for name in "kv"]
+        return {"embed_dim": width, "num_heads": heads, "kdim": reads[0], "vdim": reads[1]}
+
     def attributes(self, module: nn.Module, new: Sizes) -> list[tuple[nn.Module, str, Any]]:
         """The child that projects the output follows."""
         child = cast(nn.Linear, module.out_proj)
@@ -69,15 +83,3 @@ class Attention(Layer):
         """What the constructor does: the child's weight first, then the rest."""
         cast(nn.Linear, scratch.out_proj).reset_parameters()
         cast(nn.MultiheadAttention, scratch)._reset_parameters()
-
-    def probe(self, module: nn.Module, old: Sizes, new: Sizes) -> tuple[tuple[Axes, ...], Axes]:
-        """Three tokens of one sequence, as query, key and value."""
-        axes = self.axes(module, old, new)
-        widths = (Axis((old[name],), (new[name],), reads=True) for name in ("embed_dim", "kdim", "vdim"))
-        return tuple((*fixed(3, 1), width) for width in widths), fixed(3, 1) + axes["out_proj.weight"][:1]
-
-    def respond(self, scratch: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-        """The output without the weights."""
-        query, key, value = (x.transpose(0, 1) if scratch.batch_first else x for x in inputs)
-        output = nn.MultiheadAttention.forward(cast(nn.MultiheadAttention, scratch), query, key, value)[0]
-        return output.transpose(0, 1) if scratch.batch_first else output

@@ -1,7 +1,7 @@
 """What stays of a tensor whose sizes change: for each dimension, which old places are which new ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -12,22 +12,35 @@ class Axis:
     """One dimension of a tensor before and after.
 
     A dimension may run over several things at once, as the output channels of a grouped convolution run over the groups
-    and the channels in a group. Each of these parts keeps its first places.
+    and the channels in a group. Each of these parts keeps its first places, if nothing else is said.
 
     Attributes:
         old: The parts before; their product is the size of the dimension.
         new: The same parts after.
         reads: Whether the dimension runs over inputs: what an old output reads from a new input begins at zero.
+        chosen: For each new place the old one that it was, -1 for none; where these are not the first.
     """
 
     old: tuple[int, ...]
     new: tuple[int, ...]
     reads: bool = False
+    chosen: torch.Tensor | None = field(default=None, compare=False)
 
     @property
-    def kept(self) -> tuple[slice, ...]:
-        """The places that are there before and after."""
-        return tuple(slice(min(old, new)) for old, new in zip(self.old, self.new, strict=True))
+    def changes(self) -> bool:
+        """Whether any place comes, goes or moves."""
+        return self.chosen is not None or self.old != self.new
+
+    @property
+    def source(self) -> torch.Tensor:
+        """For each new place the old one that it was, -1 for none."""
+        if self.chosen is not None:
+            return self.chosen
+        places = torch.arange(prod(self.old)).view(self.old)
+        result = torch.full(self.new, -1)
+        both = tuple(slice(min(old, new)) for old, new in zip(self.old, self.new, strict=True))
+        result[both] = places[both]
+        return result.flatten()
 
 
 Axes = tuple[Axis, ...]
@@ -63,19 +76,43 @@ def new_shape(axes: Axes) -> tuple[int, ...]:
 
 def overlay(old: torch.Tensor, new: torch.Tensor, axes: Axes) -> None:
     """Copy what is kept of `old` into the contiguous `new`."""
-    new.view(_parts(axes, "new"))[_kept(axes)] = old.reshape(_parts(axes, "old"))[_kept(axes)]
-
-
-def kept(tensor: torch.Tensor, axes: Axes, when: str) -> torch.Tensor:
-    """The part of a tensor from `when` (`"old"` or `"new"`) that is there before and after."""
-    return tensor.reshape(_parts(axes, when))[_kept(axes)]
+    part, places = old.to(new.dtype), []
+    for dim, axis in enumerate(axes):
+        source = axis.source
+        there = source >= 0
+        part = part.index_select(dim, source[there].to(old.device)) if axis.changes else part
+        places.append(there.nonzero().flatten().to(new.device))
+    if part.shape == new.shape:
+        new.copy_(part)
+    else:
+        new[_grid(places)] = part
 
 
 def silence_new_inputs(new: torch.Tensor, axes: Axes) -> None:
     """Set to zero what the old outputs read, in the contiguous `new`."""
     if any(axis.reads for axis in axes):
-        reach = tuple(slice(None) if axis.reads else part for axis in axes for part in axis.kept)
-        new.view(_parts(axes, "new"))[reach] = 0
+        reached = [((axis.source >= 0) | axis.reads).nonzero().flatten() for axis in axes]
+        new[_grid([places.to(new.device) for places in reached])] = 0
+
+
+def extend(old: torch.Tensor, axes: Axes, how: str) -> torch.Tensor:
+    """The old tensor in its new shape: new places are the mean of the old ones, or repeat them.
+
+    Example:
+        >>> extend(torch.tensor([[1., 3.]]), (Axis((1,), (1,)), Axis((2,), (3,))), "mean")
+        tensor([[1., 3., 2.]])
+    """
+    for dim, axis in enumerate(axes):
+        if axis.changes:
+            source = axis.source.to(old.device)
+            fresh = source < 0
+            turn = (fresh.cumsum(0) - 1) % old.shape[dim]
+            new = old.index_select(dim, torch.where(fresh, turn, source))
+            if how == "mean" and fresh.any():
+                shape = [-1 if n == dim else 1 for n in range(old.dim())]
+                new = torch.where(fresh.view(shape), old.mean(dim, keepdim=True), new)
+            old = new
+    return old.contiguous()
 
 
 def resized(tensor: torch.Tensor, axes: Axes, fill: float = 0.0) -> torch.Tensor:
@@ -139,9 +176,7 @@ def factor(axes: Axes, shape: Sequence[int], key: str) -> Axes | None:
     return None
 
 
-def _parts(axes: Axes, when: str) -> tuple[int, ...]:
-    return tuple(part for axis in axes for part in getattr(axis, when))
-
-
-def _kept(axes: Axes) -> tuple[slice, ...]:
-    return tuple(part for axis in axes for part in axis.kept)
+def _grid(places: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """An index of the places at which these cross."""
+    last = len(places) - 1
+    return tuple(each.view(-1, *[1] * (last - dim)) for dim, each in enumerate(places))

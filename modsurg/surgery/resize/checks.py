@@ -60,10 +60,22 @@ def refuse_unknown(path: str, module: nn.Module, axes: dict[str, Axes]) -> list[
         if old_shape(axes[name]) != tuple(tensor.shape):
             wanted = old_shape(axes[name])
             raise ResizeError(f'"{path}" ({kind}): its {name} is {tuple(tensor.shape)}, its sizes say {wanted}.')
-        if not (tensor.is_floating_point() or tensor.is_complex()) or type(tensor.data) is not torch.Tensor:
-            what = type(tensor.data).__name__ if type(tensor.data) is not torch.Tensor else tensor.dtype
-            raise ResizeError(f'"{path}" ({kind}): its {name} is a {what}, not a plain floating-point tensor.')
+    refuse_values(path, module, axes)
     return staying
+
+
+def refuse_values(path: str, module: nn.Module, axes: dict[str, Axes]) -> None:
+    """Refuse a layer of which a tensor that changes is quantised, or of a subclass.
+
+    Raises:
+        ResizeError: There is one.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        plain = type(tensor.data) is torch.Tensor
+        if name in axes and not (plain and (tensor.is_floating_point() or tensor.is_complex())):
+            what = tensor.dtype if plain else type(tensor.data).__name__
+            kind = type(module).__name__
+            raise ResizeError(f'"{path}" ({kind}): its {name} is a {what}, not a plain floating-point tensor.')
 
 
 def refuse_shared_memory(tree: Tree, changing: Mapping[str, torch.Tensor]) -> None:

@@ -22,6 +22,7 @@ class Convolutions(Layer):
 
     classes = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     keywords = ("in_channels", "out_channels", "groups")
+    outputs = "out_channels"
 
     def complete(self, module: nn.Module, asked: Mapping[str, object]) -> Sizes:
         """Groups must divide both; a depthwise layer stays depthwise when its input changes."""
@@ -55,6 +56,22 @@ class Convolutions(Layer):
             return {"weight": (first, Axis((outs,), (new_outs,)), *kernel), "bias": (grouped,)}
         return {"weight": (grouped, Axis((ins,), (new_ins,), reads=True), *kernel), "bias": (grouped,)}
 
+    def place(self, module: nn.Module, size: str) -> tuple[str, int]:
+        """Of a grouped convolution the inputs are those of the layer before it."""
+        groups, ins = (int(getattr(module, name)) for name in ("groups", "in_channels"))
+        if size == "groups" or (size == "in_channels" and groups == ins):
+            return "weight", 0
+        if groups > 1 and (size == "in_channels" or module.transposed):
+            raise ResizeError(f"{size} of {groups} groups follows the layer before it; resize that one.")
+        return "weight", int((size == "in_channels") != bool(module.transposed))
+
+    def measure(self, module: nn.Module, shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> Sizes:
+        """The weight, and the number of groups."""
+        groups = counts.get("groups", int(module.groups))  # type: ignore[arg-type]  # typed Tensor | Module
+        first, second = shapes["weight"][:2]
+        ins, outs = (first, second * groups) if module.transposed else (second * groups, first)
+        return {"in_channels": ins, "out_channels": outs, "groups": groups}
+
     def carry(self, module: nn.Module, old: torch.Tensor, new: torch.Tensor, axes: Axes) -> None:
         """Colours that become gray are summed, so that a gray picture gets the response that it had."""
         if old.ndim > 1 and _to_gray(module, new.shape[1]):
@@ -74,26 +91,6 @@ class Convolutions(Layer):
             f"an output channel keeps its group and its place in it: the second group began at {outs} "
             f"and begins at {new_outs}"
         )
-
-    def probe(self, module: nn.Module, old: Sizes, new: Sizes) -> tuple[tuple[Axes, ...], Axes]:
-        """Two pictures that the kernel covers once."""
-        (ins, outs), (new_ins, new_outs) = _in_a_group(old), _in_a_group(new)
-        inputs = Axis((old["groups"], ins), (new["groups"], new_ins), reads=True)
-        outputs = Axis((old["groups"], outs), (new["groups"], new_outs))
-        kernel, dilation = (cast(tuple[int, ...], getattr(module, name)) for name in ("kernel_size", "dilation"))
-        places = fixed(*(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)))
-        return ((*fixed(2), inputs, *places),), (*fixed(2), outputs)
-
-    def align(self, module: nn.Module, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """A gray picture, where colours become gray."""
-        return new.expand_as(old) if _to_gray(module, new.shape[1]) else old
-
-    def respond(self, scratch: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-        """The channels in the middle of the output; nothing is padded."""
-        none = (0,) * len(cast(tuple[int, ...], scratch.kernel_size))
-        scratch.__dict__.update(padding=none, padding_mode="zeros", output_padding=none)
-        output = super().respond(scratch, *inputs).flatten(2)
-        return output[:, :, output.shape[2] // 2]
 
 
 def _to_gray(module: nn.Module, channels: int) -> bool:

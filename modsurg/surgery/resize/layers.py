@@ -6,13 +6,13 @@ A layer raises `ResizeError` without saying where: `resizing.py` adds the path a
 from collections.abc import Mapping
 from math import prod
 from operator import index
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from modsurg.errors import ResizeError, counted
-from modsurg.surgery.resize.axes import Axes, Axis, fixed, new_shape, overlay
+from modsurg.surgery.resize.axes import Axes, Axis, new_shape, overlay
 
 Sizes = dict[str, Any]
 
@@ -23,10 +23,12 @@ class Layer:
     Attributes:
         classes: The classes; their subclasses are resized in the same way.
         keywords: The sizes, by the names that the constructor gives them; each is an attribute of the module too.
+        outputs: The size that counts the channels of the output.
     """
 
     classes: tuple[type[nn.Module], ...]
     keywords: tuple[str, ...]
+    outputs: str
 
     def sizes(self, module: nn.Module) -> Sizes:
         """The sizes of `module` as it is."""
@@ -48,6 +50,24 @@ class Layer:
         """The sizes of a layer whose tensor `name` has got new axes from another layer that it is tied to."""
         return None
 
+    def place(self, module: nn.Module, size: str) -> tuple[str, int]:
+        """The tensor and the dimension whose channels a size counts.
+
+        Raises:
+            ResizeError: There is none.
+        """
+        raise ResizeError(f"{size} has no channels of its own.")
+
+    def measure(self, module: nn.Module, shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> Sizes:
+        """The sizes of a layer whose tensors have these shapes.
+
+        Args:
+            module: The layer as it was.
+            shapes: By the tensors' names.
+            counts: Sizes that are known, such as the number of groups.
+        """
+        return {name: size for name, size in counts.items() if name in self.keywords}
+
     def attributes(self, module: nn.Module, new: Sizes) -> list[tuple[nn.Module, str, Any]]:
         """The attributes to be set: owner, name, value."""
         return [(module, name, new[name]) for name in self.keywords]
@@ -64,28 +84,6 @@ class Layer:
         """What the user should know of this change of sizes."""
         return None
 
-    def probe(self, module: nn.Module, old: Sizes, new: Sizes) -> tuple[tuple[Axes, ...], Axes]:
-        """The axes of the inputs and of the output, by which the layer before and after is compared."""
-        raise NotImplementedError
-
-    def align(self, module: nn.Module, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """The probe's input for the layer as it was, which has what `new` has where both have a place."""
-        return old
-
-    def respond(self, scratch: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-        """The output of a scratch layer, by the forward of torch's own class."""
-        return cast(torch.Tensor, self.base(scratch).forward(scratch, *inputs))
-
-    def base(self, module: nn.Module) -> type[nn.Module]:
-        """The class of the family that `module` is of."""
-        return next((kind for kind in type(module).__mro__ if kind in self.classes), type(module))
-
-    def computes_its_own_way(self, module: nn.Module) -> bool:
-        """Whether the forward is another than that of the family, so that a trial of the latter says nothing of it."""
-        kind, base = type(module), self.base(module)
-        names = ("forward", "_conv_forward")
-        return "forward" in vars(module) or any(getattr(kind, n, None) is not getattr(base, n, None) for n in names)
-
 
 class Table(Layer):
     """Layers in which each dimension of each tensor is one size.
@@ -93,24 +91,21 @@ class Table(Layer):
     Args:
         classes: See `Layer`.
         tensors: For each tensor the sizes of its dimensions; a `-` before the name: the dimension runs over inputs.
-        ends: The sizes that the channels of each input and of the output have, for `probe`.
-        spatial: How many dimensions there are after the channels, for `probe`.
         others: Sizes that are no dimension of a tensor.
+        outputs: The size of the output, where it is not the first.
     """
 
     def __init__(
         self,
         *classes: type[nn.Module],
         tensors: Mapping[str, tuple[str, ...]],
-        ends: tuple[str, ...],
-        spatial: int = 0,
         others: tuple[str, ...] = (),
+        outputs: str = "",
     ) -> None:
         self.classes = classes
         self.tensors = tensors
         self.keywords = (*dict.fromkeys(name.lstrip("-") for dims in tensors.values() for name in dims), *others)
-        self.ends = ends
-        self.spatial = spatial
+        self.outputs = outputs or self.keywords[0]
 
     def axes(self, module: nn.Module, old: Sizes, new: Sizes) -> dict[str, Axes]:
         """Each dimension is one size."""
@@ -123,11 +118,20 @@ class Table(Layer):
             return None
         return {dim.lstrip("-"): prod(axis.new) for dim, axis in zip(dims, axes, strict=True)}
 
-    def probe(self, module: nn.Module, old: Sizes, new: Sizes) -> tuple[tuple[Axes, ...], Axes]:
-        """Two rows, or two pictures of 2 by 2."""
-        places = fixed(*[2] * self.spatial)
-        *inputs, output = ((*fixed(2), _axis(name, old, new), *places) for name in self.ends)
-        return tuple(inputs), output
+    def place(self, module: nn.Module, size: str) -> tuple[str, int]:
+        """The first tensor that the layer has."""
+        for tensor, dims in self.tensors.items():
+            for number, dim in enumerate(dims):
+                if dim.lstrip("-") == size and getattr(module, tensor, None) is not None:
+                    return tensor, number
+        return super().place(module, size)
+
+    def measure(self, module: nn.Module, shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> Sizes:
+        """Each size is one dimension."""
+        found = super().measure(module, shapes, counts)
+        for tensor, dims in self.tensors.items():
+            found |= zip((dim.lstrip("-") for dim in dims), shapes.get(tensor, ()), strict=False)
+        return found
 
 
 class Embeddings(Table):
@@ -140,14 +144,6 @@ class Embeddings(Table):
         if isinstance(padding, int) and padding >= new["num_embeddings"]:
             raise ResizeError(f"its padding_idx is {padding}, so num_embeddings must be at least {padding + 1}.")
         return new
-
-    def probe(self, module: nn.Module, old: Sizes, new: Sizes) -> tuple[tuple[Axes, ...], Axes]:
-        """The table is its own output."""
-        return (), self.axes(module, old, new)["weight"]
-
-    def respond(self, scratch: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-        """What all the numbers look up."""
-        return cast(torch.Tensor, scratch.weight)
 
 
 class Slopes(Table):
@@ -187,6 +183,17 @@ class ShapedNorms(Layer):
 
     classes = (nn.LayerNorm, nn.RMSNorm)
     keywords = ("normalized_shape",)
+    outputs = "normalized_shape"
+
+    def place(self, module: nn.Module, size: str) -> tuple[str, int]:
+        """The last dimension of the weight, where there is one and it is the only one."""
+        if module.weight is None or len(self.sizes(module)[size]) > 1:
+            raise ResizeError("it has no weight of one dimension; resize the layer before it.")
+        return "weight", 0
+
+    def measure(self, module: nn.Module, shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> Sizes:
+        """The shape is that of the weight."""
+        return {"normalized_shape": shapes["weight"]} if "weight" in shapes else {}
 
     def complete(self, module: nn.Module, asked: Mapping[str, object]) -> Sizes:
         """The shape keeps its number of dimensions."""
@@ -213,11 +220,6 @@ class ShapedNorms(Layer):
         """The statistics run over other elements."""
         return "the statistics run over the new elements too, so the output of the old ones changes"
 
-    def probe(self, module: nn.Module, old: Sizes, new: Sizes) -> tuple[tuple[Axes, ...], Axes]:
-        """Two elements of the shape."""
-        axes = fixed(2) + self.axes(module, old, new)["weight"]
-        return (axes,), axes
-
 
 class TransformersLinear(Table):
     """The Conv1D of transformers, a Linear the other way round; it has no way to begin anew of its own."""
@@ -228,43 +230,41 @@ class TransformersLinear(Table):
         nn.init.zeros_(scratch.bias)  # type: ignore[arg-type]  # typed Tensor | Module
 
 
-def _norms(spatial: int, *classes: type[nn.Module]) -> Table:
-    names = ("weight", "bias", "running_mean", "running_var")
-    tensors = dict.fromkeys(names, ("num_features",))
-    return Table(*classes, tensors=tensors, ends=("num_features", "num_features"), spatial=spatial)
-
-
+_NORM = ("weight", "bias", "running_mean", "running_var")
 TABLES: tuple[Layer, ...] = (
     Table(
         nn.Linear,
         tensors={"weight": ("out_features", "-in_features"), "bias": ("out_features",)},
-        ends=("-in_features", "out_features"),
     ),
     Table(
         nn.Bilinear,
         tensors={"weight": ("out_features", "-in1_features", "-in2_features"), "bias": ("out_features",)},
-        ends=("-in1_features", "-in2_features", "out_features"),
     ),
     Embeddings(
         nn.Embedding,
         nn.EmbeddingBag,
         tensors={"weight": ("num_embeddings", "embedding_dim")},
-        ends=(),
+        outputs="embedding_dim",
     ),
-    _norms(1, nn.BatchNorm1d, nn.InstanceNorm1d),
-    _norms(2, nn.BatchNorm2d, nn.InstanceNorm2d, nn.SyncBatchNorm),
-    _norms(3, nn.BatchNorm3d, nn.InstanceNorm3d),
+    Table(
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.InstanceNorm1d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+        nn.SyncBatchNorm,
+        tensors=dict.fromkeys(_NORM, ("num_features",)),
+    ),
     GroupNorms(
         nn.GroupNorm,
         tensors={"weight": ("num_channels",), "bias": ("num_channels",)},
-        ends=("num_channels", "num_channels"),
-        spatial=2,
         others=("num_groups",),
     ),
-    Slopes(nn.PReLU, tensors={"weight": ("num_parameters",)}, ends=("num_parameters", "num_parameters")),
+    Slopes(nn.PReLU, tensors={"weight": ("num_parameters",)}),
     ShapedNorms(),
 )
-TRANSFORMERS_LINEAR = TransformersLinear(tensors={"weight": ("-nx", "nf"), "bias": ("nf",)}, ends=("-nx", "nf"))
+TRANSFORMERS_LINEAR = TransformersLinear(tensors={"weight": ("-nx", "nf"), "bias": ("nf",)}, outputs="nf")
 
 
 def _axis(name: str, old: Sizes, new: Sizes) -> Axis:

@@ -3,7 +3,7 @@ import torch
 from resizes import resize
 from torch import nn
 
-from modsurg.surgery.resize.probing import scratch
+from modsurg.surgery.resize.values import scratch
 
 
 def test_nothing_of_the_layer_is_touched():
@@ -23,23 +23,8 @@ def test_nothing_of_the_layer_is_touched():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
 def test_every_precision(dtype):
     layer = nn.Linear(3, 4, dtype=dtype)
-    (report,), _ = resize(layer, in_features=5)
-    assert report.difference < 1e-6
+    resize(layer, in_features=5)
     assert layer.weight.dtype == dtype
-
-
-def test_autocast_and_inference_around_it():
-    layer = nn.Linear(8, 8)
-    with torch.autocast("cpu"):
-        (report,), _ = resize(layer, in_features=9)
-    assert report.difference < 1e-6
-
-
-def test_a_difference_is_measured():
-    layer = nn.LayerNorm(4)
-    (report,), _ = resize(layer, normalized_shape=5)
-    assert 0 < report.difference < 10
-    assert str(report).startswith("normalized_shape (4,) -> (5,) (greatest difference ")
 
 
 def test_a_scratch_layer_is_its_own():
