@@ -8,6 +8,7 @@ from resizes import arrange, overlap, resize
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import modsurg
 from modsurg.errors import ResizeError
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.resize.resize import resize_modules
@@ -305,3 +306,28 @@ def test_any_sequence_keeps_the_smallest_part(steps, conv):
         journal.rollback()
     assert torch.equal(layer.weight, first)
     assert getattr(layer, names[0]) == 4
+
+
+def test_shares_and_multiples():
+    model = nn.Sequential(nn.Linear(3, 10), nn.Linear(10, 4))
+    modsurg.resize(model, nn.Linear, out_features=0.5)
+    assert [layer.out_features for layer in model] == [5, 2]
+    modsurg.resize(model, "0", out_features=13, multiple=8)
+    assert model[0].out_features == 16
+    report = modsurg.resize(model, "0", out_features=0.5, multiple=3)
+    assert model[0].out_features == 9
+    other = nn.Sequential(nn.Linear(3, 16), nn.Linear(10, 4))
+    modsurg.replay(other, report.recipe)
+    assert other[0].out_features == 9
+
+
+def test_new_places_are_the_mean_or_repeat():
+    table = nn.Sequential(nn.Embedding(4, 2))
+    old = table[0].weight.detach().clone()
+    modsurg.resize(table, "0", num_embeddings=6, fill="mean")
+    assert torch.equal(table[0].weight[:4], old)
+    torch.testing.assert_close(table[0].weight[4:], old.mean(0).expand(2, 2))
+    stem = nn.Sequential(nn.Conv2d(3, 2, 3))
+    old = stem[0].weight.detach().clone()
+    modsurg.resize(stem, "0", in_channels=5, fill="repeat")
+    assert torch.equal(stem[0].weight, old[:, [0, 1, 2, 0, 1]])

@@ -266,7 +266,8 @@ def target_size(group: ChannelGroup, value: object, multiple: int | None) -> int
     Raises:
         ResizeError: It is not a size, or not a multiple of what comes and goes at once.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    whole, share = isinstance(value, int) and not isinstance(value, bool), isinstance(value, float) and value <= 1
+    if not isinstance(value, (int, float)) or not (whole or share) or value <= 0:
         raise ResizeError(f'"{group.path}": {group.size}={value!r} must be a positive integer, or a share such as 0.5.')
     step = lcm(group.step, multiple or 1)
     size = value if isinstance(value, int) else value * group.channels

@@ -247,8 +247,12 @@ def check_followed(widths: Widths, root: nn.Module, example: object) -> Channels
         for before, after in zip(old.dims, new.dims, strict=False):
             planned = [widths.size(dim) if all(f.fixed or f.ids is not None for f in dim) else None for dim in before]
             given = [_size(dim) for dim in after]
-            differs = any(a is not None and a != b for a, b in zip(planned, given, strict=False))
-            if old.name != new.name or differs or len(planned) != len(given):
+            if old.name != new.name:
+                raise ResizeError(
+                    f'the channels can\'t follow: the edited model computes {new.name} in "{new.module}" where it '
+                    f'computed {old.name} in "{old.module}". Nothing was changed.'
+                )
+            if len(planned) != len(given) or any(a not in (None, b) for a, b in zip(planned, given, strict=True)):
                 shape = tuple(b if a is None else a for a, b in zip(planned, given, strict=False))
                 raise ResizeError(
                     f'the channels can\'t follow: {old.name} in "{old.module}" gives {tuple(given)}, not {shape}: its '

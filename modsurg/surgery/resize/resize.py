@@ -90,9 +90,10 @@ def _numbers(module: nn.Module, sizes: Mapping[str, object], multiple: int | Non
     found = dict(sizes)
     for name, value in sizes.items():
         known = old.get(name)
-        whole = value * known if isinstance(value, float) and isinstance(known, int) else value
-        if isinstance(whole, (int, float)) and (whole is not value or multiple) and whole > 0:
-            found[name] = max(1, round(whole / step)) * step
+        if isinstance(value, float) and 0 < value <= 1 and isinstance(known, int):
+            found[name] = max(1, round(value * known / step)) * step
+        elif multiple and isinstance(value, int) and value > 0:
+            found[name] = max(1, round(value / step)) * step
     return found
 
 
