@@ -193,7 +193,7 @@ def test_saving_over_a_file_that_is_mapped(tmp_path):
     assert verify(path)
 
 
-CALLS = ("open", "write", "pwrite", "fsync", "rename", "unlink", "close")
+CALLS = ("open", "write", "pwrite", "fsync", "replace", "unlink", "close")
 
 
 def _state(value):
@@ -304,3 +304,29 @@ def test_a_saved_best_does_not_change_when_training_goes_on(tmp_path):
         model.weight.add_(1)
     assert all(torch.equal(read_state(path)[key], value) for key, value in kept.items())
     assert verify(path)
+
+
+def test_the_mode_of_a_replaced_file_is_kept(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    with writing(path) as file:
+        file.write(b"new")
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o444)
+    with pytest.raises(SaveError, match="is write-protected, so it was not replaced"), writing(path):
+        pass
+    assert path.read_bytes() == b"new"
+
+
+def test_what_only_looks_like_a_leftover_stays(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"x")
+    os.symlink(precious, tmp_path / ".a.deadbeef.saving")
+    os.mkfifo(tmp_path / ".a.deadbee0.saving")
+    os.link(precious, tmp_path / ".a.deadbee1.saving")
+    with writing(tmp_path / "a") as file:
+        file.write(b"new")
+    left = [".a.deadbee0.saving", ".a.deadbee1.saving", ".a.deadbeef.saving", "a", "precious"]
+    assert sorted(names(tmp_path)) == left
+    assert precious.read_bytes() == b"x"

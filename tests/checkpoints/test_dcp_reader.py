@@ -254,3 +254,10 @@ def test_notes_beside_it_that_are_damaged(tmp_path, text):
     (path / "modsurg.json").write_text(text)
     with pytest.raises(FormatError, match=r"modsurg\.json is damaged|the notes of modsurg"):
         read_state(path)
+
+
+def test_an_index_that_is_a_pipe(tmp_path):
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / ".metadata")
+    with pytest.raises(FormatError, match=r"\.metadata is not a file"):
+        DistributedSource(tmp_path / "run")

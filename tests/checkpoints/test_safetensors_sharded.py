@@ -139,14 +139,14 @@ def test_sizes_in_an_index_need_not_be_whole_numbers(tmp_path):
 
 def test_the_old_set_is_whole_while_the_new_one_fails(tmp_path, monkeypatch):
     index = save(tmp_path / "net.safetensors")
-    real = os.rename
+    real = os.replace
 
     def rename(old, new):
         if str(new).endswith(".index.json"):
             raise OSError(errno.EIO, "Input/output error")
         real(old, new)
 
-    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "replace", rename)
     with pytest.raises(SaveError, match=r"can't be written \(Input/output error\); it is as it was"):
         save(tmp_path / "net.safetensors", net(1))
     monkeypatch.undo()
@@ -322,3 +322,37 @@ def test_a_link_or_a_directory_is_no_target(tmp_path):
     (tmp_path / "x.safetensors.index.json").symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(SaveError, match=r"x\.safetensors\.index\.json is a link"):
         save(tmp_path / "x.safetensors")
+
+
+def test_only_files_of_our_own_are_removed(tmp_path):
+    """An index from somewhere else may name anything."""
+    (tmp_path / "sub").mkdir()
+    others = ["sub/a.safetensors", "other.safetensors", "notes.txt", "m-00001-of-00003.safetensors"]
+    for name in others:
+        (tmp_path / name).write_text("x")
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict(zip("abcd", others, strict=True))}))
+    save_state(net(), index, shard_size=16)
+    assert all((tmp_path / name).read_text() == "x" for name in others)
+    save_state(net(), tmp_path / "m.safetensors")
+    assert all((tmp_path / name).read_text() == "x" for name in others)
+
+
+def test_a_file_takes_the_place_of_a_set(tmp_path):
+    save(tmp_path / "net.safetensors")
+    save_state(net(1), tmp_path / "net.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+    assert same(net(1), tmp_path / "net.safetensors")
+
+
+def test_one_file_under_many_names(tmp_path):
+    save_state(net(), tmp_path / "a.safetensors")
+    index = tmp_path / "m.safetensors.index.json"
+    keys = list(net().state_dict())
+    index.write_text(json.dumps({"weight_map": dict(zip(keys, ["a.safetensors", "./a.safetensors"], strict=False))}))
+    with pytest.raises(FormatError, match="points outside its directory"):
+        read_state(index)
+    os.link(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    index.write_text(json.dumps({"weight_map": dict(zip(keys, ["a.safetensors", "b.safetensors"], strict=False))}))
+    with pytest.raises(FormatError, match="has one file under two names"):
+        read_state(index)

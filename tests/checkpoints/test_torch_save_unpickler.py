@@ -19,7 +19,7 @@ PLAIN = st.recursive(
     lambda inner: (
         st.lists(inner)
         | st.tuples(inner, inner)
-        | st.dictionaries(st.text() | st.integers(), inner)
+        | st.dictionaries(st.text() | st.integers(-(1 << 60) + 1, (1 << 60) - 1), inner)
         | st.sets(st.text())
     ),
     max_leaves=20,
@@ -139,3 +139,22 @@ def test_a_key_that_would_take_years_to_hash():
 def test_noise(data):
     with contextlib.suppress(FormatError):
         unpickle(b"\x80\x02" + data, NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pickle.dumps({number * (2**61 - 1) for number in range(1, 4)}, 4), "a number of more than 60 bits as a key"),
+        (pickle.dumps({tuple(range(100)): 1}, 2), "a tuple of 100 values as a key"),
+        (pickle.dumps([1 << 5000], 2), "a number of 626 bytes"),
+    ],
+)
+def test_values_that_take_long_to_hash_or_print(data, message):
+    with pytest.raises(FormatError, match=message):
+        unpickle(data, NOTHING)
+
+
+def test_calls_of_calls_can_be_shown():
+    """Each object is made by the one before it."""
+    calls = unpickle(b"\x80\x02cos\nsystem\n" + b")R" * 50_000 + b".", NOTHING).value
+    assert repr(calls) == "<Made>"

@@ -8,7 +8,6 @@ behind is cleared by the next save to the same target; a lock on it tells whethe
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -17,12 +16,18 @@ from pathlib import Path
 
 from modsurg.errors import SaveError
 
+try:
+    import fcntl
+except ImportError:  # Windows: there a file that is open can't be removed, which is what the lock is for
+    fcntl = None  # type: ignore[assignment]  # a module or nothing
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SUFFIX = ".saving"
 _LONGEST = 200
 _PORTION = 8 << 20
+_STRICT = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if os.name == "posix" else None  # Linux has it
 
 
 class PendingFile:
@@ -37,6 +42,7 @@ class PendingFile:
 
     def __init__(self, target: Path, size: int | None = None) -> None:
         self.target = _checked(target)
+        mode = _mode_to_keep(self.target)
         self.size = size
         self.written = 0
         self.failure: SaveError | None = None
@@ -44,6 +50,8 @@ class PendingFile:
         _clear(self.target)
         self.temporary, self.fd = _create(self.target)
         self._open = True
+        if mode is not None:
+            os.chmod(self.temporary, mode)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write `data` at the place of `tell`; returns its length in bytes.
@@ -92,7 +100,7 @@ class PendingFile:
         target = target or self.target
         self.sync()
         with self.explained(0):
-            os.rename(self.temporary, target)
+            os.replace(self.temporary, target)
         self._close()
         sync_directory(target.parent)
 
@@ -165,11 +173,31 @@ def writing(path: str | os.PathLike[str], size: int | None = None) -> Iterator[P
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory as lasting as the files."""
     with contextlib.suppress(OSError):  # some network filesystems can't, and need not; some directories can't be read
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        fd = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def locked_directory(directory: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock on a directory, where the system has such locks; False if another process has it."""
+    if fcntl is None:
+        yield True
+        return
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        free = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            free = False
+        except OSError:  # a filesystem without locks
+            pass
+        yield free
+    finally:
+        os.close(fd)
 
 
 def no_directory(directory: Path, path: Path) -> str:
@@ -205,7 +233,7 @@ def _create(target: Path) -> tuple[Path, int]:
     while True:
         path = target.parent / f"{_prefix(target)}{secrets.token_hex(4)}{_SUFFIX}"
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _STRICT, 0o666)
         except FileExistsError:
             continue
         except OSError as error:
@@ -216,7 +244,9 @@ def _create(target: Path) -> tuple[Path, int]:
 
 
 def _lock(fd: int) -> bool:
-    """Whether the file is ours now; filesystems without locks say yes."""
+    """Whether the file is ours now; systems and filesystems without locks say yes."""
+    if fcntl is None:
+        return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -243,9 +273,26 @@ def _clear(target: Path) -> None:
 
 
 def _remove_if_dead(path: Path) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return
+    fd = os.open(path, os.O_RDWR | _STRICT)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
+        alone = stat.S_ISREG(os.fstat(fd).st_mode) and os.fstat(fd).st_nlink == 1
+        if alone and _lock(fd):
+            os.unlink(path)
     finally:
         os.close(fd)
+
+
+def _mode_to_keep(target: Path) -> int | None:
+    """The permissions of the file that will be replaced; None where there is none.
+
+    Raises:
+        SaveError: The file must not be written.
+    """
+    if not os.path.exists(target):  # unlike Path.exists it says no to a name that no file can have
+        return None
+    mode = stat.S_IMODE(target.stat().st_mode)
+    if not mode & 0o222 or not os.access(target, os.W_OK):
+        raise SaveError(f"{target} is write-protected, so it was not replaced: save to another name")
+    return mode

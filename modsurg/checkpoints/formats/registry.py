@@ -8,7 +8,7 @@ from pathlib import Path
 from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.dcp.reader import DistributedSource
 from modsurg.checkpoints.formats.parts import run_part
-from modsurg.checkpoints.formats.safetensors.sharded import INDEX, ShardedSource, write_shards
+from modsurg.checkpoints.formats.safetensors.sharded import INDEX, ShardedSource, remove_set, write_shards
 from modsurg.checkpoints.formats.safetensors.source import SafetensorsSource, write_safetensors
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.formats.torch_save.reader import TorchSource
@@ -78,6 +78,7 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
         raise SaveError(f"{path}: only safetensors are split into shards: name it {path.stem}.safetensors")
     if path.suffix == ".safetensors":
         write_safetensors(path, source)
+        remove_set(path, source.path)
         return path
     if path.suffix in _TORCH:
         write_torch(path, source)

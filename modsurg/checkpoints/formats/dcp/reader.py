@@ -208,7 +208,7 @@ def _understand(metadata: Mapping[str, Any]) -> _Index:
     for index, info in metadata["storage_data"].items():
         key = _fields(index, "MetadataIndex")
         offset = key.get("offset")
-        places[key["fqn"], None if offset is None else tuple(offset)] = _fields(info, "_StorageInfo")
+        places[_text(key["fqn"]), None if offset is None else _numbers(offset)] = _fields(info, "_StorageInfo")
     paths = metadata.get("planner_data") or {}
     state: dict[Any, Any] = {}
     pieces = {}
@@ -220,6 +220,8 @@ def _understand(metadata: Mapping[str, Any]) -> _Index:
             leaf, pieces[name] = _tensor(name, _fields(described, "TensorStorageMetadata"), places)
         parent = state
         path = paths.get(name, (name,))
+        if not path or not all(type(part) in (str, int) for part in path):
+            raise FormatError(f"{INDEX} is damaged: {shown(path)} stands for the place of {name}")
         for part in path[:-1]:
             parent = parent.setdefault(part, {})
         parent[path[-1]] = leaf
@@ -251,9 +253,12 @@ def _tensor(
 
 def _overlap(pieces: Sequence[Piece]) -> bool:
     """Whether any two of them share a value."""
+    filled = [piece for piece in pieces if prod(piece.shape)]
+    axes = range(len(filled[0].start)) if filled else ()
+    axis = max(axes, key=lambda axis: len({piece.start[axis] for piece in filled}), default=None)
     open_: list[Piece] = []
-    for piece in sorted((piece for piece in pieces if prod(piece.shape)), key=lambda piece: piece.start):
-        open_ = [other for other in open_ if not piece.start or other.end[0] > piece.start[0]]
+    for piece in filled if axis is None else sorted(filled, key=lambda piece: piece.start[axis]):
+        open_ = [other for other in open_ if axis is None or other.end[axis] > piece.start[axis]]
         for other in open_:
             low, high = map(max, piece.start, other.start), map(min, piece.end, other.end)
             if all(map(lt, low, high)):
@@ -279,6 +284,12 @@ def _fields(made: Any, kind: str, holder: type = dict) -> Any:
     return made.state
 
 
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise FormatError(f"{INDEX} is damaged: {shown(value)} stands for a name")
+    return value
+
+
 def _numbers(values: Any) -> tuple[int, ...]:
     if not all(type(n) is int and 0 <= n < 1 << 60 for n in values):
         raise FormatError(f"{INDEX} is damaged: {shown(values)} stands for sizes")
@@ -298,9 +309,13 @@ def _read_notes(path: Path) -> Notes:
 
 def _contents(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > _LIMIT:
-            raise FormatError(f"{path.name} has {size:,} bytes, which no checkpoint needs")
-        return path.read_bytes()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not be waited for
+        with os.fdopen(fd, "rb") as file:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise FormatError(f"{path.name} is not a file")
+            if found.st_size > _LIMIT:
+                raise FormatError(f"{path.name} has {found.st_size:,} bytes, which no checkpoint needs")
+            return file.read()
     except OSError as error:
         raise FormatError(f"{path.name} can't be read ({error.strerror})") from None

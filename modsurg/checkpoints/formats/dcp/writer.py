@@ -1,9 +1,9 @@
 """Writing a directory of torch.distributed.checkpoint, by DCP itself, from a source that is read tensor by tensor."""
 
 import contextlib
-import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from modsurg.checkpoints.formats.atomic import no_directory, sync_directory, writing
+from modsurg.checkpoints.formats.atomic import locked_directory, no_directory, sync_directory, writing
 from modsurg.checkpoints.formats.dcp.reader import NOTES
 from modsurg.checkpoints.formats.file_io import as_plain
 from modsurg.checkpoints.formats.safetensors.metadata import pack
@@ -116,29 +116,24 @@ class _LazyPlanner(DefaultSavePlanner):
 def _pending(target: Path) -> Iterator[Path]:
     """A directory beside the target that is gone after the block, unless it was renamed."""
     prefix = f".{target.name}."
+    leftover = re.compile(re.escape(prefix) + r"[0-9a-f]{8}" + re.escape(_SUFFIX))
     for left in target.parent.iterdir():
-        if left.name.startswith(prefix) and left.name.endswith(_SUFFIX):
+        if leftover.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
             _remove_if_dead(left)
     temporary = target.parent / f"{prefix}{secrets.token_hex(4)}{_SUFFIX}"
     try:
         temporary.mkdir()
     except OSError as error:
         raise SaveError(f"{target}: can't be written ({error.strerror})") from error
-    lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield temporary
+        with locked_directory(temporary, wait=True):
+            yield temporary
     finally:
-        os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_if_dead(directory: Path) -> None:
     """Remove what a killed process left behind; a living one holds a lock on it."""
-    with contextlib.suppress(OSError):
-        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(OSError), locked_directory(directory, wait=False) as free:
+        if free:
             shutil.rmtree(directory)
-        finally:
-            os.close(lock)

@@ -6,18 +6,17 @@ file of another save is found out.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from modsurg.checkpoints.formats.atomic import no_directory, pending
+from modsurg.checkpoints.formats.atomic import locked_directory, no_directory, pending
 from modsurg.checkpoints.formats.file_io import Region
 from modsurg.checkpoints.formats.hashes import EMPTY, SEAL, seal
 from modsurg.checkpoints.formats.safetensors.header import foreign, parse_json, read_header
@@ -53,8 +52,10 @@ class ShardedSource(Source):
             index, raw = _read_index(path)
             self._index_holds = SEAL not in index["metadata"] or index["metadata"][SEAL] == seal(raw)
             self._homes: Mapping[str, str] = index["weight_map"]
-            for name in dict.fromkeys(self._homes.values()):
-                self._shards[name] = _open_shard(path, name, open_shard)
+            names = list(dict.fromkeys(self._homes.values()))
+            _check_distinct(path, names)
+            for name in names:
+                self._shards[name] = open_shard(path.parent / name)
             metadata = {key: text for key, text in index["metadata"].items() if isinstance(text, str)}
             self._compare(path, metadata)
             notes = unpack(metadata, list(self._homes))
@@ -140,7 +141,7 @@ def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
     groups = _groups(source, parse_size(shard_size))
     if len(groups) == 1 and not path.name.endswith(INDEX):
         write_safetensors(path, source)
-        _remove_set(path.with_name(path.name + ".index.json"), source.path)
+        remove_set(path, source.path)
         return path
     index = path if path.name.endswith(INDEX) else path.with_name(path.name + ".index.json")
     if index.is_symlink() or index.is_dir() or path.is_dir():
@@ -154,10 +155,13 @@ def write_shards(path: Path, source: Source, shard_size: int | str) -> Path:
     return index
 
 
-def _remove_set(index: Path, reading: Path | None) -> None:
-    """Remove the set whose place a single file has taken, unless that file may be only a part of it."""
+def remove_set(path: Path, reading: Path | None) -> None:
+    """Remove the set of ours whose place a single file has taken, unless that file may be only a part of it."""
+    index = path.with_name(path.name + ".index.json")
+    if not os.path.isfile(index) or not _is_ours(index):
+        return
     with _alone_in(index.parent), contextlib.suppress(OSError):
-        old = _orphans(index) | set(_old_shards(index))
+        old = _our_shards(index)
         if reading and reading.resolve() in {(index.parent / name).resolve() for name in (index.name, *old)}:
             return
         index.unlink()
@@ -201,7 +205,7 @@ def _write_set(index: Path, source: Source, layouts: list[Layout]) -> None:
         files = [stack.enter_context(pending(index, sum(sizes[at:]))) for at in range(len(layouts))]
         seals = [write_layout(file, layout) for file, layout in zip(files, layouts, strict=True)]
         names = _names(index, seals)
-        old = _orphans(index) | set(_old_shards(index))
+        old = _our_shards(index)
         last = stack.enter_context(pending(index))
         last.write(_index_text(_index(source, layouts, dict(zip(names, seals, strict=True)))))
         for file in (*files, last):  # a disk may say only now that it is full: nothing has a name yet
@@ -242,23 +246,29 @@ def _names(index: Path, seals: list[str]) -> list[str]:
 
 def _seal_of(path: Path) -> str | None:
     """The header's hash, empty for a foreign file, None where there is no file."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
+    if path.is_symlink() or not path.is_file():
+        return ""
     try:
-        return read_header(path).metadata.get(SEAL, "")
+        header = read_header(path)
+        known = header.metadata.get(SEAL, "")
+        return known if known == seal(header.raw) else ""
     except (FormatError, OSError):
         return ""
 
 
-def _old_shards(index: Path) -> list[str]:
+def _is_ours(index: Path) -> bool:
+    """Whether an index was written here: its own hash holds."""
     try:
-        return list(_read_index(index)[0]["weight_map"].values())
+        data, raw = _read_index(index)
+        return bool(data["metadata"].get(SEAL) == seal(raw))
     except (FormatError, OSError):
-        return []
+        return False
 
 
-def _orphans(index: Path) -> set[str]:
-    """Files of ours that a save left without an index when it was killed."""
+def _our_shards(index: Path) -> set[str]:
+    """Files of an earlier save under this name: by the pattern of the name and by the hash of the header."""
     stem = re.escape(index.name.removesuffix(INDEX))
     shape = re.compile(rf"{stem}(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}\.safetensors")
     return {name for name in os.listdir(index.parent) if shape.fullmatch(name) and _seal_of(index.parent / name)}
@@ -269,13 +279,8 @@ def _alone_in(directory: Path) -> Iterator[None]:
     """Two saves of sets in one directory wait for each other."""
     if not directory.is_dir():
         raise SaveError(no_directory(directory, directory))
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # a filesystem without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
+    with locked_directory(directory, wait=True):
         yield
-    finally:
-        os.close(fd)
 
 
 def _read_index(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -298,12 +303,20 @@ def _read_index(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _inside(name: str) -> bool:
+    """Whether it is a name below the directory, in its only spelling."""
     path = PurePosixPath(name)
-    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", "\0"}
+    inside = bool(path.name) and not path.is_absolute() and ".." not in path.parts
+    return inside and str(path) == name and not set(name) & {"\\", "\0"}
 
 
-def _open_shard(index: Path, name: str, open_shard: Callable[[Path], Source]) -> Source:
-    path = index.parent / name
-    if not os.path.isfile(path):  # unlike Path.is_file it says no to a name that no file can have
-        raise FormatError(f"{index} names {name!r:.80}, which is not there: get the whole set")
-    return open_shard(path)
+def _check_distinct(index: Path, names: Sequence[str]) -> None:
+    """Refuse a file that is missing, and one that the index has under two names."""
+    seen: dict[tuple[int, int], str] = {}
+    for name in names:
+        path = index.parent / name
+        if not os.path.isfile(path):  # unlike Path.is_file it says no to a name that no file can have
+            raise FormatError(f"{index} names {name!r:.80}, which is not there: get the whole set")
+        found = os.stat(path)
+        other = seen.setdefault((found.st_dev, found.st_ino), name)
+        if other != name:
+            raise FormatError(f"{index} has one file under two names, {other!r:.80} and {name!r:.80}")

@@ -43,6 +43,7 @@ def read_zip(part: Region) -> TorchFile:
             storages[storage.key] = archive.region(f"data/{storage.key}")
         return storage
 
+    archive.region("data.pkl")  # refuses a packed one, which would be a thousand times as long as the file
     pickle = unpickle(archive.read("data.pkl"), loading(persistent))
     return TorchFile(pickle, storages, archive, order.decode() != sys.byteorder)
 

@@ -13,7 +13,8 @@ from modsurg.checkpoints.formats.torch_save.unpickler import Loading, Made, Name
 from modsurg.checkpoints.formats.torch_save.zip import Archive
 from modsurg.errors import FormatError, TrustError, counted
 
-_EXPANDED: Final = 1 << 30
+_EXPANDED: Final = 1 << 26
+_DIMENSIONS: Final = 64
 _STORAGE_DTYPES: Final = {
     "UntypedStorage": torch.uint8,
     "ByteStorage": torch.uint8,
@@ -203,7 +204,9 @@ def checked(
         FormatError: It does not.
     """
     offset, shape, stride = view[0], tuple(view[1]), tuple(view[2])
-    if len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *shape, *stride)):
+    if not len(shape) == len(stride) <= _DIMENSIONS or not all(
+        type(n) is int and 0 <= n < 1 << 62 for n in (offset, *shape, *stride)
+    ):
         raise FormatError("a tensor of a shape, strides or an offset that can't be")
     if not is_countable(shape):
         raise FormatError(f"a tensor of a shape that no memory can have: {str(shape)[:80]}")

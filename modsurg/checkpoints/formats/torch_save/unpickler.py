@@ -16,6 +16,9 @@ from modsurg.errors import FormatError, ModsurgError
 
 _STEPS: Final = 20_000_000
 _COPIED: Final = 1 << 20
+_LONGEST_KEY: Final = 64
+_LARGEST_KEY: Final = 1 << 60
+_LONGEST_NUMBER: Final = 255
 # Protocol 2 keeps to the names of Python 2; Python 3.13 alone has the classes of pathlib elsewhere.
 _HOMES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg", "pathlib._local": "pathlib"}
 
@@ -50,7 +53,7 @@ class Made:
     keyed: bool = False
 
     def __repr__(self) -> str:
-        return f"<{shown(self.maker)}>"
+        return f"<{shown(self.maker) if isinstance(self.maker, Name) else type(self.maker).__name__}>"
 
 
 class Ordered(dict[Any, Any]):
@@ -220,9 +223,14 @@ class _Machine:
 
 def checked_key(key: Any) -> Any:
     """A key of a dict or set, if it can be hashed in bounded time, as nested tuples can't; a `Made` is marked."""
-    for item in key if isinstance(key, tuple | frozenset) else (key,):
+    several = isinstance(key, tuple | frozenset)
+    if several and len(key) > _LONGEST_KEY:
+        raise FormatError(f"the pickle has a tuple of {len(key):,} values as a key, which no state_dict has")
+    for item in key if several else (key,):
         if isinstance(item, Made):
             item.keyed = True
+        elif isinstance(item, int) and not -_LARGEST_KEY < item < _LARGEST_KEY:  # their hashes may all be equal
+            raise FormatError("the pickle has a number of more than 60 bits as a key, which no state_dict has")
         elif not (item is None or isinstance(item, str | int | float | complex | bytes | Name)):
             raise FormatError(f"the pickle has {shown(key)} as a key, which no state_dict has")
     return key
@@ -326,7 +334,11 @@ def _text(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-_integer = partial(int.from_bytes, byteorder="little", signed=True)
+def _integer(data: bytes) -> int:
+    if len(data) > _LONGEST_NUMBER:  # a longer one takes too long to print
+        raise FormatError(f"the pickle has a number of {len(data):,} bytes, which no file of torch has")
+    return int.from_bytes(data, byteorder="little", signed=True)
+
 
 _BY_CODE: Final[dict[bytes, _Operation]] = {
     b"\x80": _skip(1), b"\x95": _skip(8), b"(": _Machine.mark, b"0": _Machine.pop, b"1": _Machine.pop_group,
