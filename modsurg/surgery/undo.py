@@ -62,7 +62,7 @@ class _TensorState:
 
 @dataclass(slots=True)
 class _Children:
-    """The children of one module before an edit and after it.
+    """The children of one module before an edit (none of a new module) and after it.
 
     Attributes:
         path: Where the module is.
@@ -118,11 +118,11 @@ class Undo:
                 self._axes.setdefault(id(each.tensor), []).append(each.axes)
                 if resized.sizes.get("in_channels") == (3, 1):
                     self._summed.add(id(each.tensor))
-        self._parents = [
-            _Children(path, module, dict(journal.dicts[id(module._modules)][1]), dict(module._modules))
-            for path, module in after.modules.items()
-            if id(module._modules) in journal.dicts
-        ]
+        self._parents = []
+        for path, module in after.modules.items():
+            kept = journal.dicts.get(id(module._modules))
+            if kept is not None or id(module) not in before.paths:
+                self._parents.append(_Children(path, module, dict(kept[1] if kept else ()), dict(module._modules)))
         self._lists = [(values, list(values)) for values in journal.lists.values()]
         self._attributes = [(o, n, o.__dict__.get(n)) for o, n in journal.attributes.values() if n not in _FOLLOWED]
         self._owners = {
@@ -130,6 +130,13 @@ class Undo:
         }
         self._modes = {id(m): mode(m) for m in (*(each.parent for each in self._parents), *self._owners.values())}
         self._tensors = self._read_tensors(after) if journal.tensors else []
+        self._fresh = [
+            (f"{path}.{name}" if path else name, tensor, _last_edits.get(tensor))
+            for path, module in after.modules.items()
+            if id(module) not in before.paths
+            for name, tensor in module._parameters.items()
+            if tensor is not None
+        ]
         self._witness = next(((p, p.device, p.dtype) for p in _staying(before, after)), None)
 
     def run(self) -> None:
@@ -148,8 +155,9 @@ class Undo:
             for s in self._tensors
         ]
         for each in self._parents:
-            _, items = self._journal.dicts[id(each.parent._modules)]
-            items[:] = (each.before | each.find_kept()).items()
+            if id(each.parent._modules) in self._journal.dicts:
+                _, items = self._journal.dicts[id(each.parent._modules)]
+                items[:] = (each.before | each.find_kept()).items()
         self._journal.rollback()
         for state, data, grad, trains in later:
             self._carry_tensor(state, data, grad, trains)
@@ -196,6 +204,9 @@ class Undo:
                     return f'"{name}"'
             if _last_edits.get(state.tensor) is not self._token or self._is_lost(state):
                 return f'"{state.places[0][0]}"'
+        for name, tensor, edit in self._fresh:
+            if _last_edits.get(tensor) is not edit:
+                return f'"{name}"'
         for owner, name, value in self._attributes:
             if not _same(owner.__dict__.get(name), value):
                 path = next(iter(now.paths.get(id(owner), [])), type(owner).__name__)

@@ -390,6 +390,23 @@ def test_an_undo_inside_a_failed_transaction_and_twice():
         report.undo()
 
 
+def test_an_edit_inside_what_an_edit_put_in_is_named():
+    model = net()
+    first = wrap(model, "0", nn.Sequential)
+    second = insert_after(model, "0.0", nn.ReLU)
+    with pytest.raises(UndoError, match=r'^"0\.1" was changed since; undo the later edits first'):
+        first.undo()
+    second.undo()
+    first.undo()
+    first = replace(model, "3", nn.Linear(4, 7))
+    second = freeze(model, "3")
+    with pytest.raises(UndoError, match=r'^"3\.weight" was changed since'):
+        first.undo()
+    second.undo()
+    first.undo()
+    assert model[3].out_features == 2
+
+
 class Edits(RuleBasedStateMachine):
     """Random edits, modes and steps; undone in a random order, each is exact, or refused with nothing changed."""
 
@@ -501,5 +518,69 @@ class Edits(RuleBasedStateMachine):
         assert all(p.requires_grad for p in self.model.parameters())
 
 
-Edits.TestCase.settings = settings(max_examples=60, stateful_step_count=12, deadline=None)
+Edits.TestCase.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
 TestEdits = pytest.mark.filterwarnings("ignore::modsurg.errors.ModsurgWarning")(Edits.TestCase)
+
+
+def test_a_neighbour_of_a_frozen_norm_gets_the_mode_that_was_asked_for():
+    model = net()
+    freeze(model, "1")
+    insert_after(model, "1", nn.Dropout())
+    assert model[2].training
+
+
+def variants():
+    """Every optimizer of torch that takes dense parameters of any shape, in each way in which it can run."""
+    for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"):
+        for options in (
+            {},
+            {"foreach": True},
+            {"foreach": False},
+            {"fused": True},
+            {"amsgrad": True},
+            {"momentum": 0.9},
+        ):
+            try:
+                getattr(torch.optim, name)([nn.Parameter(torch.ones(2))], lr=0.01, **options)
+            except (TypeError, RuntimeError):
+                continue
+            yield name, options
+    yield "Adafactor", {}
+    yield "LBFGS", {"max_iter": 3}
+    yield "SGD", {"momentum": 0.9, "dampening": 0.5, "fused": True}
+
+
+def test_no_optimizer_is_forgotten():
+    own = {name for name in dir(torch.optim) if isinstance(getattr(torch.optim, name), type)}
+    matrices_or_sparse = {"Muon", "SparseAdam"}  # see test_optimizers_groups
+    assert own - {"Optimizer"} - matrices_or_sparse <= {name for name, _ in variants()}
+
+
+FOLLOWED = {
+    "replace": lambda m, o: replace(m, "3", lambda old: nn.Linear(4, 2), optimizer=o),
+    "resize": lambda m, o: resize(m, "3", out_features=5, optimizer=o),
+    "remove": lambda m, o: remove(m, "1", optimizer=o),
+    "insert": lambda m, o: insert_after(m, "0", nn.Linear(4, 4), optimizer=o),
+    "freeze": lambda m, o: freeze(m, "0", optimizer=o),
+}
+
+
+@pytest.mark.parametrize("verb", FOLLOWED)
+@pytest.mark.parametrize("steps", [(0, 0), (0, 2), (2, 0), (2, 2)])
+def test_every_optimizer_steps_after_an_edit_and_after_its_undo(verb, steps):
+    for name, options in variants():
+        model = net()
+        model[1] = nn.LayerNorm(4)
+        optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01, **options)
+        for _ in range(steps[0]):
+            step(model, optimizer)
+        report = FOLLOWED[verb](model, optimizer)
+        for _ in range(steps[1]):
+            step(model, optimizer)
+        report.undo()
+        assert names_in(optimizer, model) == [each for each, _ in model.named_parameters()]
+        before = [p.detach().clone() for p in model.parameters()]
+        step(model, optimizer)
+        step(model, optimizer)
+        assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), (name, options)
+        optimizer.load_state_dict(optimizer.state_dict())

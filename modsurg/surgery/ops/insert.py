@@ -14,6 +14,7 @@ from modsurg.surgery.ops.checks import refuse_cycle, refuse_fixed, refuse_wrappe
 from modsurg.surgery.ops.children import Entry, in_order, is_container, numbered, refuse_name, set_numbered
 from modsurg.surgery.ops.factory import Maker
 from modsurg.surgery.ops.targets import make_targets
+from modsurg.tree.eval_lock import mode
 from modsurg.tree.selection import Selection, exact_path
 from modsurg.tree.suggestions import nearest
 from modsurg.tree.walk import Tree, walk
@@ -75,7 +76,7 @@ def apply_insert(tree: Tree, changes: Sequence[Change], journal: Journal) -> tup
     for change in changes:
         assert change.new is not None
         assert change.anchor is not None
-        homes.settle(change.new, change.anchor, tree.paths[id(change.anchor)][0], change.anchor.training, journal)
+        homes.settle(change.new, change.anchor, tree.paths[id(change.anchor)][0], mode(change.anchor), journal)
         placed.append(replace(change, paths=tuple(paths[id(change.new)])))
     return placed, warnings
 
@@ -120,7 +121,7 @@ def apply_add(tree: Tree, changes: Sequence[Change], journal: Journal, before: s
         journal.keep_attr(parent, name)
         del parent.__dict__[name]
     journal.set_children(parent, entries)
-    Homes(tree).settle(change.new, parent, change.paths[0], parent.training, journal)
+    Homes(tree).settle(change.new, parent, change.paths[0], mode(parent), journal)
 
 
 def _no_container(path: str, parent: nn.Module, new: nn.Module, after: bool) -> str:

@@ -21,6 +21,7 @@ from modsurg.surgery.ops.factory import accepts
 from modsurg.surgery.ops.hints import warn_of_lost_parts
 from modsurg.surgery.ops.references import rewire, warn_of_untied
 from modsurg.surgery.ops.targets import keep_usable, make_targets, sites_with_parent
+from modsurg.tree.eval_lock import mode
 from modsurg.tree.selection import Selection
 from modsurg.tree.walk import Tree
 
@@ -72,7 +73,7 @@ def apply_remove(tree: Tree, changes: Sequence[Change], journal: Journal) -> lis
             else:
                 journal.set_child(tree.parent(path), last(path), change.new)
         if change.new is not None:
-            homes.settle(change.new, change.old, change.paths[0], change.old.training, journal)
+            homes.settle(change.new, change.old, change.paths[0], mode(change.old), journal)
     warnings += turn_off_fast_paths(tree, changes, journal)
     for key, names in deleted.items():
         parent = tree.modules[tree.paths[key][0]]
