@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.harness import Table, interleaved, there
 from modsurg import Trainer
-from modsurg.training.device import kept_memory, place
+from modsurg.training.device import place
 
 CPU = torch.device("cpu")
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -49,10 +49,9 @@ def loop(model: nn.Module, batches: Batches) -> None:
 
 
 def tuned(model: nn.Module, batches: Batches) -> None:
-    """The same with channels_last and kept memory."""
-    with kept_memory(CPU, on=True):
-        place(model, CPU, channels_last=True)
-        loop(model, batches)
+    """The same with channels_last."""
+    place(model, CPU, channels_last=True)
+    loop(model, batches)
 
 
 def ours(model: nn.Module, batches: Batches) -> None:

@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from modsurg.errors import BatchError
 from modsurg.tree.wrappers import unwrap
 
 
@@ -66,11 +68,11 @@ def forward(model: Callable[..., Any], accepted: frozenset[str] | None, batch: A
     - A pair `(inputs, target)`: the model gets the inputs; a tuple or mapping of inputs is spread over its arguments.
     - A longer tuple: the last is the target, the model gets the others.
     - A mapping or dataclass: the model gets the fields that its `forward` names, and the loss gets the whole batch.
-    - Anything else, and a tuple of one: input and target at once.
+    - Anything else, and what is in a tuple of one: input and target at once.
 
     Args:
         model: What to call, a module as a rule.
-        accepted: Names of `parameters_of(model)`.
+        accepted: The names in `read_signature(model)`.
         batch: On the model's device.
 
     Returns:
@@ -89,24 +91,72 @@ def forward(model: Callable[..., Any], accepted: frozenset[str] | None, batch: A
         batch = batch[0]
     named = None if isinstance(batch, torch.Tensor) else fields(batch)
     if named is None:
-        return model(batch), batch
+        return _spread(model, batch), batch
     if accepted is None:
         return model(**named), batch
     known = {name: value for name, value in named.items() if name in accepted}
     return (model(**known) if known else model(batch)), batch
 
 
-def parameters_of(model: nn.Module) -> frozenset[str] | None:
-    """The argument names of the model's forward, None if it takes any keyword; torch.compile is looked through.
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of a model's forward.
+
+    Attributes:
+        names: What they are called; None if any keyword is taken.
+        required: How many have to be given.
+        most: How many can be given by position; None if any number.
+    """
+
+    names: frozenset[str] | None
+    required: int = 1
+    most: int | None = 1
+
+
+def read_signature(model: nn.Module) -> Signature:
+    """Read the arguments of the model's forward; torch.compile is unwrapped.
 
     Example:
-        >>> parameters_of(nn.Linear(1, 1))
-        frozenset({'input'})
+        >>> read_signature(nn.Linear(1, 1))
+        Signature(names=frozenset({'input'}), required=1, most=1)
     """
     parameters = inspect.signature(unwrap(model).forward).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return frozenset(parameters)
+    kinds = [p.kind for p in parameters.values()]
+    by_position = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return Signature(
+        names=None if inspect.Parameter.VAR_KEYWORD in kinds else frozenset(parameters),
+        required=sum(p.default is p.empty for p in by_position),
+        most=None if inspect.Parameter.VAR_POSITIONAL in kinds else len(by_position),
+    )
+
+
+def predict_batch(model: Callable[..., Any], signature: Signature, batch: Any, *, has_targets: bool) -> Any:
+    """Call the model on a batch that may come without a target.
+
+    Args:
+        model: What to call.
+        signature: Of its forward.
+        batch: On the model's device. Of a tuple the model gets everything if its forward requires as much, and all
+            but the last if it takes no more.
+        has_targets: The last of a tuple is known to be the target.
+
+    Raises:
+        BatchError: The last of a tuple may be an optional input or a target.
+
+    Example:
+        >>> predict_batch(nn.Linear(3, 2), Signature(None), (torch.ones(4, 3), torch.zeros(4)), has_targets=False).shape
+        torch.Size([4, 2])
+    """
+    parts = len(batch) if isinstance(batch, tuple | list) else 1
+    if parts == 1 or (parts == 2 and not isinstance(batch[0], torch.Tensor)):
+        return forward(model, signature.names, batch)[0]
+    if signature.required >= parts:
+        return model(*batch)
+    if not has_targets and (signature.most is None or signature.most >= parts):
+        most = "any number of" if signature.most is None else f"up to {signature.most}"
+        text = f"of {describe(batch)} the last may be a target or an input, as forward takes {most} inputs"
+        raise BatchError(f"{text}. Try: batches ((a, b),) or dicts to give the model all of it, (a,) to leave b out.")
+    return forward(model, signature.names, batch)[0]
 
 
 def count(batch: Any) -> int:

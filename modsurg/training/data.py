@@ -1,17 +1,17 @@
 """The order of the batches: a loader that can be taken up again in the middle of an epoch."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from modsurg.checkpoints.rng import random_states, seed, set_random_states
 
 
-class Feed:
+class ResumableLoader:
     """A training loader whose position can be kept.
 
     A `DataLoader` draws what a plain loop would draw from torch's generator, so that the same seed gives the same
@@ -154,8 +154,8 @@ class _Order:
             self.ready = list(islice(self.rest, 1))
 
 
-class _Seeded(Dataset[Any]):
-    """A dataset in a worker that seeds the random generators for each batch."""
+class _SeededDataset(Dataset[Any]):
+    """Seed the random generators for each batch, in a worker that reads another dataset."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -173,10 +173,18 @@ class _Seeded(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
+
+class _WorkerInit:
+    """Let a worker see the user's own dataset, then call the user's `worker_init_fn`."""
+
+    def __init__(self, function: Callable[[int], object] | None) -> None:
+        self.function = function
+
+    def __call__(self, worker: int) -> None:
+        info: Any = get_worker_info()
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # the class of `info` is frozen
+        if self.function is not None:
+            self.function(worker)
 
 
 def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:
@@ -185,7 +193,10 @@ def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:
     options: dict[str, Any] = {"sampler": order, "batch_size": None} if single else {"batch_sampler": order}
     if loader.persistent_workers:  # they draw their seed once a loader: not from the generator of the order
         options["generator"] = torch.Generator()
-    return rebuilt(loader, _Seeded(loader.dataset) if loader.num_workers else loader.dataset, **options)
+    if not loader.num_workers:
+        return rebuilt(loader, loader.dataset, **options)
+    options["worker_init_fn"] = _WorkerInit(loader.worker_init_fn)
+    return rebuilt(loader, _SeededDataset(loader.dataset), **options)
 
 
 def parts(loader: Any) -> list[Any]:

@@ -1,10 +1,6 @@
-"""The device a run is on, the precision it has there, and the memory habits of the CPU."""
+"""The device a run is on, and the precision that it has there."""
 
-import contextlib
-import ctypes
-import platform
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -15,9 +11,6 @@ from modsurg.errors import DeviceError, listed
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_THRESHOLD = 32 * 2**20
-_USUAL_THRESHOLD = 128 * 2**10
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -77,7 +70,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
         ...     nn.Linear(2, 2)(torch.ones(1, 2)).dtype
         torch.bfloat16
     """
-    return contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, _DTYPES[precision])
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, _DTYPES[precision])
 
 
 def check_precision(device: torch.device, precision: Precision) -> None:
@@ -103,24 +96,3 @@ def check_precision(device: torch.device, precision: Precision) -> None:
             torch.autograd.backward((weight @ weight).sum())
     except RuntimeError as error:
         raise DeviceError(refusal) from error
-
-
-@contextlib.contextmanager
-def kept_memory(device: torch.device, *, on: bool) -> Iterator[None]:
-    """Inside the block, glibc keeps the memory of freed tensors for the next ones of that size.
-
-    By default it gives a large tensor's pages back to the system at once and asks for new, zeroed ones for the next
-    batch. Afterwards its usual thresholds are set again. Elsewhere than on a CPU with glibc nothing happens.
-    """
-    if not on or device.type != "cpu" or platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(_M_MMAP_THRESHOLD, _USUAL_THRESHOLD)
-        libc.mallopt(_M_TRIM_THRESHOLD, _USUAL_THRESHOLD)
-        libc.malloc_trim(0)

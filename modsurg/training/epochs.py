@@ -129,6 +129,8 @@ class Epoch:
             self._go_back()
         elif self.window.held:
             self.run.move(self)
+            for function in self.run.on_step:
+                function(self.trainer)
         if self.complete and self.batch == 0:
             raise BatchError(f"epoch {self.number}: the train loader gave no batch; it must give at least one.")
         self.run.close(self)

@@ -13,7 +13,8 @@ from modsurg.training.distributed import farewell, lost
 if TYPE_CHECKING:
     from modsurg.training.trainer import Trainer
 
-EXPECTED = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
+_LOOKUPS = (KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError)
+EXPECTED = (RuntimeError, ValueError, TypeError, MemoryError, *_LOOKUPS)
 
 _CASTS = {
     " and Float": "The weights are float32: inputs.float().",  # a linear layer's words
@@ -38,14 +39,17 @@ def measured(trainer: "Trainer", model: Any, batch: Any, where: object, *, look:
     Raises:
         BatchError: Model or loss can't take the batch.
     """
+    output = None
     try:
         with trainer.autocast:
-            output, target = forward(model, trainer.accepted, batch)
+            output, target = forward(model, trainer.signature.names, batch)
             if look and trainer.place.type != "cpu":
                 check_labels(where, trainer.loss, output, target)
             loss = trainer.loss(output, target)
     except EXPECTED as error:
-        raise explain(error, trainer, where, batch) from error
+        raise explain(error, trainer, where, batch, output) from error
+    if look and isinstance(batch, tuple | list) and len(batch) > 1:
+        trainer.has_targets = True
     return loss, output, target
 
 
@@ -64,8 +68,11 @@ def check_scalar(loss: Any, where: object) -> None:
     raise BatchError(f"{where}: the loss {fix}")
 
 
-def explain(error: Exception, trainer: "Trainer", where: object, batch: Any) -> Exception:
-    """Give the error to raise in place of one that model, loss or backward (then there is no batch) raised."""
+def explain(error: Exception, trainer: "Trainer", where: object, batch: Any, output: Any = None) -> Exception:
+    """Give the error to raise in place of one that model, loss or backward (then there is no batch) raised.
+
+    The output is there if the model came to its end, so that the loss failed.
+    """
     if lost(error):
         return farewell(error)
     if out_of_memory(error):
@@ -84,13 +91,15 @@ def explain(error: Exception, trainer: "Trainer", where: object, batch: Any) -> 
         )
     model = type(trainer.model).__name__
     if isinstance(error, TypeError) and (named := fields(batch)) is not None:
-        if trainer.accepted and not trainer.accepted & set(named):
-            return BatchError(f"{where}: {_unlike(model, trainer.accepted, list(map(str, named)))}")
+        if trainer.signature.names and not trainer.signature.names & set(named):
+            return BatchError(f"{where}: {_unlike(model, trainer.signature.names, list(map(str, named)))}")
         error = TypeError(
             f'{error}. The loss gets the whole batch: loss=lambda output, batch: f(output, batch["name"]).'
         )
     has = describe(batch)
-    return BatchError(f"{where}: {model} and the loss can't take {has}: {error}{_cast(error, has)}")
+    said = f"{type(error).__name__}: {error}" if isinstance(error, _LOOKUPS) else str(error)
+    given = f", of which {model} makes {describe(output)}" if isinstance(error, _LOOKUPS) and output is not None else ""
+    return BatchError(f"{where}: {model} and the loss can't take {has}{given}: {said}{_cast(error, has)}")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -138,7 +147,7 @@ def _largest(trainer: "Trainer", batch: Any) -> int:
 
 def _try(trainer: "Trainer", batch: Any) -> None:
     with trainer.autocast:
-        loss = trainer.loss(*forward(trainer.model, trainer.accepted, batch))
+        loss = trainer.loss(*forward(trainer.model, trainer.signature.names, batch))
     torch.autograd.backward(loss)
 
 
@@ -151,7 +160,7 @@ def _labels(error: Exception, trainer: "Trainer", batch: Any) -> str:
         return ""
     try:
         with torch.no_grad():
-            classes = first_tensor(forward(trainer.model, trainer.accepted, batch)[0])
+            classes = first_tensor(forward(trainer.model, trainer.signature.names, batch)[0])
     except EXPECTED:
         return ""
     return "" if classes is None or classes.ndim < 2 else _range(target, classes.shape[1])
@@ -198,6 +207,8 @@ def _range(target: torch.Tensor, classes: int) -> str:
 
 def _cast(error: Exception, has: str) -> str:
     """What to write where the batch has the right numbers in another dtype or shape."""
+    if "required positional argument" in str(error):
+        return ". Of a tuple the last is the target; to give the model all of it: ((a, b), target)."
     if "ndarray" in has:
         return ". Make tensors of the arrays: torch.as_tensor(array)."
     return next((f". {fix}" for said, fix in _CASTS.items() if said in str(error)), "")

@@ -9,7 +9,7 @@ from torch import nn
 
 from modsurg.checkpoints.rng import random_states, set_random_states
 from modsurg.errors import BatchError
-from modsurg.training.batches import count, fields, forward, move, part
+from modsurg.training.batches import count, fields, move, part, predict_batch
 from modsurg.training.data import generators
 from modsurg.training.distributed import share_of
 from modsurg.training.error_messages import EXPECTED, check_scalar, explain, measured
@@ -49,7 +49,10 @@ def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
         for number, taken in enumerate(batches, 1):
             batch = move(taken, trainer.place)
             try:
-                output, _ = forward(_runner(trainer, model), trainer.accepted, batch)
+                runner = _runner(trainer, model)
+                output = predict_batch(runner, trainer.signature, batch, has_targets=trainer.has_targets)
+            except BatchError as error:
+                raise BatchError(f"prediction, batch {number}: {error}") from None
             except EXPECTED as error:
                 raise explain(error, trainer, f"prediction, batch {number}", batch) from error
             outputs.append(move(output, torch.device("cpu")))
@@ -101,7 +104,7 @@ def _pair(trainer: "Trainer", batch: Any) -> tuple[torch.Tensor, Any] | None:
     if isinstance(batch, tuple | list):
         return (batch[0], batch[1]) if len(batch) == 2 and isinstance(batch[0], torch.Tensor) else None
     named = {name: value for name, value in (fields(batch) or {}).items() if isinstance(value, torch.Tensor)}
-    inputs = [value for name, value in named.items() if trainer.accepted == frozenset({name})]
+    inputs = [value for name, value in named.items() if trainer.signature.names == frozenset({name})]
     targets = [value for value in named.values() if value.ndim == 1 and not value.is_floating_point()]
     return (inputs[0], targets[0]) if len(inputs) == len(targets) == 1 else None
 

@@ -231,7 +231,7 @@ class Watch:
 def _measured(metric: Metric, output: Any, target: Any, samples: int) -> Any:
     try:
         value = metric(output, target)
-    except (*EXPECTED, AttributeError, KeyError) as error:
+    except EXPECTED as error:
         if lost(error) or out_of_memory(error):
             raise
         kinds = f"output {describe(output)} and target {describe(target)}"

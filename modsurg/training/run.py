@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,7 @@ from modsurg.training import checkpointing as keeping
 from modsurg.training import distributed as processes
 from modsurg.training import evaluation
 from modsurg.training import validation as checks
-from modsurg.training.data import Feed, generators
-from modsurg.training.device import kept_memory
+from modsurg.training.data import ResumableLoader, generators
 from modsurg.training.epochs import Epoch
 from modsurg.training.logs import Board
 from modsurg.training.loop import Meter, Window
@@ -43,7 +42,8 @@ class Run:
         *,
         patience: int | None,
         thaw: Mapping[int, Where],
-        on_epoch: Callable[["Trainer"], object] | None = None,
+        on_step: Any = None,
+        on_epoch: Any = None,
     ) -> None:
         checks.check_loader(train_loader, "train_loader")
         if val_loader is not None:
@@ -52,13 +52,16 @@ class Run:
         checks.check_count("patience", patience, 1, "how many epochs to wait, patience=None for no end.")
         self.trainer = trainer
         self.val_loader = val_loader
-        self.feed = Feed(processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader)
+        self.feed = ResumableLoader(
+            processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader
+        )
         trainer.generators = generators(train_loader, val_loader)
         self.asked = self.end = epochs
         self.schedulers = trainer.schedulers
         self.patience = patience
         self.thaw = thaw
-        self.on_epoch = on_epoch
+        self.on_step = checks.as_functions("on_step", on_step)
+        self.on_epoch = checks.as_functions("on_epoch", on_epoch)
         self.target, self.lower = _target(trainer, val_loader is not None)
         everywhere = trainer.place if trainer.world > 1 else None
         self.window = Window(trainer.optimizer, trainer.accumulate, trainer.clip_norm, trainer.scaler, everywhere)
@@ -73,7 +76,6 @@ class Run:
         self._begin(resume)
         with contextlib.ExitStack() as stack:
             stack.callback(self._end)
-            stack.enter_context(kept_memory(trainer.place, on=trainer.keep_memory))
             stack.enter_context(_signals(trainer))
             if trainer.log_dir is not None and processes.rank() == 0:
                 trainer.board = Board(trainer.log_dir)
@@ -87,6 +89,7 @@ class Run:
                 self._logged = (meter.samples, 0.0)
                 self.epoch = Epoch(self, meter)
                 yield from self._lent(self.epoch)
+            trainer.agree()
 
     def open(self, epoch: Epoch) -> Iterator[Any]:
         """The batches of an epoch, from where an interrupted run left it."""
@@ -192,8 +195,8 @@ class Run:
             raise
         epoch.close()
         try:
-            if self.on_epoch is not None and epoch.row:
-                self.on_epoch(self.trainer)
+            for function in self.on_epoch if epoch.row else ():
+                function(self.trainer)
         finally:
             if self.due:
                 self.keep()
@@ -224,14 +227,18 @@ class Run:
 
     def _over(self) -> bool:
         trainer, stale = self.trainer, self.trainer.position.stale
-        stopped = trainer.stopping
-        if not stopped and self.patience is not None and stale >= self.patience:
-            stopped = f"{self.target} did not get better for {stale} epochs"
-        trainer.history.stopped = stopped
-        if stopped:
-            told = f"stopped at step {trainer.step} ({'Ctrl-C' if stopped == 'SIGINT' else stopped})"
+        if self.patience is not None and stale >= self.patience and not trainer.stopping:
+            trainer.history.stopped = f"{self.target} did not get better for {stale} epochs"
+        return bool(trainer.stopping or trainer.history.stopped)
+
+    def _say_why(self) -> None:
+        """Say why the run ended early, whichever way it ended: a stop may come in the last validation or on_epoch."""
+        trainer = self.trainer
+        trainer.history.stopped = trainer.stopping or trainer.wanted or trainer.history.stopped
+        if trainer.history.stopped:
+            reason = "Ctrl-C" if trainer.history.stopped == "SIGINT" else trainer.history.stopped
+            told = f"stopped at step {trainer.step} ({reason})"
             trainer.screen.line(f"{told}{keeping.way_on(trainer) if trainer.stopping else ''}")
-        return bool(stopped)
 
     def _thaw(self) -> None:
         done = self.trainer.position.epoch - self.trainer.position.start
@@ -249,6 +256,7 @@ class Run:
     def _end(self) -> None:
         trainer = self.trainer
         trainer.screen.close()
+        self._say_why()
         if trainer.board is not None:
             trainer.board.close(trainer)
             trainer.board = None

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from modsurg.errors import TrainingError
 from modsurg.training import checkpointing as keeping
 from modsurg.training import distributed as processes
 from modsurg.training import edits, evaluation
-from modsurg.training.batches import parameters_of
+from modsurg.training.batches import read_signature
 from modsurg.training.checkpointing import Position
 from modsurg.training.device import Precision, autocast, check_precision, pick_device, place
 from modsurg.training.distributed import Strategy
@@ -30,6 +30,8 @@ from modsurg.tree.selection import Where
 if TYPE_CHECKING:
     from modsurg.surgery.edit import Edit
     from modsurg.surgery.report import Report
+
+Functions: TypeAlias = "Callable[[Trainer], object] | Sequence[Callable[[Trainer], object]] | None"
 
 
 @dataclass(eq=False, repr=False)
@@ -64,7 +66,6 @@ class Trainer:
         average: An `AveragedModel` of the model (EMA or SWA): updated after every step, and validated in its place.
         strategy: Under torchrun, `"ddp"` gives every process the model, `"fsdp"` a part of it (FSDP2).
         channels_last: Lay out the weights of 2-d convolutions so that they compute faster.
-        keep_memory: Let the CPU's allocator keep freed memory during a run.
         progress: Show a progress bar, or lines where there is no terminal.
         trust: Packages or classes from which a resumed run may build the modules of an edit.
         runner: The model as it is to be called in training: compiled with `compile`, data-parallel under torchrun.
@@ -104,7 +105,6 @@ class Trainer:
     average: AveragedModel | None = None
     strategy: Strategy = "ddp"
     channels_last: bool = True
-    keep_memory: bool = True
     progress: bool = True
     trust: Any = ()
 
@@ -124,6 +124,7 @@ class Trainer:
         self.resumed = 0  # how many of them the file had from which the run went on
         self.generators: list[torch.Generator] = []
         self.stopping = self.wanted = ""
+        self.has_targets = False
         self.screen = Screen(self.progress and processes.rank() == 0)
         self.board: Board | None = None
         self.running: Run | None = None
@@ -171,8 +172,8 @@ class Trainer:
         resume: bool | str | os.PathLike[str] = False,
         patience: int | None = None,
         thaw: Mapping[int, Where] | None = None,
-        on_step: Callable[["Trainer"], object] | None = None,
-        on_epoch: Callable[["Trainer"], object] | None = None,
+        on_step: Functions = None,
+        on_epoch: Functions = None,
     ) -> History:
         """Train for `epochs` epochs more.
 
@@ -188,9 +189,8 @@ class Trainer:
                 bit for bit that of the run without the interruption.
             patience: Stop after so many epochs in which `best` did not get better.
             thaw: Epoch -> what is unfrozen when so many epochs are finished: `{2: "layer4.**", 4: "**"}`.
-            on_step: Called with the trainer after each of the optimizer's steps.
-            on_epoch: Called with the trainer after each epoch, before `last` is written; `trainer.history[-1]` is the
-                epoch's row.
+            on_step: A function, or several, called with the trainer after each of the optimizer's steps.
+            on_epoch: The same after each epoch, before `last` is written; `trainer.history[-1]` is the epoch's row.
 
         Returns:
             The history of the whole run, earlier calls included.
@@ -200,12 +200,14 @@ class Trainer:
             NonFiniteError: The loss became NaN or infinite; the weights are those of the last good step.
             TrainingError: What else can't work, before the first step where it can be seen.
         """
-        run = Run(self, train_loader, val_loader, epochs, patience=patience, thaw=thaw or {}, on_epoch=on_epoch)
+        options: dict[str, Any] = {"patience": patience, "thaw": thaw or {}, "on_step": on_step, "on_epoch": on_epoch}
+        run = Run(self, train_loader, val_loader, epochs, **options)
         try:
             for epoch in run.epochs(resume):
                 for batch in epoch:
-                    if epoch.step(*epoch.forward(batch)) and on_step is not None:
-                        on_step(self)
+                    if epoch.step(*epoch.forward(batch)):
+                        for function in run.on_step:
+                            function(self)
         except KeyboardInterrupt:
             if self.stopping != "SIGINT":
                 raise
@@ -333,5 +335,5 @@ class Trainer:
         self.runner = torch.compile(runner) if self.compile else runner
         if runner is not self.model:
             processes.watch(self.runner)
-        self.accepted = parameters_of(self.model)
+        self.signature = read_signature(self.model)
         self.watch = Watch(self.model, self.place)

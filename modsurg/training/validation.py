@@ -1,7 +1,8 @@
 """What can be seen before the first step: options, loaders, schedules and an optimizer that can't work."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -38,6 +39,10 @@ def check_options(trainer: "Trainer") -> None:
         raise TrainingError(f"{kind} needs a closure, which runs a batch many times: {kind} in a loop of your own.")
     if isinstance(loss, type) or not callable(loss):
         raise TrainingError(f"loss is {_kind(loss)}: loss=nn.CrossEntropyLoss(), or a function of (output, target).")
+    options = loss.keywords if isinstance(loss, partial) else {}
+    if options.get("reduction", getattr(loss, "reduction", None)) == "sum":
+        text = 'the loss adds up its batch (reduction="sum"), and the trainer needs the mean, whatever the batch size'
+        raise TrainingError(f'{text}. Try: reduction="mean".')
     split_schedulers(trainer.scheduler, optimizer)
     check_count("accumulate", trainer.accumulate, 1, "a step takes at least one batch, accumulate=1.")
     check_count("keep", trainer.keep, 0, "how many files, keep=0 for none.")
@@ -53,6 +58,34 @@ def check_options(trainer: "Trainer") -> None:
         raise TrainingError('precision="fp16" trains weights of float32, and the model has float16: model.float().')
     if trainer.average is not None and _shapes(getattr(trainer.average, "module", None)) != _shapes(model):
         raise TrainingError("average is no AveragedModel of this model: AveragedModel(model).")
+
+
+def as_functions(name: str, given: Any) -> tuple[Callable[..., object], ...]:
+    """Give the functions of `on_step` or `on_epoch`: one, several or none, each of which takes the trainer.
+
+    Raises:
+        TrainingError: Something that can't be called with the trainer alone.
+
+    Example:
+        >>> len(as_functions("on_step", [print, repr]))
+        2
+    """
+    functions = tuple(given) if isinstance(given, list | tuple) else () if given is None else (given,)
+    for function in functions:
+        if isinstance(function, type) or not callable(function):
+            fix = f"{name}=lambda trainer: print(trainer.step), or a list of such functions"
+            raise TrainingError(f"{name} is {_kind(function)}, not a function. Try: {fix}.")
+        try:
+            takes = inspect.signature(function)
+        except (TypeError, ValueError):  # a function of C says nothing of its arguments
+            continue
+        try:
+            takes.bind(object())
+        except TypeError as error:
+            called = getattr(function, "__name__", type(function).__name__)
+            text = f"{name} is called with the trainer alone, and {called} takes {takes} ({error})"
+            raise TrainingError(f"{text}. Try: {name}=lambda trainer: print(trainer.step).") from None
+    return functions
 
 
 def check_count(name: str, value: object, least: int, what: str) -> None:
@@ -132,6 +165,7 @@ def check_loader(loader: Any, name: str, *, again: bool = True) -> None:
     Raises:
         BatchError: With the fix.
     """
+    _check_data(loader, name)
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise BatchError(f"{name} is a {type(loader).__name__}, which gives no batches: pass a DataLoader or a list.")
     if again and isinstance(loader, Iterator):
@@ -144,6 +178,36 @@ def check_loader(loader: Any, name: str, *, again: bool = True) -> None:
             make = counted(samples, "sample makes", "samples make")
             hint = f" (drop_last=True, and {make} no batch of {loader.batch_size})"
         raise BatchError(f"{name} is empty{hint}: it must give at least one batch.")
+
+
+def _check_data(loader: Any, name: str) -> None:
+    """Refuse the data itself, of which each row would become a batch."""
+    if isinstance(loader, Mapping | str | bytes):
+        text = f"{name} is a {type(loader).__name__}, which gives its parts and not batches"
+        raise BatchError(f"{text}. Try: a DataLoader, or a list of batches.")
+    if _is_array(loader):
+        text = f"is a {type(loader).__name__}, of which each row would be a batch"
+    elif isinstance(loader, tuple | list) and _is_table(loader):
+        text = (
+            f"is a {type(loader).__name__} of {counted(len(loader), 'array', 'arrays')}, each of which would be a batch"
+        )
+    else:
+        return
+    fix = "DataLoader(TensorDataset(x, y), batch_size=32), of tensors x and y, or a list of batches"
+    raise BatchError(f"{name} {text}. Try: {fix}.")
+
+
+def _is_array(value: object) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "__getitem__") and not isinstance(value, Dataset | DataLoader)
+
+
+def _is_table(loader: Sequence[Any]) -> bool:
+    """Whether a sequence holds the columns of a dataset; a list of equal tensors is a list of batches."""
+    if not loader or not all(_is_array(part) for part in loader):
+        return False
+    kinds = {(str(part.dtype), part.ndim) for part in loader if isinstance(part, torch.Tensor)}
+    lengths = {len(part) if part.ndim else 0 for part in loader}
+    return isinstance(loader, tuple) or not kinds or (len(kinds) > 1 and len(lengths) == 1)
 
 
 def check_run(run: "Run") -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg.training.batches import count, describe, fields, forward, move, parameters_of, part
+from modsurg.training.batches import count, describe, fields, forward, move, part, read_signature
 
 Pair = collections.namedtuple("Pair", "image label")
 
@@ -95,7 +95,7 @@ class TestForward:
                 return a + b
 
         x, y = torch.ones(2), torch.zeros(2)
-        accepted = parameters_of(Two())
+        accepted = read_signature(Two()).names
         assert forward(Two(), accepted, (x, x, y))[1] is y
         assert forward(Two(), accepted, ((x, x), y))[0].tolist() == [2, 2]
         assert forward(Two(), accepted, ({"a": x, "b": x}, y))[0].tolist() == [2, 2]
@@ -111,9 +111,9 @@ class TestForward:
                 return fields
 
         batch = {"x": torch.ones(2), "y": torch.zeros(2)}
-        assert forward(Named(), parameters_of(Named()), batch) == (batch["x"], batch)
-        assert forward(Anything(), parameters_of(Anything()), batch)[0] == batch
-        assert parameters_of(Anything()) is None
-        assert parameters_of(torch.compile(Named())) == {"x"}
-        assert forward(Named(), parameters_of(Named()), Sample(batch["x"]))[0] is batch["x"]
+        assert forward(Named(), read_signature(Named()).names, batch) == (batch["x"], batch)
+        assert forward(Anything(), read_signature(Anything()).names, batch)[0] == batch
+        assert read_signature(Anything()).names is None
+        assert read_signature(torch.compile(Named())).names == {"x"}
+        assert forward(Named(), read_signature(Named()).names, Sample(batch["x"]))[0] is batch["x"]
         assert fields(Sample) is None

@@ -4,10 +4,17 @@ import random
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    WeightedRandomSampler,
+    get_worker_info,
+)
 
 from modsurg.checkpoints.rng import random_states
-from modsurg.training.data import Feed, length
+from modsurg.training.data import ResumableLoader, length
 
 
 class Decoding(Dataset):
@@ -57,7 +64,7 @@ def loaders():
 def test_the_rest_of_an_epoch_is_the_same(name, make):
     torch.manual_seed(0)
     random.seed(0)
-    feed = Feed(make())
+    feed = ResumableLoader(make())
     list(feed.begin(0))
     batches = feed.begin(1)
     for _ in range(2):
@@ -65,7 +72,7 @@ def test_the_rest_of_an_epoch_is_the_same(name, make):
     now = random_states()
     kept = feed.states
     expected = list(batches)
-    again = Feed(make())
+    again = ResumableLoader(make())
     torch.manual_seed(9)
     from modsurg.checkpoints.rng import set_random_states
 
@@ -76,7 +83,7 @@ def test_the_rest_of_an_epoch_is_the_same(name, make):
 
 
 def test_what_was_seen_is_not_decoded_again():
-    feed = Feed(DataLoader(Decoding(), batch_size=4, shuffle=True))
+    feed = ResumableLoader(DataLoader(Decoding(), batch_size=4, shuffle=True))
     list(feed.begin(0))
     Decoding.decoded = 0
     assert len(list(feed.again(0, 3, feed.states, None))) == 2
@@ -90,9 +97,37 @@ def test_samplers_are_told_the_epoch():
         def set_epoch(self, epoch):
             told.append(epoch)
 
-    list(Feed(Told([1])).begin(4))
+    list(ResumableLoader(Told([1])).begin(4))
     assert told == [4]
 
 
 def test_length():
     assert [length(loader) for loader in ([1], DataLoader(Stream()), iter([]))] == [1, None, None]
+
+
+class Shifted(Dataset):
+    """Adds what a worker wrote into it, and sees that workers know it as itself."""
+
+    shift = 0
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        assert get_worker_info().dataset is self or isinstance(get_worker_info().dataset, Subset)
+        return index + self.shift
+
+
+def shift_by_ten(worker):
+    dataset = get_worker_info().dataset
+    inner = dataset.dataset if isinstance(dataset, Subset) else dataset
+    assert type(inner) is Shifted
+    inner.shift = 10
+
+
+@pytest.mark.parametrize("part", [Shifted(), Subset(Shifted(), range(4, 8))], ids=["dataset", "subset"])
+def test_a_worker_writes_to_the_dataset_itself(part):
+    loader = DataLoader(part, batch_size=4, num_workers=1, worker_init_fn=shift_by_ten)
+    expected = [batch.tolist() for batch in loader]
+    assert expected[-1] == [14, 15, 16, 17]
+    assert [batch.tolist() for batch in ResumableLoader(loader).begin(0)] == expected

@@ -1,14 +1,11 @@
 """Devices and precisions that are there, and those that are not."""
 
-import ctypes
-import platform
-
 import pytest
 import torch
 from torch import nn
 
 from modsurg.errors import DeviceError
-from modsurg.training.device import check_precision, kept_memory, pick_device, place
+from modsurg.training.device import check_precision, pick_device, place
 
 
 def test_auto_is_the_accelerator_or_the_cpu():
@@ -53,29 +50,3 @@ def test_place_keeps_parameters_themselves_and_other_layouts():
     assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert model[1].weight.is_contiguous()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_the_allocator_keeps_a_large_block_only_inside():
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-    libc.malloc.argtypes, libc.free.argtypes, libc.sbrk.argtypes = [ctypes.c_size_t], [ctypes.c_void_p], [ctypes.c_long]
-    size = 8 * 2**20
-
-    def grown():
-        before = libc.sbrk(0)
-        block = libc.malloc(size)
-        after = libc.sbrk(0)
-        libc.free(block)
-        return after - before, libc.sbrk(0) - before
-
-    with kept_memory(torch.device("cpu"), on=True):
-        first, still = grown()
-        assert still == first
-        assert grown()[0] == 0
-    assert grown()[0] == 0
-
-
-def test_nothing_happens_where_it_is_off():
-    with kept_memory(torch.device("cpu"), on=False), kept_memory(torch.device("meta"), on=True):
-        pass

@@ -24,7 +24,7 @@ from torch.utils.data import (
 
 from modsurg.errors import BatchError, TrainingError
 from modsurg.training import distributed as under_test
-from modsurg.training.data import Feed
+from modsurg.training.data import ResumableLoader
 from modsurg.training.distributed import check_sharding, divided, farewell, gathered, join, lost, rank, share_of, summed
 
 OLD = torch.__version__ < "2.9"
@@ -305,7 +305,7 @@ def test_loaders_of_another_class_keep_their_habits(two):
     sampler = DistributedSampler(range(8), num_replicas=2, rank=0)
     distributed = Own(range(8), 2, sampler=sampler)
     assert [len(part) for part in (*two(share_of, distributed), *two(divided, distributed, 0))] == [2, 2, 2, 2]
-    first, second = two(lambda loader: Feed(divided(loader, 0)).begin(3), Own(range(8), 2))
+    first, second = two(lambda loader: ResumableLoader(divided(loader, 0)).begin(3), Own(range(8), 2))
     assert [batch.tolist() for batch in (*first, *second)] == [[0, 1], [4, 5], [2, 3], [6, 7]]
     assert told == [3, 3]
 

@@ -1,6 +1,9 @@
 """The trainer as a user meets it: fit, evaluate, predict, and a run that goes on."""
 
+import ctypes
+import gc
 import math
+import signal
 
 import pytest
 import torch
@@ -105,6 +108,7 @@ class TestFit:
             on_epoch=lambda trainer: epochs.append(trainer.history[-1]["epoch"]),
         )
         assert epochs == [1, 2]
+        assert steps == [1, 2, 3, 4, 5, 6]  # those of the last windows too
 
     def test_a_model_in_evaluation_mode_trains_in_training_mode_and_frozen_parts_stay(self):
         model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
@@ -186,7 +190,7 @@ class TestOptions:
             make(model, **options).fit([(torch.ones(2, 3, 8, 8), torch.tensor([0, 1]))], epochs=2)
             return model
 
-        fast, plain = run(), run(channels_last=False, keep_memory=False)
+        fast, plain = run(), run(channels_last=False)
         assert fast[0].weight.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(fast[0].weight, plain[0].weight.contiguous())
 
@@ -585,3 +589,80 @@ class TestPredict:
         assert torch.equal(trainer.predict(data().tensors[0]), expected)
         assert model.training
         assert model[2].training
+
+    def test_a_pair_is_never_cut_in_silence(self):
+        class Masked(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(4, 2)
+
+            def forward(self, x, mask=None):
+                return self.layer(x if mask is None else x * mask)
+
+        class NeedsMask(Masked):
+            def forward(self, x, mask):
+                return super().forward(x, mask)
+
+        class Free(Masked):
+            def forward(self, *tensors):
+                return super().forward(*tensors)
+
+        x, mask = torch.randn(8, 4), torch.zeros(8, 4)
+        needs = NeedsMask()
+        trainer = make(needs, loss=nn.MSELoss())
+        assert torch.equal(trainer.predict([(x, mask)]), needs(x, mask))
+        assert torch.equal(trainer.predict([((x, mask), torch.zeros(8))]), needs(x, mask))
+        for kind in (Masked, Free):
+            model = kind()
+            trainer = make(model, loss=nn.MSELoss())
+            with pytest.raises(BatchError, match=r"prediction, batch 1: .*may be a target or an input.*\(\(a, b\),\)"):
+                trainer.predict([[x, mask]])
+            assert torch.equal(trainer.predict([((x, mask),)]), model(x, mask))
+            assert torch.equal(trainer.predict([(x,)]), model(x))
+            trainer.evaluate([(x, torch.zeros(8, 2))])  # so that the last of a pair is known to be a target
+            assert torch.equal(trainer.predict([(x, mask)]), model(x))
+        model = Masked()
+        assert torch.equal(make(model).predict([{"x": x, "mask": mask}]), model(x, mask))
+        three = NeedsMask()
+        assert torch.equal(make(three).predict([(x, mask, torch.zeros(8))]), three(x, mask))
+
+    def test_an_input_that_was_taken_for_a_target_is_named(self):
+        with pytest.raises(BatchError, match=r"Of a tuple the last is the target; .*: \(\(a, b\), target\)"):
+            make(nn.Bilinear(4, 4, 2)).fit([(torch.ones(2, 4), torch.ones(2, 4))])
+
+
+class TestLossErrors:
+    @pytest.mark.parametrize("error", [KeyError("loss"), AttributeError("no items"), IndexError("5"), AssertionError()])
+    def test_a_loss_that_fails_names_the_batch(self, error):
+        def loss(output, target):
+            raise error
+
+        named = rf"batch 1.*: Sequential and the loss can't take \(float32\[50, 6\], .*{type(error).__name__}"
+        trainer = make(loss=loss)
+        for call in (trainer.fit, trainer.evaluate):
+            with pytest.raises(BatchError, match=named):
+                call([data().tensors])
+
+    def test_a_model_that_gives_something_else_in_evaluation(self):
+        class Detector(nn.Linear):
+            def forward(self, x):
+                output = super().forward(x)
+                return {"a": output.mean()} if self.training else [output]
+
+        trainer = make(Detector(4, 2), loss=lambda output, batch: sum(output.values()))
+        batches = [{"x": torch.ones(4, 4), "y": torch.zeros(4)}]
+        made = r"of which Detector makes \(float32\[4, 2\]\): AttributeError"
+        with pytest.raises(BatchError, match=rf"evaluation, batch 1: .*{made}"):
+            trainer.fit(batches, batches)
+
+
+def test_the_process_is_left_as_it_was(monkeypatch):
+    def state():
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        modes = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype()
+        return handlers, modes, gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("asks the C library for something"))
+    before = state()
+    make().fit(DataLoader(data(), batch_size=8), DataLoader(data(), batch_size=8))
+    assert state() == before

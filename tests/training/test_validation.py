@@ -1,13 +1,16 @@
 """What is refused before the first step."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, TensorDataset
 
 from modsurg import Trainer, freeze
-from modsurg.errors import ModsurgWarning, NoMatchError, TrainingError
+from modsurg.errors import BatchError, ModsurgWarning, NoMatchError, TrainingError
 from modsurg.training.validation import named_metrics
 
 BATCHES = [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))]
@@ -169,3 +172,72 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="checkpoint_dir can't be made: .*File exists"):
         make(checkpoint_dir=tmp_path / "file").fit(BATCHES)
+
+
+class Hook:
+    """Not a function."""
+
+
+@pytest.mark.parametrize("name", ["on_step", "on_epoch"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("x", "is a str, not a function. Try: {}=lambda trainer: print"),
+        ([print, Hook()], "is a Hook, not a function"),
+        (Hook, "is the class Hook, not made yet, not a function"),
+        (lambda trainer, epoch: None, r"is called with the trainer alone, and <lambda> takes \(trainer, epoch\)"),
+        ([lambda: None], r"is called with the trainer alone, and <lambda> takes \(\)"),
+    ],
+)
+def test_what_cannot_be_called_is_seen_before_the_first_step(name, given, message):
+    trainer = make()
+    with pytest.raises(TrainingError, match=f"{name} {message.format(name)}"):
+        trainer.fit(BATCHES, **{name: given})
+    assert trainer.step == 0
+
+
+def test_several_functions_are_called_in_order():
+    seen = []
+    functions = [lambda trainer, n=n: seen.append((n, trainer.step, trainer.epoch)) for n in (1, 2)]
+    make().fit(BATCHES, on_step=functions, on_epoch=tuple(functions))
+    assert seen == [(1, 1, 0), (2, 1, 0), (1, 1, 1), (2, 1, 1)]
+
+
+X, Y = torch.randn(8, 3), torch.tensor([0, 1] * 4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [X, (X, Y), (X, X), [X, Y], X.numpy(), (X.numpy(), Y.numpy()), [X.numpy(), Y.numpy()]],
+    ids=["tensor", "pair", "equal pair", "list", "array", "arrays", "list of arrays"],
+)
+def test_data_are_not_a_loader(data):
+    fix = r"Try: DataLoader\(TensorDataset\(x, y\), batch_size=32\)"
+    for train, val in ((data, None), (BATCHES, data)):
+        trainer = make()
+        with pytest.raises(BatchError, match=rf"{'val' if val is data else 'train'}_loader is a .*{fix}"):
+            trainer.fit(train, val)
+        assert trainer.step == 0
+    with pytest.raises(BatchError, match=fix):
+        make().evaluate(data)
+    make().fit(DataLoader(TensorDataset(X, Y), batch_size=32))
+
+
+def test_a_table_or_a_text_is_not_a_loader():
+    for data in ({"x": X, "y": Y}, "train"):
+        with pytest.raises(BatchError, match=f"train_loader is a {type(data).__name__}, which gives its parts"):
+            make().fit(data)
+    make(model=nn.Linear(3, 3), loss=nn.MSELoss()).fit(list(X.split(4)))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(reduction="sum"),
+        nn.BCEWithLogitsLoss(reduction="sum"),
+        partial(nn.functional.cross_entropy, reduction="sum"),
+    ],
+)
+def test_a_loss_that_adds_up(loss):
+    with pytest.raises(TrainingError, match=r'adds up its batch \(reduction="sum"\), .* Try: reduction="mean"'):
+        make(loss=loss)
