@@ -15,7 +15,7 @@ PACKAGE = Path(modsurg.__file__).parent
 
 def test_all_is_the_namespace():
     assert modsurg.__all__ == sorted(modsurg.__all__, key=lambda name: (name.islower(), name))
-    assert set(dir(modsurg)) == {*modsurg.__all__, "errors"}
+    assert set(dir(modsurg)) == {*modsurg.__all__, "errors", "rules"}
     assert set(modsurg._HOMES) == set(modsurg.__all__)
 
 

@@ -1,7 +1,7 @@
 """From one checkpoint format to another, tensor by tensor: `convert`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from modsurg.checkpoints.formats.registry import open_source, write_source
 from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, renamer
+from modsurg.checkpoints.rules import TensorRule, apply_rules
 from modsurg.errors import LoadError, SaveError, counted, listed, visible, warn
 
 Progress = Callable[[int, int], None]
@@ -53,6 +54,7 @@ def convert(
     target: str | os.PathLike[str],
     *,
     rename: Rename = None,
+    rules: Sequence[TensorRule] = (),
     only: Only = None,
     part: str | None = None,
     dtype: torch.dtype | None = None,
@@ -71,6 +73,8 @@ def convert(
             a suffix is a new directory of torch.distributed.checkpoint.
         rename: From the source's keys to the target's, as in `load_state`: `{"backbone.": "", "head": None}`, rules
             `{r"re:blocks\.(\d+)\.(.*)": r"layer\1.\2"}`, or a function. None as the new name leaves the key out.
+        rules: `modsurg.rules`, for tensors that the target stores otherwise. They see the source's keys, before `only`
+            and `rename`.
         only: Only these keys of the source: a name, glob or `re:`, of keys or of what holds them, or several.
         part: Of a file with several states, the one under this name, such as `"state_dict_ema"`; as in `read_state`.
         dtype: For floating tensors, such as `torch.bfloat16`; others keep theirs, scales of block formats too.
@@ -98,18 +102,22 @@ def convert(
     """
     dtype = floating(dtype, SaveError)
     with open_source(source, part) as opened:
-        names = _names(opened, rename, only)
+        try:
+            ruled = apply_rules(opened, rules)
+        except LoadError as error:
+            raise SaveError(str(error).replace("nothing was loaded", "nothing was written")) from None
+        names = _names(ruled, rename, only)
         whole = index_of(Path(source)) if only is None else None
         if whole is not None:
             warn(f"{source} is one of several files; for all of them: convert {whole}")
-        cast = DerivedSource(opened, names=names, dtype=dtype, allow_overflow=allow_overflow)
+        cast = DerivedSource(ruled, names=names, dtype=dtype, allow_overflow=allow_overflow)
         derived = _Watched(cast, progress)
         try:
             written = _write(Path(target), derived, shard_size)
         except LoadError as error:
             raise SaveError(f"{error}; nothing was written") from error
         kept = set(names.values())
-        left = (*opened.left, *(key for key in opened.keys_in_order if key not in kept))
+        left = (*opened.left, *(key for key in ruled.keys_in_order if key not in kept))
         nbytes = sum(derived[key].nbytes for key in derived.stored)
         own = tuple(cast.keep_own_dtype)
         return Conversion(Path(source), written, len(derived), nbytes, opened.taken, left, own)

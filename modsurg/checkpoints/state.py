@@ -3,7 +3,7 @@
 import copy
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.formats.memory import MemorySource
@@ -21,6 +22,7 @@ from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser
 from modsurg.checkpoints.load.load import load
 from modsurg.checkpoints.load.plan import OnMismatch, Options
 from modsurg.checkpoints.load.report import LoadReport
+from modsurg.checkpoints.rules import TensorRule, apply_rules
 from modsurg.errors import LoadError, SaveError, counted, listed, warn
 
 
@@ -199,6 +201,7 @@ def load_state(
     *,
     strict: bool = True,
     rename: Rename = None,
+    rules: Sequence[TensorRule] = (),
     only: Only = None,
     on_mismatch: OnMismatch = "error",
     verify: bool = False,
@@ -215,9 +218,12 @@ def load_state(
         strict: Every key of the model is in the file, and the other way round. False loads what fits by name.
         rename: From the file's keys to the model's: `{"backbone.": "", "head": "fc"}` (None leaves out), rules
             `{r"re:blocks\.(\d+)\.(.*)": r"layer\1.\2"}`, or a function.
+        rules: `modsurg.rules`, for tensors that the file stores otherwise: packed, apart, transposed, or for another
+            image size. They see the file's keys, before `rename`.
         only: Only these keys of the model: a name, glob or `re:`, of keys or of what holds them, or several.
         on_mismatch: A tensor of another shape, or a dtype that would lose values, is an `"error"`, or `"skip"`
-            leaves the model's own; `"slice"` fills the part that both shapes have.
+            leaves the model's own; `"slice"` fills the part that both shapes have; `"interpolate"` resamples position
+            embeddings of a vision transformer for its number of patches.
         verify: Check the stored hashes first.
 
     Returns:
@@ -250,20 +256,31 @@ def load_state(
                 " From another model: load_state(model, other.state_dict())"
             )
     options = Options(strict, rename, only, on_mismatch)
+
+    def load_ruled(source: Source) -> LoadReport:
+        shapes = {name: tuple(value.shape) for name, value in _tensors(model) if not is_lazy(value)} if rules else {}
+        return load(model, apply_rules(source, rules, shapes), options, verify)
+
     if isinstance(path_or_state, State):
         names = {key: key for key in path_or_state}
         whole = path_or_state.source
         source = run_part(DerivedSource(whole, names=names, metadata=whole.notes.metadata))
-        loaded = load(model, source, options, verify)
-        return replace(loaded, taken=source.taken or whole.taken)
+        return replace(load_ruled(source), taken=source.taken or whole.taken)
     if isinstance(path_or_state, Mapping):
         try:
-            return load(model, MemorySource(path_or_state), options, verify)
+            memory = MemorySource(path_or_state)
+            if rules:
+                memory.keep_apart(memory, (value for _, value in _tensors(model)), {})
+            return load_ruled(memory)
         except SaveError as error:
             raise LoadError(f"the state can't be loaded: {error}") from error
     with open_source(path_or_state) as opened:
         source = run_part(opened)
-        return replace(load(model, source, options, verify), taken=source.taken)
+        return replace(load_ruled(source), taken=source.taken)
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
 def _check_metadata(metadata: Mapping[str, str] | None) -> None:

@@ -98,13 +98,15 @@ def _distinct(fills: Sequence[Fill]) -> list[Fill]:
 
 def _direct_region(source: Source, each: Fill) -> Region | None:
     tensor = each.target.tensor
-    if each.overlap or not is_plain(tensor) or tensor.dtype != source[each.key].dtype:
+    if each.overlap or each.resampling or not is_plain(tensor) or tensor.dtype != source[each.key].dtype:
         return None
     return source.region(each.key)
 
 
 def _copy_values(source: Source, each: Fill) -> None:
     tensor, values = each.target.tensor, source.read(each.key)
+    if each.resampling:
+        values = each.resampling.apply(values)
     if each.overlap:
         common = tuple(slice(0, min(sizes)) for sizes in zip(tensor.shape, values.shape, strict=True))
         tensor, values = tensor.detach()[common], values[common]

@@ -79,6 +79,8 @@ def _state(model: nn.Module, source: Source, plan: Plan) -> OrderedDict[str, Any
     state: OrderedDict[str, Any] = OrderedDict()
     for fill in plan.fills:
         values = source.read(fill.key)
+        if fill.resampling:
+            values = fill.resampling.apply(values)
         if fill.overlap:
             common = tuple(slice(0, min(sizes)) for sizes in zip(values.shape, fill.target.tensor.shape, strict=True))
             values, part = fill.target.tensor.detach().clone(), values[common]

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -13,12 +13,14 @@ from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Entry, Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, pair, renamer
 from modsurg.checkpoints.load.model_tensors import Target, Targets
+from modsurg.checkpoints.load.positions import Resampling, find_grid, holds_positions, plan_resampling
 from modsurg.checkpoints.load.report import SHOWN, LoadReport, Problems, as_code
 from modsurg.checkpoints.load.sharing import check_sharing
-from modsurg.checkpoints.load.suggestions import Shapes, nearest_key, suggest_rules
+from modsurg.checkpoints.load.suggestions import Shapes, nearest_key, suggest_rules, suggest_tensor_rules
+from modsurg.checkpoints.rules import Transpose, apply_rules, rule_as_code
 from modsurg.errors import LoadError, counted
 
-OnMismatch = Literal["error", "skip", "slice"]
+OnMismatch = Literal["error", "skip", "slice", "interpolate"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,13 @@ class Fill:
         target: Where.
         key: The source's key.
         overlap: Only the part that both shapes have.
+        resampling: How position embeddings get the target's shape.
     """
 
     target: Target
     key: str
     overlap: bool = False
+    resampling: Resampling | None = None
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Plan:
         covered: Names that need no key, because another one fills their memory.
         skipped: Name -> why it is left alone.
         sliced: Name -> the two shapes.
+        resampled: Name -> the two shapes.
         reshaped: Name -> the source's key, for shapes that do not fit: loading code of the model's own may mend them.
         translated: Names that loading code of the model's own filled from keys that mean nothing to the model.
         dispensable: Names that the file lacks, which does not matter.
@@ -69,6 +74,7 @@ class Plan:
     missing: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     sliced: dict[str, str] = field(default_factory=dict)
+    resampled: dict[str, str] = field(default_factory=dict)
     covered: frozenset[str] = frozenset()
     reshaped: dict[str, str] = field(default_factory=dict)
     translated: list[str] = field(default_factory=list)
@@ -88,7 +94,15 @@ class Plan:
         """The plan, carried out."""
         filled = [*(fill.target.name for fill in self.fills), *self.reshaped, *self.translated]
         loaded = [*filled, *(name for name, _, _ in self.extra)]
-        return LoadReport(loaded, self.missing, list(self.leftover.values()), self.skipped, self.sliced, advice=advice)
+        return LoadReport(
+            loaded,
+            self.missing,
+            list(self.leftover.values()),
+            self.skipped,
+            self.sliced,
+            self.resampled,
+            advice=advice,
+        )
 
 
 def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan, Problems]:
@@ -97,8 +111,8 @@ def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan,
     Raises:
         LoadError: Arguments that fit nothing: a rename rule, `only`, two keys for one name.
     """
-    if options.on_mismatch not in ("error", "skip", "slice"):
-        raise LoadError(f'on_mismatch={options.on_mismatch!r} has to be "error", "skip" or "slice"')
+    if options.on_mismatch not in get_args(OnMismatch):
+        raise LoadError(f'on_mismatch={options.on_mismatch!r} must be "error", "skip", "slice" or "interpolate"')
     chosen = chooser(options.only)
     everything = [*targets.tensors, *targets.extra]
     names = [name for name in everything if chosen(name)]
@@ -155,6 +169,11 @@ class _Planner:
         elif self._sliceable(target, entry) and not lossy:
             self.plan.fills.append(Fill(target, entry.name, overlap=True))
             self.plan.sliced[name] = problem
+        elif not lossy and (resampling := self._resampling(target, entry)):
+            self.plan.fills.append(Fill(target, entry.name, resampling=resampling))
+            self.plan.resampled[name] = problem
+        elif self.options.on_mismatch == "interpolate" and target.attribute == "relative_position_index":
+            self.plan.skipped[name] = f"{problem}: it follows from the model's window"
         else:
             self._misfit(name, problem, skippable=True)
             if not lossy:
@@ -164,6 +183,12 @@ class _Planner:
         """A part can be filled, and the rest has values already."""
         fits = len(entry.shape) == target.tensor.dim() and not target.tensor.is_meta
         return self.options.on_mismatch == "slice" and fits
+
+    def _resampling(self, target: Target, entry: Entry) -> Resampling | None:
+        if self.options.on_mismatch != "interpolate" or not holds_positions(target.name):
+            return None
+        grid = find_grid(target.module)
+        return plan_resampling(target.name, entry.shape, tuple(target.tensor.shape), grid)
 
     def _misfit(self, name: str, problem: str, *, skippable: bool) -> None:
         self.problems.misfits[name] = problem
@@ -215,6 +240,29 @@ def check_missing_and_unexpected(
         problems.mended = matched and not any(map(_renumbers, rules.items()))
         share = "They match" if matched else counted(served, "of them matches", "of them match")
         problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
+    elif advice := _advise_tensor_rules(source, targets, plan, options, (left, wanted)):
+        problems.advice, problems.mended = advice, True
+
+
+def _advise_tensor_rules(
+    source: Source, targets: Targets, plan: Plan, options: Options, apart: tuple[Shapes, Shapes]
+) -> str:
+    """The `rules=` under which everything matches; empty if none is found."""
+    misfits = {key: (source[key].shape, _shape(targets, name)) for name, key in plan.reshaped.items()}
+    rules = suggest_tensor_rules(*apart, misfits)
+    if not rules or options.rename is not None:
+        return ""
+    try:
+        if not _matches_all(apply_rules(source, rules), targets, options):
+            return ""
+    except LoadError:
+        return ""
+    advice = f"They match with load_state(..., rules=[{', '.join(map(rule_as_code, rules))}]) (from modsurg.rules)"
+    square = any(isinstance(rule, Transpose) for rule in rules) and any(
+        fill.target.tensor.dim() == 2 and len(set(fill.target.tensor.shape)) == 1 for fill in plan.fills
+    )
+    more = ". A square matrix does not show whether it is transposed: add those that are"
+    return advice + more if square else advice
 
 
 def _matches_all(source: Source, targets: Targets, options: Options) -> bool:

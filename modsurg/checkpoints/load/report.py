@@ -19,6 +19,7 @@ class LoadReport:
         unexpected: Keys of the file that the model does not have.
         skipped: Names left alone because they did not match, and why.
         sliced: Names filled where file and model overlap, and both shapes.
+        resampled: Names of position embeddings that were interpolated, and both shapes.
         taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
         advice: The argument with which more keys would match; empty if none is known.
     """
@@ -28,11 +29,12 @@ class LoadReport:
     unexpected: Sequence[str] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     sliced: Mapping[str, str] = field(default_factory=dict)
+    resampled: Mapping[str, str] = field(default_factory=dict)
     taken: str = ""
     advice: str = ""
 
     def __bool__(self) -> bool:
-        return not (self.missing or self.unexpected or self.skipped or self.sliced)
+        return not (self.missing or self.unexpected or self.skipped or self.sliced or self.resampled)
 
     def __str__(self) -> str:
         count = len(self.loaded) + len(self.missing) + len(self.skipped)
@@ -40,6 +42,7 @@ class LoadReport:
         lines = [f"loaded {len(self.loaded)} of {counted(count, 'key', 'keys')}{taken}"]
         lines += table({**self.skipped}, "skipped  ")
         lines += table({**self.sliced}, "sliced  ")
+        lines += table({**self.resampled}, "resampled  ")
         lines += table(dict.fromkeys(self.missing, "not in the file; the model's value is kept"), "missing  ")
         lines += table(dict.fromkeys(self.unexpected, "not in the model"), "unexpected  ")
         return "\n".join([*lines, self.advice] if self.advice else lines)

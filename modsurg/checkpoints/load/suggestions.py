@@ -9,6 +9,7 @@ from heapq import nlargest
 from operator import itemgetter
 
 from modsurg.checkpoints.load.key_mapping import as_rule
+from modsurg.checkpoints.rules import Concat, Split, TensorRule, Transpose
 
 Shape = tuple[int, ...] | None
 Shapes = Mapping[str, Shape]
@@ -58,6 +59,68 @@ def suggest_rules(unexpected: Shapes, missing: Shapes, fitting: Sequence[str] = 
             rules.append((near, name))
             del left[near]
     return dict(rules[: _RULES if left else _RULES_FOR_ALL])
+
+
+def suggest_tensor_rules(
+    unexpected: Shapes, missing: Shapes, misfits: Mapping[str, tuple[Shape, Shape]]
+) -> list[TensorRule]:
+    """Rules that shapes prove: parts that add up to a whole beside them, and matrices that are transposed.
+
+    Args:
+        unexpected: Keys that only the file has, and their shapes.
+        missing: Names that only the model has, and their shapes.
+        misfits: Key of the file -> its shape and the model's.
+
+    Example:
+        >>> suggest_tensor_rules({"a.0.q.w": (2, 3), "a.0.k.w": (2, 3)}, {"a.0.qk.w": (4, 3)}, {})
+        [Concat(sources=('a.*.q', 'a.*.k'), target='a.*.qk', dim=0, sizes=None)]
+    """
+    found: dict[TensorRule, None] = {}
+    for whole, parts in _find_parts(unexpected, missing):
+        found[Concat(tuple(map(_module, parts)), _module(whole), sizes=_unequal(parts, unexpected))] = None
+    for whole, parts in _find_parts(missing, unexpected):
+        found[Split(_module(whole), tuple(map(_module, parts)), sizes=_unequal(parts, missing))] = None
+    transposed = [
+        _starred(key)
+        for key, (theirs, ours) in misfits.items()
+        if theirs and ours and len(theirs) == 2 and theirs[::-1] == ours
+    ]
+    return [*found, Transpose(tuple(dict.fromkeys(transposed)))] if transposed else list(found)
+
+
+def _find_parts(parts: Shapes, wholes: Shapes) -> Iterator[tuple[str, list[str]]]:
+    """Each whole with the parts beside it, if all of those together have its size along the first dimension."""
+    beside: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    for key, shape in parts.items():
+        if shape:
+            beside.setdefault((*_home(key), shape[1:]), []).append(key)
+    for whole, shape in wholes.items():
+        found = beside.get((*_home(whole), shape[1:]), []) if shape else []
+        if shape and len(found) > 1 and sum(size[0] for key in found if (size := parts[key])) == shape[0]:
+            yield whole, found
+
+
+def _home(key: str) -> tuple[str, str]:
+    """What holds the module of a tensor, and the tensor's own name."""
+    module, _, name = key.rpartition(".")
+    return module.rpartition(".")[0], name
+
+
+def _unequal(keys: Sequence[str], shapes: Shapes) -> tuple[int, ...] | None:
+    sizes = tuple(shape[0] for key in keys if (shape := shapes[key]))
+    return sizes if len(set(sizes)) > 1 else None
+
+
+def _module(key: str) -> str:
+    """What holds a tensor, so that the rule is for its weight and its bias, with a `*` for its first number."""
+    return _starred(key.rpartition(".")[0] or key)
+
+
+def _starred(key: str) -> str:
+    """The key with a `*` for its first number."""
+    parts = key.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
+    return ".".join("*" if place == number else part for place, part in enumerate(parts))
 
 
 def nearest_key(name: str, keys: Sequence[str]) -> str | None:

@@ -1,0 +1,327 @@
+"""Rules for tensors that another project stores otherwise: packed or apart, transposed, for another image size.
+
+A rule is applied to keys before anything is read, and to values when they are read. Each has an inverse.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import TypeAlias
+
+import torch
+
+from modsurg.checkpoints.formats.derived import rename_versions
+from modsurg.checkpoints.formats.file_io import Region
+from modsurg.checkpoints.formats.source import Entry, Source
+from modsurg.checkpoints.load.key_mapping import chooser
+from modsurg.checkpoints.load.positions import Grid, Resampling, plan_resampling
+from modsurg.errors import LoadError, visible
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Join tensors of the source into one, such as q, k and v into a packed qkv.
+
+    Attributes:
+        sources: Keys, or what holds them (`"blocks.*.q"` for weight and bias), each with at most one `*`.
+        target: The key of the joined tensor; its `*` stands for the same text.
+        dim: Along which dimension.
+        sizes: The sizes along `dim`, where they differ, so that the inverse knows them.
+
+    Example:
+        >>> from modsurg import load_state
+        >>> packed = torch.nn.ModuleDict({"qkv": torch.nn.Linear(4, 12)})
+        >>> apart = torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in ("q", "k", "v")})
+        >>> rule = Concat(["q", "k", "v"], "qkv")
+        >>> print(load_state(packed, apart.state_dict(), rules=[rule]))
+        loaded 2 of 2 keys
+        >>> print(load_state(apart, packed.state_dict(), rules=[rule.inverse()]))
+        loaded 6 of 6 keys
+    """
+
+    sources: Sequence[str]
+    target: str
+    dim: int = 0
+    sizes: Sequence[int] | None = None
+
+    def inverse(self) -> "Split":
+        """Give the rule for the other direction."""
+        return Split(self.target, self.sources, self.dim, self.sizes)
+
+    def outputs(self, source: Source, shapes: Mapping[str, Shape]) -> Iterator["Output"]:
+        """Plan the tensors that this rule makes; see `apply_rules`."""
+        for match in _matches(self.sources[0], source, self):
+            keys = [match.fill(pattern) for pattern in self.sources]
+            if absent := [key for key in keys if key not in source]:
+                raise LoadError(f"{self}: there is no {absent[0]}; nothing was loaded")
+            entries = [source[key] for key in keys]
+            others = {tuple(_without(entry.shape, self.dim, self)) for entry in entries}
+            if len(others) > 1 or len({entry.dtype for entry in entries}) > 1:
+                found = ", ".join(f"{entry.name} {entry.shape}" for entry in entries)
+                raise LoadError(
+                    f"{self}: these can't be joined along dimension {self.dim}: {found}; nothing was loaded"
+                )
+            shape = list(entries[0].shape)
+            shape[self.dim] = sum(entry.shape[self.dim] for entry in entries)
+            yield _output(match.fill(self.target), keys, entries[0], shape, lambda parts: torch.cat(parts, self.dim))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cut a tensor of the source into several, such as a packed qkv into q, k and v; the inverse of `Concat`.
+
+    Attributes:
+        source: A key, or what holds it, with at most one `*`.
+        targets: The keys of the pieces.
+        dim: Along which dimension.
+        sizes: The sizes of the pieces along `dim`; equal ones by default.
+    """
+
+    source: str
+    targets: Sequence[str]
+    dim: int = 0
+    sizes: Sequence[int] | None = None
+
+    def inverse(self) -> Concat:
+        """Give the rule for the other direction."""
+        return Concat(self.targets, self.source, self.dim, self.sizes)
+
+    def outputs(self, source: Source, shapes: Mapping[str, Shape]) -> Iterator["Output"]:
+        """Plan the tensors that this rule makes; see `apply_rules`."""
+        for match in _matches(self.source, source, self):
+            entry = source[match.key]
+            _without(entry.shape, self.dim, self)
+            whole, count = entry.shape[self.dim], len(self.targets)
+            sizes = list(self.sizes or [whole // count] * count)
+            if sum(sizes) != whole or len(sizes) != count:
+                raise LoadError(f"{self}: {match.key} {entry.shape} can't be cut into {sizes}; nothing was loaded")
+            start = 0
+            for pattern, size in zip(self.targets, sizes, strict=True):
+                shape = list(entry.shape)
+                shape[self.dim] = size
+                yield _output(match.fill(pattern), [match.key], entry, shape, self._cut(start, size))
+                start += size
+
+    def _cut(self, start: int, size: int) -> Callable[[list[torch.Tensor]], torch.Tensor]:
+        return lambda parts: parts[0].narrow(self.dim, start, size).clone()
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Transpose matrices, such as those of GPT-2's Conv1D, which `nn.Linear` stores the other way round.
+
+    Attributes:
+        where: Keys: a name, glob or `re:`, of keys or of what holds them, or several. Only matrices are transposed.
+    """
+
+    where: str | Sequence[str]
+
+    def inverse(self) -> "Transpose":
+        """Give the rule for the other direction, which is the same."""
+        return self
+
+    def outputs(self, source: Source, shapes: Mapping[str, Shape]) -> Iterator["Output"]:
+        """Plan the tensors that this rule makes; see `apply_rules`."""
+        found = [key for key in filter(chooser(self.where), source) if len(source[key].shape) == 2]
+        if not found:
+            raise LoadError(f"{self}: no matrix matches; nothing was loaded")
+        for key in found:
+            entry = source[key]
+            yield _output(key, [key], entry, entry.shape[::-1], lambda parts: parts[0].t().contiguous())
+
+
+@dataclass(frozen=True)
+class Interpolate:
+    """Resample position embeddings for another image size: bicubic, antialiased, prefix tokens kept.
+
+    Attributes:
+        where: Keys: a name, glob or `re:`, of keys or of what holds them, or several.
+        grid: Rows and columns of patches wanted. In `load_state` the model says it.
+        old_grid: Rows and columns of the source; a square by default.
+    """
+
+    where: str | Sequence[str]
+    grid: Grid | None = None
+    old_grid: Grid | None = None
+
+    def inverse(self) -> "Interpolate":
+        """Give the rule for the other direction, which brings back the size, not the values."""
+        return Interpolate(self.where, self.old_grid, self.grid)
+
+    def outputs(self, source: Source, shapes: Mapping[str, Shape]) -> Iterator["Output"]:
+        """Plan the tensors that this rule makes; see `apply_rules`."""
+        found = list(filter(chooser(self.where), source))
+        if not found:
+            raise LoadError(f"{self}: fits no key; nothing was loaded")
+        for key in found:
+            entry = source[key]
+            made = plan_resampling(key, entry.shape, shapes.get(key), self.grid, self.old_grid)
+            if made is None:
+                raise LoadError(
+                    f"{self}: can't tell how {key} {entry.shape} is laid out; nothing was loaded. "
+                    f'Try: Interpolate("{key}", grid=(14, 14), old_grid=(16, 16)) with the numbers of patches'
+                )
+            yield _output(key, [key], entry, made.shape, _resample(made))
+
+
+TensorRule: TypeAlias = Concat | Split | Transpose | Interpolate
+
+
+def rule_as_code(rule: TensorRule) -> str:
+    """A rule as Python would read it, without what is the default.
+
+    Example:
+        >>> rule_as_code(Concat(("q", "k"), "qk"))
+        'Concat(["q", "k"], "qk")'
+    """
+    given = []
+    for each in fields(rule):
+        value = getattr(rule, each.name)
+        if each.default is MISSING or value != each.default:
+            text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+            given.append(text if each.default is MISSING else f"{each.name}={text}")
+    return visible(f"{type(rule).__name__}({', '.join(given)})")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor that a rule makes.
+
+    Attributes:
+        entry: Its name, dtype and shape.
+        keys: The source's keys that it is made of.
+        make: Gives its values from theirs.
+    """
+
+    entry: Entry
+    keys: tuple[str, ...]
+    make: Callable[[list[torch.Tensor]], torch.Tensor]
+
+
+def apply_rules(source: Source, rules: Iterable[TensorRule], shapes: Mapping[str, Shape] | None = None) -> Source:
+    """See a source as the rules change it, one after the other.
+
+    Args:
+        source: Closed with what is returned.
+        rules: Each sees the keys that the ones before it left.
+        shapes: Those of the model, by name.
+
+    Raises:
+        LoadError: A rule that fits no key, or shapes that it can't be used with.
+    """
+    for rule in rules:
+        if not isinstance(rule, TensorRule):
+            raise LoadError(f"rules={rule!r:.80} must be rules: [modsurg.rules.Transpose('h.*.c_attn'), ...]")
+        source = RuledSource(source, list(rule.outputs(source, shapes or {})))
+    return source
+
+
+class RuledSource(Source):
+    """A source in which some tensors are made of others when they are read.
+
+    Args:
+        source: Where the values come from; closed with this one.
+        outputs: What is made. It stands where the first of its parts stood.
+
+    Raises:
+        LoadError: A name that the source has already, or two outputs of one name.
+    """
+
+    def __init__(self, source: Source, outputs: Sequence[Output]) -> None:
+        self._source = source
+        self._made = {output.entry.name: output for output in outputs}
+        parts = {key for output in outputs for key in output.keys}
+        order: list[str] = []
+        for key in source.keys_in_order:
+            order += [output.entry.name for output in outputs if output.keys[0] == key] if key in parts else [key]
+        if len(set(order)) < len(order):
+            twice = next(name for name in order if order.count(name) > 1)
+            raise LoadError(f"rules: two tensors would be called {twice}; nothing was loaded")
+        names = {name: self._made[name].keys[0] if name in self._made else name for name in order}
+        ties = {key: first for key, first in source.notes.ties.items() if not parts & {key, first}}
+        notes = source.notes
+        versions = rename_versions(notes.versions, names)
+        entries = {
+            name: self._made[name].entry if name in self._made else source[name]
+            for name in order
+            if name in self._made or name in source
+        }
+        super().__init__(source.path, entries, replace(notes, ties=ties, versions=versions, order=order))
+        self.taken, self.left, self.plain = source.taken, source.left, source.plain
+
+    def region(self, key: str) -> Region | None:
+        """Where the values lie, if they are in the file as they are wanted."""
+        return None if key in self._made else self._source.region(key)
+
+    def read(self, key: str) -> torch.Tensor:
+        """The values, made of their parts where a rule says so."""
+        if key not in self._made:
+            return self._source.read(key)
+        output = self._made[key]
+        return output.make([self._source.read(each) for each in output.keys])
+
+    def check(self, key: str) -> bool | None:
+        """Whether the stored hashes of all parts hold."""
+        keys = self._made[key].keys if key in self._made else (key,)
+        found = [self._source.check(each) for each in keys]
+        return False if False in found else None if None in found else True
+
+    @property
+    def sealed(self) -> bool | None:
+        """Whether the stored hash of the original's header holds."""
+        return self._source.sealed
+
+    def close(self) -> None:
+        """Close the original."""
+        self._source.close()
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A key that a pattern matches: the text of its `*`, and what follows the pattern."""
+
+    key: str
+    star: str
+    tail: str
+
+    def fill(self, pattern: str) -> str:
+        return pattern.replace("*", self.star) + self.tail
+
+
+def _matches(pattern: str, source: Source, rule: TensorRule) -> list[_Match]:
+    if pattern.count("*") > 1:
+        raise LoadError(f"{rule}: {pattern!r} must have at most one *; nothing was loaded")
+    before, star, after = pattern.partition("*")
+    middle = "(?P<star>.+)" if star else "(?P<star>)"
+    expression = re.compile(rf"{re.escape(before)}{middle}{re.escape(after)}(?P<tail>(?:\..+)?)", re.DOTALL)
+    found = [(key, expression.fullmatch(key)) for key in source]
+    matches = [_Match(key, match["star"], match["tail"]) for key, match in found if match]
+    if not matches:
+        shown = ", ".join(list(source)[:3])
+        raise LoadError(f"{rule}: {pattern!r} fits no key; nothing was loaded. The keys are like {shown}")
+    return matches
+
+
+def _without(shape: Shape, dim: int, rule: TensorRule) -> Shape:
+    if not -len(shape) <= dim < len(shape):
+        raise LoadError(f"{rule}: a tensor of shape {shape} has no dimension {dim}; nothing was loaded")
+    dim %= len(shape)
+    return shape[:dim] + shape[dim + 1 :]
+
+
+def _output(
+    name: str,
+    keys: Sequence[str],
+    like: Entry,
+    shape: Sequence[int],
+    make: Callable[[list[torch.Tensor]], torch.Tensor],
+) -> Output:
+    nbytes = torch.Size(shape).numel() * like.dtype.itemsize
+    return Output(Entry(name, like.dtype, tuple(shape), nbytes), tuple(keys), make)
+
+
+def _resample(resampling: Resampling) -> Callable[[list[torch.Tensor]], torch.Tensor]:
+    return lambda parts: resampling.apply(parts[0])

@@ -1,0 +1,212 @@
+"""Tensors that another project stores otherwise: joined, cut, transposed, resampled, and back."""
+
+import pytest
+import torch
+from loads import refused
+from torch import nn
+
+from modsurg import convert, load_state, read_state, save_state, verify
+from modsurg.errors import LoadError, SaveError
+from modsurg.rules import Concat, Interpolate, Split, Transpose
+
+
+class Apart(nn.Module):
+    def __init__(self, kv=8):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, kv), nn.Linear(8, kv)
+
+
+class Packed(nn.Module):
+    def __init__(self, kv=8):
+        super().__init__()
+        self.qkv = nn.Linear(8, 8 + 2 * kv)
+
+
+def tower(kind, **sizes):
+    return nn.ModuleDict({"blocks": nn.ModuleList([kind(**sizes) for _ in range(12)]), "head": nn.Linear(8, 2)})
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize(("kv", "sizes"), [(8, None), (2, (8, 2, 2))])
+def test_apart_and_packed_both_ways(tmp_path, suffix, kv, sizes):
+    rule = Concat([f"blocks.*.{name}" for name in "qkv"], "blocks.*.qkv", sizes=sizes)
+    apart, packed, again = tower(Apart, kv=kv), tower(Packed, kv=kv), tower(Apart, kv=kv)
+    path = save_state(apart, tmp_path / f"a{suffix}")
+    assert load_state(packed, path, rules=[rule])
+    x = torch.randn(3, 8)
+    parts = [getattr(apart["blocks"][11], name)(x) for name in "qkv"]
+    assert torch.allclose(packed["blocks"][11].qkv(x), torch.cat(parts, -1), atol=1e-6)
+    assert load_state(again, packed.state_dict(), rules=[rule.inverse()])
+    assert equal(again.state_dict(), apart.state_dict())
+    there = convert(path, tmp_path / f"b{suffix}", rules=[rule]).target
+    assert list(read_state(there))[:2] == ["blocks.0.qkv.weight", "blocks.0.qkv.bias"]
+    assert verify(there)
+    back = convert(there, tmp_path / "c.safetensors", rules=[rule.inverse()]).target
+    assert equal(dict(read_state(back)), apart.state_dict())
+
+
+class Conv1D(nn.Module):
+    def __init__(self, width, out):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, out))
+        self.bias = nn.Parameter(torch.randn(out))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+def test_transposed_both_ways(tmp_path):
+    old = nn.ModuleDict({"h": nn.ModuleList([nn.ModuleDict({"fc": Conv1D(8, 8), "proj": Conv1D(8, 4)})])})
+    new = nn.ModuleDict({"h": nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(8, 8), "proj": nn.Linear(8, 4)})])})
+    rule = Transpose(["h.*.fc", "h.*.proj"])
+    load_state(new, save_state(old, tmp_path / "a.pt"), rules=[rule])
+    x = torch.randn(2, 8)
+    for name in ("fc", "proj"):
+        assert torch.allclose(new["h"][0][name](x), old["h"][0][name](x), atol=1e-6)
+    again = nn.ModuleDict({"h": nn.ModuleList([nn.ModuleDict({"fc": Conv1D(8, 8), "proj": Conv1D(8, 4)})])})
+    load_state(again, new.state_dict(), rules=[rule.inverse()])
+    assert equal(again.state_dict(), old.state_dict())
+
+
+def test_rules_then_rename_and_only(tmp_path):
+    path = save_state(tower(Apart), tmp_path / "a.pt")
+    model = nn.ModuleDict({"layer": nn.ModuleList([Packed() for _ in range(12)])})
+    rule = Concat(["blocks.*.q", "blocks.*.k", "blocks.*.v"], "blocks.*.qkv")
+    report = load_state(model, path, rules=[rule], rename={"blocks": "layer"}, only="layer")
+    assert len(report.loaded) == 24
+    load_state(model, read_state(path), rules=[rule], rename={"blocks": "layer", "head": None})
+
+
+def test_a_state_of_the_model_itself():
+    model = nn.Linear(4, 4, bias=False)
+    before = model.weight.detach().clone()
+    load_state(model, model.state_dict(), rules=[Transpose("weight")])
+    assert torch.equal(model.weight, before.t())
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Concat(["blocks.*.x", "blocks.*.k"], "blocks.*.qkv"), r"'blocks\.\*\.x' fits no key"),
+        (Concat(["blocks.*.q", "blocks.*.x"], "blocks.*.qkv"), r"there is no blocks\.0\.x\.weight"),
+        (Concat(["blocks.*.q", "head"], "blocks.*.qkv", dim=1), r"can't be joined along dimension 1"),
+        (Concat(["blocks.*.q", "blocks.*.k"], "blocks.*.qkv", dim=1), r"no dimension 1"),
+        (Concat(["blocks.*.q", "blocks.*.k"], "head"), r"two tensors would be called head\.weight"),
+        (Split("blocks.*.q", ["blocks.*.a", "blocks.*.b", "blocks.*.c"]), r"can't be cut into \[2, 2, 2\]"),
+        (Split("**.*.q", ["a", "b"]), "at most one"),
+        (Transpose("nothing"), "no matrix matches"),
+        (Interpolate("head.bias", grid=(2, 2)), "can't tell how"),
+        ("blocks", "must be rules"),
+    ],
+)
+def test_rules_that_can_not_be_used(tmp_path, rule, message):
+    state = tower(Apart).state_dict()
+    refused(tower(Packed), state, message, rules=[rule])
+    path = save_state(state, tmp_path / "a.pt")
+    with pytest.raises(SaveError, match=f"{message}.*nothing was written" if rule != "blocks" else message):
+        convert(path, tmp_path / "b.pt", rules=[rule])
+    assert not (tmp_path / "b.pt").exists()
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+    path = save_state(tower(Apart), tmp_path / "a.safetensors")
+    with pytest.raises(LoadError, match="in the model"):
+        load_state(nn.Linear(2, 2), path, rules=[Concat(["blocks.*.q", "blocks.*.k", "blocks.*.v"], "blocks.*.qkv")])
+
+
+class Eyes(nn.Module):
+    """What a vision transformer has that its position embeddings depend on."""
+
+    def __init__(self, grid, prefix=1, width=8):
+        super().__init__()
+        self.patch_embed = nn.Identity()
+        self.patch_embed.grid_size = grid
+        self.pos_embed = nn.Parameter(torch.randn(1, prefix + grid[0] * grid[1], width))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("grid", [(6, 6), (3, 7), (2, 2)])
+def test_position_embeddings_follow_the_number_of_patches(tmp_path, grid, prefix):
+    old, new = Eyes((4, 4), prefix), Eyes(grid, prefix)
+    path = save_state(old, tmp_path / "a.pt")
+    refused(new, path, r"pos_embed  file \(1, \d+, 8\)")
+    report = load_state(new, path, on_mismatch="interpolate")
+    assert list(report.resampled) == ["pos_embed"]
+    assert "resampled  pos_embed" in str(report)
+    assert torch.equal(new.pos_embed[:, :prefix], old.pos_embed[:, :prefix])
+    picture = old.pos_embed[:, prefix:].reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
+    wanted = nn.functional.interpolate(picture, grid, mode="bicubic", antialias=True)
+    assert torch.allclose(new.pos_embed[:, prefix:], wanted.permute(0, 2, 3, 1).reshape(1, -1, 8), atol=1e-6)
+
+
+def test_a_grid_that_is_no_square_is_said_by_a_rule(tmp_path):
+    old, new = Eyes((3, 7)), Eyes((4, 4))
+    path = save_state(old, tmp_path / "a.pt")
+    refused(new, path, "does not match", on_mismatch="interpolate")
+    rule = Interpolate("pos_embed", grid=(4, 4), old_grid=(3, 7))
+    load_state(new, path, rules=[rule])
+    assert torch.equal(new.pos_embed[:, 0], old.pos_embed[:, 0])
+    done = convert(path, tmp_path / "b.safetensors", rules=[rule])
+    assert torch.equal(read_state(done.target)["pos_embed"], new.pos_embed)
+    back = convert(done.target, tmp_path / "c.pt", rules=[rule.inverse()])
+    assert read_state(back.target)["pos_embed"].shape == old.pos_embed.shape
+
+
+def test_the_model_says_the_size_to_a_rule():
+    old, new = Eyes((4, 4)), Eyes((6, 6))
+    load_state(new, old.state_dict(), rules=[Interpolate("pos_embed")])
+    assert torch.equal(new.pos_embed[:, 0], old.pos_embed[:, 0])
+
+
+def test_relative_positions_of_windows():
+    old, new = nn.Module(), nn.Module()
+    for module, window in ((old, 7), (new, 12)):
+        module.relative_position_bias_table = nn.Parameter(torch.randn((2 * window - 1) ** 2, 4))
+        module.register_buffer("relative_position_index", torch.arange(window**4).reshape(window**2, window**2))
+    report = load_state(new, old.state_dict(), on_mismatch="interpolate")
+    assert list(report.skipped) == ["relative_position_index"]
+    picture = old.relative_position_bias_table.t().reshape(1, 4, 13, 13)
+    wanted = nn.functional.interpolate(picture, (23, 23), mode="bicubic").reshape(4, -1).t()
+    assert torch.allclose(new.relative_position_bias_table, wanted, atol=1e-6)
+
+
+def test_what_is_not_a_position_is_not_resampled():
+    model, other = nn.ModuleDict({"head": nn.Linear(8, 16)}), nn.ModuleDict({"head": nn.Linear(8, 25)})
+    refused(model, other.state_dict(), r"head\.weight  file \(25, 8\)", on_mismatch="interpolate")
+
+
+def follow(model, state, text):
+    """Run the line that an error recommends."""
+    found = text.split("They match with load_state(..., rules=")[1].split(") (from modsurg.rules)")[0]
+    return load_state(model, state, rules=eval(found))
+
+
+def test_the_error_proposes_to_join_and_to_cut():
+    apart, packed = tower(Apart), tower(Packed)
+    text = refused(packed, apart.state_dict(), r'rules=\[Concat\(\["blocks\.\*\.q", "blocks\.\*\.k", "blocks')
+    assert follow(packed, apart.state_dict(), text)
+    text = refused(apart, packed.state_dict(), r"rules=\[Split\(")
+    again = {key: value.clone() for key, value in apart.state_dict().items()}
+    assert follow(apart, packed.state_dict(), text)
+    assert equal(again, apart.state_dict())
+
+
+def test_the_error_proposes_to_transpose():
+    def layers(kind):
+        return nn.ModuleList([nn.ModuleDict({"fc": kind(8, 6), "p": kind(8, 4)}) for _ in range(2)])
+
+    old, new = nn.ModuleDict({"h": layers(Conv1D)}), nn.ModuleDict({"h": layers(nn.Linear)})
+    text = refused(new, old.state_dict(), r'rules=\[Transpose\(\["h\.\*\.fc\.weight", "h\.\*\.p\.weight"\]\)\]')
+    assert follow(new, old.state_dict(), text)
+    assert torch.equal(new["h"][1]["fc"].weight, old["h"][1]["fc"].weight.t())
+    old["h"][0]["fc"], new["h"][0]["fc"] = Conv1D(8, 8), nn.Linear(8, 8)
+    assert "square" in refused(new, old.state_dict(), "Transpose")
+
+
+def test_nothing_is_proposed_where_shapes_prove_nothing():
+    for state in ({"qkv.weight": torch.ones(25, 8)}, {"a.weight": torch.ones(9, 8), "b.weight": torch.ones(9, 8)}):
+        assert "rules=" not in refused(Apart(), state, "not match")
