@@ -8,9 +8,10 @@ import torch
 
 from modsurg.errors import BatchError, TrainingError
 from modsurg.training import distributed as processes
-from modsurg.training.batches import count, describe, move
+from modsurg.training.batches import describe, move
 from modsurg.training.error_messages import EXPECTED, check_scalar, explain, measured
-from modsurg.training.loop import Meter
+from modsurg.training.metrics import Meter
+from modsurg.training.samples import Samples, batch_lengths, count_samples
 
 if TYPE_CHECKING:
     from modsurg.training.run import Run
@@ -40,7 +41,7 @@ class Epoch:
         self.complete = False
         self.closed = False
         self.dropped = False
-        self._samples = 0
+        self._current: Any = None
         self._before = meter.samples
 
     def __iter__(self) -> Iterator[Any]:
@@ -55,8 +56,8 @@ class Epoch:
             for taken in batches:
                 batch = move(taken, device)
                 self.batch += 1
-                self._samples = count(batch)
-                if not self._samples:
+                self._current = batch
+                if batch_lengths(batch) == (0,):
                     text = f"{self}: the batch {describe(batch)} holds no sample: leave it out of the loader."
                     raise BatchError(text)
                 if trainer.world > 1 and trainer.wrapped != processes.trained(trainer.model):
@@ -80,13 +81,21 @@ class Epoch:
         """
         return measured(self.trainer, self.trainer.runner, batch, self, look=self.batch == 1)
 
-    def step(self, loss: torch.Tensor, output: Any = None, target: Any = None) -> bool:
+    def step(
+        self,
+        loss: torch.Tensor,
+        output: Any = None,
+        target: Any = None,
+        *,
+        samples: float | torch.Tensor | None = None,
+    ) -> bool:
         """Backward; and when the window of `accumulate` batches is full, the optimizer's step and all that follows.
 
         Args:
             loss: A scalar, the mean over the batch.
             output: For the metrics, with `target`; without it they are left out.
             target: What the metrics compare with.
+            samples: What the batch weighs, where it is not the number of its samples or its parts disagree.
 
         Returns:
             Whether the optimizer moved the weights.
@@ -96,21 +105,26 @@ class Epoch:
             TrainingError: Not between the batches of the epoch; backward failed.
         """
         trainer = self.trainer
-        if not self._samples:
+        if not self.batch or self._current is None:
             text = f"{self}: the epoch gave no batch for this step: for inputs, target in epoch: epoch.step(...)."
             raise TrainingError(text)
         check_scalar(loss, self)
+        said: Samples | float | torch.Tensor | None = trainer.samples if samples is None else samples
+        try:
+            weight = count_samples(self._current, output, said)
+        except BatchError as error:
+            raise BatchError(f"{self}: {error}") from error.__cause__
         trainer.watch.check(loss.detach(), trainer.step, self)
         joined = trainer.world > 1 and not trainer.sharded
         if joined:
             processes.check_forward(trainer.runner, self)
         try:
-            full = self.window.backward(loss, self._samples)
+            full = self.window.backward(loss, weight)
         except EXPECTED as error:
             raise explain(error, trainer, self, None) from error
         if joined:
             processes.check_gradients(trainer.model, self)
-        self.meter.add(loss, self._samples, output, target, self)
+        self.meter.add(loss, weight, output, target, self)
         if full:
             self.run.move(self)
             self.moved = self.batch
@@ -136,7 +150,7 @@ class Epoch:
         self.run.close(self)
 
     @property
-    def fresh(self) -> int:
+    def fresh(self) -> float:
         """How many samples this process has seen of the epoch."""
         return self.meter.samples - self._before
 

@@ -1,6 +1,7 @@
 """A model measured and used, without changing it."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,13 @@ from torch import nn
 
 from modsurg.checkpoints.rng import random_states, set_random_states
 from modsurg.errors import BatchError
-from modsurg.training.batches import count, fields, move, part, predict_batch
+from modsurg.training.batches import fields, move, part, predict_batch
 from modsurg.training.data import generators
 from modsurg.training.distributed import share_of
 from modsurg.training.error_messages import EXPECTED, check_scalar, explain, measured
 from modsurg.training.logs import Board
-from modsurg.training.loop import Meter
+from modsurg.training.metrics import Meter, Metric, is_object
+from modsurg.training.samples import count_samples
 from modsurg.training.validation import check_loader
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
     """See `Trainer.evaluate`."""
     check_loader(loader, "loader")
-    meter = Meter(trainer.named_metrics)
+    meter = Meter(_metrics(trainer))
     dealt = trainer.world > 1 and not trainer.sharded
     runner = _runner(trainer, model)
     with evaluating(model):
@@ -33,11 +35,15 @@ def evaluate(trainer: "Trainer", loader: Iterable[Any], model: nn.Module) -> dic
             where = f"evaluation, batch {number}"
             loss, output, target = measured(trainer, runner, batch, where, look=number == 1)
             check_scalar(loss, where)
-            meter.add(loss, count(batch), output, target, where)
+            try:
+                weight = count_samples(batch, output, trainer.samples)
+            except BatchError as error:
+                raise BatchError(f"{where}: {error}") from error.__cause__
+            meter.add(loss, weight, output, target, where)
             meter.keep()
     if meter.samples == 0 and not dealt:
         raise BatchError("evaluation: the loader gave no batch; it must give at least one.")
-    return meter.means(trainer.place)
+    return meter.results(trainer.place)
 
 
 def predict(trainer: "Trainer", loader: Any, model: nn.Module) -> Any:
@@ -107,6 +113,14 @@ def _pair(trainer: "Trainer", batch: Any) -> tuple[torch.Tensor, Any] | None:
     inputs = [value for name, value in named.items() if trainer.signature.names == frozenset({name})]
     targets = [value for value in named.values() if value.ndim == 1 and not value.is_floating_point()]
     return (inputs[0], targets[0]) if len(inputs) == len(targets) == 1 else None
+
+
+def _metrics(trainer: "Trainer") -> dict[str, Metric]:
+    """The trainer's metrics; while an epoch is under way, copies of those whose state belongs to it."""
+    epoch = trainer.running.epoch if trainer.running is not None else None
+    if epoch is None or epoch.closed:
+        return trainer.named_metrics
+    return {name: copy.deepcopy(one) if is_object(one) else one for name, one in trainer.named_metrics.items()}
 
 
 def _runner(trainer: "Trainer", model: nn.Module) -> Callable[..., Any]:

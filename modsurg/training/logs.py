@@ -41,7 +41,7 @@ class Screen:
         if self.on and _terminal():
             self._open()
 
-    def show(self, batch: int, samples: int, values: Mapping[str, float]) -> None:
+    def show(self, batch: int, samples: float, values: Mapping[str, float]) -> None:
         """Now at `batch`, after `samples` samples since `begin`."""
         now = time.perf_counter()
         self.next_look = now + self._pause

@@ -19,8 +19,10 @@ from modsurg.training import evaluation
 from modsurg.training import validation as checks
 from modsurg.training.data import ResumableLoader, generators
 from modsurg.training.epochs import Epoch
+from modsurg.training.history import NO_RESULT
 from modsurg.training.logs import Board
-from modsurg.training.loop import Meter, Window
+from modsurg.training.loop import Window
+from modsurg.training.metrics import Meter, MetricSums, metric_columns
 from modsurg.tree.selection import Where
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class Run:
         self.epoch: Epoch | None = None
         self.pending: dict[str, Any] | None = None
         self.due = self._improved = False
-        self._logged = (0, 0.0)
+        self._logged = (0.0, 0.0)
 
     def epochs(self, resume: Any) -> Iterator[Epoch]:
         """The epochs from where the run is; see `Trainer.epochs`."""
@@ -84,9 +86,10 @@ class Run:
                     self._thaw()
                 meter = Meter(trainer.named_metrics)
                 if self.pending is not None:
-                    meter.sums, meter.seen = self.pending["sums"], self.pending["seen"]
+                    sums = MetricSums(self.pending["sums"], self.pending["seen"], self.pending.get("objects", {}))
+                    meter.load(sums, f"epoch {position.epoch + 1}")
                 trainer.watch.look()
-                self._logged = (meter.samples, 0.0)
+                self._logged = (meter.samples, meter.sums["loss"])
                 self.epoch = Epoch(self, meter)
                 yield from self._lent(self.epoch)
             trainer.agree()
@@ -130,7 +133,7 @@ class Run:
             return
         self.pending = None
         row = epoch.row
-        row |= {"epoch": epoch.number, "step": trainer.step} | epoch.meter.means(trainer.place)
+        row |= {"epoch": epoch.number, "step": trainer.step} | epoch.meter.results(trainer.place)
         if self.val_loader is not None:
             model = trainer.model if trainer.average is None else trainer.average
             means = evaluation.evaluate(trainer, self.val_loader, model)
@@ -139,7 +142,8 @@ class Run:
         row |= {"seconds": epoch.seconds, "samples_per_second": epoch.fresh / max(epoch.seconds, 1e-9)}
         missing = [name for name in ("loss", self.target) if name not in row]
         if missing:
-            raise TrainingError(f"epoch {epoch.number}: no {missing[0]}: epoch.step(loss, output, target) gives it.")
+            text = f"epoch {epoch.number}: no {missing[0]}: epoch.step(loss, output, target) gives it"
+            raise TrainingError(f"{text}; there are {', '.join(name for name in row if name not in NO_RESULT)}.")
         scheduler = self.schedulers.get("epoch")
         if scheduler is not None:
             scheduler.step(*[row[self.target]] if isinstance(scheduler, ReduceLROnPlateau) else [])
@@ -180,10 +184,9 @@ class Run:
         if self.window.held:
             held = counted(self.window.held, "gradient waits", "gradients wait")
             raise TrainingError(f"{epoch}: {held} for a step; save from on_step.")
-        epoch.meter.read()
         self.trainer.position.batch = epoch.batch
         place = {"states": self.feed.states, "loader": None if epoch.dropped else self.feed.position()}
-        return place | {"sums": epoch.meter.sums, "seen": epoch.meter.seen}
+        return place | vars(epoch.meter.state())
 
     def _lent(self, epoch: Epoch) -> Iterator[Epoch]:
         """Give an epoch to the loop, and see to what follows it."""
@@ -295,8 +298,9 @@ def _target(trainer: "Trainer", validated: bool) -> tuple[str, bool]:
     """The name of the value that says what is best, and whether lower is better."""
     default = "val_loss" if validated else "loss"
     how, _, name = (trainer.best or default).rpartition(":")
-    names = ["loss", *trainer.named_metrics]
+    columns, may_be_more = metric_columns(trainer.named_metrics)
+    names = ["loss", *columns]
     names += [f"val_{name}" for name in names] if validated else []
-    if name not in names or how not in ("", "min", "max"):
+    if (name not in names and not may_be_more) or how not in ("", "min", "max"):
         raise TrainingError(f"best={trainer.best!r} is not measured; there are {', '.join(names)}.")
     return name, how == "min" if how else name.endswith(("loss", "error", "mse", "mae", "perplexity"))

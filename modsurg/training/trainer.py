@@ -22,8 +22,10 @@ from modsurg.training.distributed import Strategy
 from modsurg.training.epochs import Epoch
 from modsurg.training.history import History
 from modsurg.training.logs import Board, Screen
-from modsurg.training.loop import Metric, Watch
+from modsurg.training.loop import Watch
+from modsurg.training.metrics import Metric, is_object
 from modsurg.training.run import Run
+from modsurg.training.samples import Samples
 from modsurg.training.validation import check_options, named_metrics, split_schedulers
 from modsurg.tree.selection import Where
 
@@ -51,7 +53,13 @@ class Trainer:
             to give both: `{"step": warmup, "epoch": plateau}`. ReduceLROnPlateau gets the value of `best`,
             and its `mode` has to look the same way.
         metrics: Name -> `metric(output, target)`, or a list of functions. A metric gives the mean over a batch or a
-            value for each sample; what is shown is the mean over samples.
+            value for each sample; what is shown is the mean over samples. An object with `update`, `compute` and
+            `reset` (torchmetrics, torcheval) is reset before each epoch and evaluation; where `compute` gives a dict,
+            each of its entries is a column.
+        samples: `samples(batch)` gives what a batch weighs: in the mean loss, in the metrics, in a step of several
+            batches. By default the number of its samples, on which input, target and output must agree. It is needed
+            for batches whose first size is not the batch, and for a loss that is a mean over something else:
+            `samples=lambda batch: (batch[1] != -100).sum()`.
         accumulate: Batches that make one step.
         clip_norm: The largest norm of the gradient.
         log_dir: For TensorBoard.
@@ -93,6 +101,7 @@ class Trainer:
     precision: Precision = "fp32"
     scheduler: Any = None
     metrics: Mapping[str, Metric] | Sequence[Metric] | Metric = ()
+    samples: Samples | None = None
     accumulate: int = 1
     clip_norm: float | None = None
     log_dir: str | os.PathLike[str] | None = None
@@ -130,9 +139,9 @@ class Trainer:
         self.running: Run | None = None
         self.runner: Any = None
         place(self.model, self.place, channels_last=self.channels_last)
-        for module in (self.loss, self.average, *self.named_metrics.values()):
-            if isinstance(module, nn.Module):
-                module.to(self.place)
+        for one in (self.loss, self.average, *self.named_metrics.values()):
+            if isinstance(one, nn.Module) or (is_object(one) and hasattr(one, "to")):
+                one.to(self.place)
         if self.sharded:
             processes.check_sharding(self.place, self.precision, self.average)
             processes.shard(self.model, self.optimizer, self.place)

@@ -15,6 +15,7 @@ from modsurg.errors import BatchError, DeviceError, TrainingError, counted, list
 from modsurg.training import distributed as processes
 from modsurg.training.data import length
 from modsurg.training.history import NO_RESULT
+from modsurg.training.metrics import is_object
 from modsurg.tree.selection import select
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def check_options(trainer: "Trainer") -> None:
     if options.get("reduction", getattr(loss, "reduction", None)) == "sum":
         text = 'the loss adds up its batch (reduction="sum"), and the trainer needs the mean, whatever the batch size'
         raise TrainingError(f'{text}. Try: reduction="mean".')
+    if trainer.samples is not None and (isinstance(trainer.samples, type) or not callable(trainer.samples)):
+        text = f"samples is {_kind(trainer.samples)}, not a function of the batch"
+        raise TrainingError(f"{text}. Try: samples=lambda batch: len(batch[1]).")
     split_schedulers(trainer.scheduler, optimizer)
     check_count("accumulate", trainer.accumulate, 1, "a step takes at least one batch, accumulate=1.")
     check_count("keep", trainer.keep, 0, "how many files, keep=0 for none.")
@@ -111,10 +115,10 @@ def named_metrics(given: Any) -> dict[str, Any]:
     if isinstance(given, Mapping):
         pairs = list(given.items())
     else:
-        listed = [given] if callable(given) or isinstance(given, str) else list(given)
+        listed = [given] if callable(given) or is_object(given) or isinstance(given, str) else list(given)
         pairs = [(_name(metric).lower(), metric) for metric in listed]
     for name, metric in pairs:
-        if isinstance(metric, type) or not callable(metric):
+        if isinstance(metric, type) or not (callable(metric) or is_object(metric)):
             fix = 'metrics={"accuracy": lambda output, target: output.argmax(1) == target}'
             raise TrainingError(f"metric {name} is {_kind(metric)}: {fix}.")
     named = dict(pairs)
