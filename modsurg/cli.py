@@ -172,6 +172,12 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rename", action="append", metavar="OLD=NEW", help="new names for keys, as in backbone.=; may be given again"
     )
+    parser.add_argument(
+        "--rule",
+        action="append",
+        metavar="RULE",
+        help="a rule of modsurg.rules, as in 'Transpose(\"h.*.c_attn\")'; may be given again",
+    )
 
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
@@ -253,6 +259,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     from modsurg.checkpoints.convert import convert
+    from modsurg.checkpoints.rules import parse_rule
     from modsurg.views.text import size
 
     for text in options.rename or ():
@@ -269,6 +276,7 @@ def _convert(options: argparse.Namespace) -> int:
             shard_size=options.shard_size,
             only=options.only,
             rename=rename or None,
+            rules=[parse_rule(text) for text in options.rule or ()],
             progress=progress,
         )
     data = {

@@ -157,6 +157,18 @@ def test_convert(capsys, files):
     assert state["head.bias"].dtype == torch.float16
 
 
+def test_convert_by_rules(capsys, files):
+    rules = ['Transpose(["0", "2"])', 'Split("0", ["a", "b"])']
+    status, _, err = run(capsys, "convert", files / "a.safetensors", files / "c.pt", "--rule", rules[0], "--rule", "2")
+    assert status == 2
+    assert err.startswith("modsurg: 2 is not a rule")
+    options = [word for rule in rules for word in ("--rule", rule)]
+    status, _, err = run(capsys, "convert", files / "a.safetensors", files / "c.pt", *options)
+    old, new = (modsurg.read_state(files / name) for name in ("a.safetensors", "c.pt"))
+    assert (status, err) == (0, "")
+    assert torch.equal(torch.cat([new["a.weight"], new["b.weight"]]), old["0.weight"].t())
+
+
 def test_a_rename_without_a_new_name(capsys, files):
     status, _, err = run(capsys, "convert", files / "a.safetensors", files / "c.pt", "--rename", "2")
     assert (status, err) == (2, "modsurg: --rename 2: give OLD=NEW, as in --rename 2=head\n")

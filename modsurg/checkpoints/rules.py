@@ -3,20 +3,24 @@
 A rule is applied to keys before anything is read, and to values when they are read. Each has an inverse.
 """
 
+import ast
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TypeAlias
 
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.derived import rename_versions
 from modsurg.checkpoints.formats.file_io import Region
 from modsurg.checkpoints.formats.source import Entry, Source
 from modsurg.checkpoints.load.key_mapping import chooser
-from modsurg.checkpoints.load.positions import Grid, Resampling, plan_resampling
 from modsurg.errors import LoadError, visible
+from modsurg.structure.positions import Grid, Resampling, find_grid, plan_resampling
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -26,10 +30,11 @@ class Concat:
     """Join tensors of the source into one, such as q, k and v into a packed qkv.
 
     Attributes:
-        sources: Keys, or what holds them (`"blocks.*.q"` for weight and bias), each with at most one `*`.
-        target: The key of the joined tensor; its `*` stands for the same text.
+        sources: Keys, or what holds them (`"blocks.*.q"` for weight and bias), each with at most one `*` (for one
+            segment) or `**` (for several).
+        target: The key of the joined tensor, in which `*` is the same text.
         dim: Along which dimension.
-        sizes: The sizes along `dim`, where they differ, so that the inverse knows them.
+        sizes: The sizes along `dim`, for the inverse; needed where they differ and no model tells them.
 
     Example:
         >>> from modsurg import load_state
@@ -47,14 +52,18 @@ class Concat:
     dim: int = 0
     sizes: Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_join(self, "sources", "target")
+
     def inverse(self) -> "Split":
         """Give the rule for the other direction."""
         return Split(self.target, self.sources, self.dim, self.sizes)
 
-    def outputs(self, source: Source, shapes: Mapping[str, Shape]) -> Iterator["Output"]:
+    def outputs(self, source: Source, model: nn.Module | None) -> Iterator["Output"]:
         """Plan the tensors that this rule makes; see `apply_rules`."""
         for match in _matches(self.sources[0], source, self):
-            keys = [match.fill(pattern) for pattern in self.sources]
+            keys = [match.fill(pattern, self) for pattern in self.sources]
             if absent := [key for key in keys if key not in source]:
                 raise LoadError(f"{self}: there is no {absent[0]}; nothing was loaded")
             entries = [source[key] for key in keys]
@@ -64,9 +73,13 @@ class Concat:
                 raise LoadError(
                     f"{self}: these can't be joined along dimension {self.dim}: {found}; nothing was loaded"
                 )
-            shape = list(entries[0].shape)
-            shape[self.dim] = sum(entry.shape[self.dim] for entry in entries)
-            yield _output(match.fill(self.target), keys, entries[0], shape, lambda parts: torch.cat(parts, self.dim))
+            shape, sizes = list(entries[0].shape), [entry.shape[self.dim] for entry in entries]
+            if self.sizes is not None and sizes != list(self.sizes):
+                raise LoadError(f"{self}: the sizes along dimension {self.dim} are {sizes}; nothing was loaded")
+            shape[self.dim] = sum(sizes)
+            yield _output(
+                match.fill(self.target, self), keys, entries[0], shape, lambda parts: torch.cat(parts, self.dim)
+            )
 
 
 @dataclass(frozen=True)
@@ -74,10 +87,10 @@ class Split:
     """Cut a tensor of the source into several, such as a packed qkv into q, k and v; the inverse of `Concat`.
 
     Attributes:
-        source: A key, or what holds it, with at most one `*`.
+        source: A key, or what holds it, with at most one `*` or `**`.
         targets: The keys of the pieces.
         dim: Along which dimension.
-        sizes: The sizes of the pieces along `dim`; equal ones by default.
+        sizes: The sizes of the pieces along `dim`; by default those of the model, in `load_state`, or equal ones.
     """
 
     source: str
@@ -85,25 +98,34 @@ class Split:
     dim: int = 0
     sizes: Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_join(self, "targets", "source")
+
     def inverse(self) -> Concat:
         """Give the rule for the other direction."""
         return Concat(self.targets, self.source, self.dim, self.sizes)
 
-    def outputs(self, source: Source, shapes: Mapping[str, Shape]) -> Iterator["Output"]:
+    def outputs(self, source: Source, model: nn.Module | None) -> Iterator["Output"]:
         """Plan the tensors that this rule makes; see `apply_rules`."""
         for match in _matches(self.source, source, self):
             entry = source[match.key]
             _without(entry.shape, self.dim, self)
-            whole, count = entry.shape[self.dim], len(self.targets)
-            sizes = list(self.sizes or [whole // count] * count)
-            if sum(sizes) != whole or len(sizes) != count:
+            names = [match.fill(pattern, self) for pattern in self.targets]
+            whole, start, shape = entry.shape[self.dim], 0, list(entry.shape)
+            sizes = list(self.sizes or self._sizes_in(model, names, whole) or [whole // len(names)] * len(names))
+            if sum(sizes) != whole or len(sizes) != len(names):
                 raise LoadError(f"{self}: {match.key} {entry.shape} can't be cut into {sizes}; nothing was loaded")
-            start = 0
-            for pattern, size in zip(self.targets, sizes, strict=True):
-                shape = list(entry.shape)
+            for name, size in zip(names, sizes, strict=True):
                 shape[self.dim] = size
-                yield _output(match.fill(pattern), [match.key], entry, shape, self._cut(start, size))
+                yield _output(name, [match.key], entry, shape, self._cut(start, size))
                 start += size
+
+    def _sizes_in(self, model: nn.Module | None, names: Sequence[str], whole: int) -> list[int] | None:
+        """The sizes of the pieces in the model, if it has them all and they add up."""
+        shapes = [_shape_in(model, name) for name in names]
+        sizes = [shape[self.dim] for shape in shapes if shape and -len(shape) <= self.dim < len(shape)]
+        return sizes if len(sizes) == len(names) and sum(sizes) == whole else None
 
     def _cut(self, start: int, size: int) -> Callable[[list[torch.Tensor]], torch.Tensor]:
         return lambda parts: parts[0].narrow(self.dim, start, size).clone()
@@ -119,11 +141,15 @@ class Transpose:
 
     where: str | Sequence[str]
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_where(self)
+
     def inverse(self) -> "Transpose":
         """Give the rule for the other direction, which is the same."""
         return self
 
-    def outputs(self, source: Source, shapes: Mapping[str, Shape]) -> Iterator["Output"]:
+    def outputs(self, source: Source, model: nn.Module | None) -> Iterator["Output"]:
         """Plan the tensors that this rule makes; see `apply_rules`."""
         found = [key for key in filter(chooser(self.where), source) if len(source[key].shape) == 2]
         if not found:
@@ -139,7 +165,8 @@ class Interpolate:
 
     Attributes:
         where: Keys: a name, glob or `re:`, of keys or of what holds them, or several.
-        grid: Rows and columns of patches wanted. In `load_state` the model says it.
+        grid: Rows and columns of patches wanted. In `load_state` they are by default those of the model, if the key is
+            one of the model's names.
         old_grid: Rows and columns of the source; a square by default.
     """
 
@@ -147,18 +174,29 @@ class Interpolate:
     grid: Grid | None = None
     old_grid: Grid | None = None
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_where(self)
+        for name in ("grid", "old_grid"):
+            given = getattr(self, name)
+            if given is not None and not (isinstance(given, Sequence) and len(given) == 2 and _is_sizes(given)):
+                raise LoadError(f"{name}={given!r} must be rows and columns, such as (14, 14)")
+            object.__setattr__(self, name, given and tuple(given))
+
     def inverse(self) -> "Interpolate":
         """Give the rule for the other direction, which brings back the size, not the values."""
         return Interpolate(self.where, self.old_grid, self.grid)
 
-    def outputs(self, source: Source, shapes: Mapping[str, Shape]) -> Iterator["Output"]:
+    def outputs(self, source: Source, model: nn.Module | None) -> Iterator["Output"]:
         """Plan the tensors that this rule makes; see `apply_rules`."""
         found = list(filter(chooser(self.where), source))
         if not found:
-            raise LoadError(f"{self}: fits no key; nothing was loaded")
+            raise LoadError(f"{self}: matches no key; nothing was loaded")
         for key in found:
             entry = source[key]
-            made = plan_resampling(key, entry.shape, shapes.get(key), self.grid, self.old_grid)
+            shape = _shape_in(model, key)
+            grid = find_grid(model, key) if model is not None and shape and self.grid is None else self.grid
+            made = plan_resampling(key, entry.shape, None if self.grid else shape, grid, self.old_grid)
             if made is None:
                 raise LoadError(
                     f"{self}: can't tell how {key} {entry.shape} is laid out; nothing was loaded. "
@@ -186,6 +224,29 @@ def rule_as_code(rule: TensorRule) -> str:
     return visible(f"{type(rule).__name__}({', '.join(given)})")
 
 
+def parse_rule(text: str) -> TensorRule:
+    """Read a rule as Python would, without running anything: a class of this module, with literal arguments.
+
+    Raises:
+        LoadError: Anything else.
+
+    Example:
+        >>> parse_rule('Transpose("h.*.attn.c_attn")')
+        Transpose(where=('h.*.attn.c_attn',))
+    """
+    kinds = {kind.__name__: kind for kind in (Concat, Split, Transpose, Interpolate)}
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds:
+            options = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+            return kinds[call.func.id](*map(ast.literal_eval, call.args), **options)
+    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError) as error:
+        if isinstance(error, LoadError):
+            raise
+    known = ", ".join(f"{name}(...)" for name in kinds)
+    raise LoadError(f'{visible(text)} is not a rule; rules are {known}. Try: Transpose("h.*.attn.c_attn")')
+
+
 @dataclass(frozen=True)
 class Output:
     """A tensor that a rule makes.
@@ -201,21 +262,21 @@ class Output:
     make: Callable[[list[torch.Tensor]], torch.Tensor]
 
 
-def apply_rules(source: Source, rules: Iterable[TensorRule], shapes: Mapping[str, Shape] | None = None) -> Source:
+def apply_rules(source: Source, rules: Iterable[TensorRule], model: nn.Module | None = None) -> Source:
     """See a source as the rules change it, one after the other.
 
     Args:
         source: Closed with what is returned.
         rules: Each sees the keys that the ones before it left.
-        shapes: Those of the model, by name.
+        model: Where the tensors go, which tells sizes that a rule leaves open.
 
     Raises:
-        LoadError: A rule that fits no key, or shapes that it can't be used with.
+        LoadError: A rule that matches no key, or shapes that it can't be used with.
     """
     for rule in rules:
         if not isinstance(rule, TensorRule):
             raise LoadError(f"rules={rule!r:.80} must be rules: [modsurg.rules.Transpose('h.*.c_attn'), ...]")
-        source = RuledSource(source, list(rule.outputs(source, shapes or {})))
+        source = RuledSource(source, list(rule.outputs(source, model)))
     return source
 
 
@@ -242,6 +303,7 @@ class RuledSource(Source):
             raise LoadError(f"rules: two tensors would be called {twice}; nothing was loaded")
         names = {name: self._made[name].keys[0] if name in self._made else name for name in order}
         ties = {key: first for key, first in source.notes.ties.items() if not parts & {key, first}}
+        ties |= _ties_of_outputs(source, outputs)
         notes = source.notes
         versions = rename_versions(notes.versions, names)
         entries = {
@@ -279,6 +341,20 @@ class RuledSource(Source):
         self._source.close()
 
 
+def _ties_of_outputs(source: Source, outputs: Sequence[Output]) -> dict[str, str]:
+    """What is made of tied tensors in the same way is tied: name -> the first such name."""
+    ties: dict[str, str] = {}
+    made: Counter[tuple[str, ...]] = Counter()
+    first: dict[object, str] = {}
+    for output in outputs:
+        keys = tuple(source.notes.ties.get(key, key) for key in output.keys)
+        same = first.setdefault((keys, made[output.keys], output.entry.shape), output.entry.name)
+        made[output.keys] += 1
+        if same != output.entry.name:
+            ties[output.entry.name] = same
+    return ties
+
+
 @dataclass(frozen=True)
 class _Match:
     """A key that a pattern matches: the text of its `*`, and what follows the pattern."""
@@ -287,22 +363,66 @@ class _Match:
     star: str
     tail: str
 
-    def fill(self, pattern: str) -> str:
-        return pattern.replace("*", self.star) + self.tail
+    def fill(self, pattern: str, rule: TensorRule) -> str:
+        before, _, after = _parted(pattern, rule)
+        return f"{before}{self.star}{after}{self.tail}" if "*" in pattern else pattern + self.tail
 
 
 def _matches(pattern: str, source: Source, rule: TensorRule) -> list[_Match]:
-    if pattern.count("*") > 1:
-        raise LoadError(f"{rule}: {pattern!r} must have at most one *; nothing was loaded")
-    before, star, after = pattern.partition("*")
-    middle = "(?P<star>.+)" if star else "(?P<star>)"
-    expression = re.compile(rf"{re.escape(before)}{middle}{re.escape(after)}(?P<tail>(?:\..+)?)", re.DOTALL)
+    before, star, after = _parted(pattern, rule)
+    middle = {"": "", "*": r"[^.]+", "**": ".+"}[star]
+    expression = re.compile(rf"{re.escape(before)}(?P<star>{middle}){re.escape(after)}(?P<tail>(?:\..+)?)", re.DOTALL)
     found = [(key, expression.fullmatch(key)) for key in source]
     matches = [_Match(key, match["star"], match["tail"]) for key, match in found if match]
     if not matches:
         shown = ", ".join(list(source)[:3])
-        raise LoadError(f"{rule}: {pattern!r} fits no key; nothing was loaded. The keys are like {shown}")
+        raise LoadError(f"{rule}: {pattern!r} matches no key; nothing was loaded. The keys are like {shown}")
     return matches
+
+
+def _parted(pattern: str, rule: TensorRule) -> tuple[str, str, str]:
+    """The text before the `*` or `**`, itself, and the text after it."""
+    star = "**" if "**" in pattern else "*" if "*" in pattern else ""
+    before, _, after = pattern.partition(star) if star else (pattern, "", "")
+    if "*" in before + after:
+        raise LoadError(f"{rule}: {pattern!r} must have at most one * or **; nothing was loaded")
+    return before, star, after
+
+
+def _shape_in(model: nn.Module | None, name: str) -> Shape | None:
+    """The shape of the parameter or buffer of this name, if the model has it."""
+    path, _, attribute = name.rpartition(".")
+    try:
+        tensor = getattr(model.get_submodule(path), attribute, None) if model is not None else None
+    except AttributeError:
+        return None
+    return tuple(tensor.shape) if isinstance(tensor, torch.Tensor) and not is_lazy(tensor) else None
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, Sequence) and all(type(size) is int and size > 0 for size in value)
+
+
+def _check_join(rule: Concat | Split, several: str, one: str) -> None:
+    """Refuse arguments of other types, and keep lists as tuples, so that equal rules are equal."""
+    names, name, kind = getattr(rule, several), getattr(rule, one), type(rule).__name__
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
+        raise LoadError(f'{kind}: {several}={names!r:.80} must be a list of keys, such as ["q", "k", "v"]')
+    if not names or len(set(names)) < len(names):
+        raise LoadError(f"{kind}: {several}={names!r:.80} must be different keys, at least one")
+    if not isinstance(name, str) or type(rule.dim) is not int:
+        raise LoadError(f"{kind}: {one}={name!r:.80} must be a key, and dim={rule.dim!r:.80} a number")
+    if rule.sizes is not None and not (_is_sizes(rule.sizes) and len(rule.sizes) == len(names)):
+        raise LoadError(f"{kind}: sizes={rule.sizes!r:.80} must be {len(names)} positive integers")
+    object.__setattr__(rule, several, tuple(names))
+    object.__setattr__(rule, "sizes", rule.sizes and tuple(rule.sizes))
+
+
+def _check_where(rule: Transpose | Interpolate) -> None:
+    where = [rule.where] if isinstance(rule.where, str) else rule.where
+    if not isinstance(where, Sequence) or not where or not all(isinstance(each, str) for each in where):
+        raise LoadError(f"{type(rule).__name__}: where={rule.where!r:.80} must be a key, glob or re:, or several")
+    object.__setattr__(rule, "where", tuple(where))
 
 
 def _without(shape: Shape, dim: int, rule: TensorRule) -> Shape:

@@ -11,7 +11,6 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.formats.memory import MemorySource
@@ -258,8 +257,7 @@ def load_state(
     options = Options(strict, rename, only, on_mismatch)
 
     def load_ruled(source: Source) -> LoadReport:
-        shapes = {name: tuple(value.shape) for name, value in _tensors(model) if not is_lazy(value)} if rules else {}
-        return load(model, apply_rules(source, rules, shapes), options, verify)
+        return load(model, apply_rules(source, rules, model), options, verify)
 
     if isinstance(path_or_state, State):
         names = {key: key for key in path_or_state}

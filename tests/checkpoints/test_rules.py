@@ -1,11 +1,14 @@
 """Tensors that another project stores otherwise: joined, cut, transposed, resampled, and back."""
 
+import json
+
 import pytest
 import torch
 from loads import refused
 from torch import nn
 
 from modsurg import convert, load_state, read_state, save_state, verify
+from modsurg.checkpoints.rules import parse_rule, rule_as_code
 from modsurg.errors import LoadError, SaveError
 from modsurg.rules import Concat, Interpolate, Split, Transpose
 
@@ -91,13 +94,18 @@ def test_a_state_of_the_model_itself():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (Concat(["blocks.*.x", "blocks.*.k"], "blocks.*.qkv"), r"'blocks\.\*\.x' fits no key"),
+        (Concat(["blocks.*.x", "blocks.*.k"], "blocks.*.qkv"), r"'blocks\.\*\.x' matches no key"),
         (Concat(["blocks.*.q", "blocks.*.x"], "blocks.*.qkv"), r"there is no blocks\.0\.x\.weight"),
         (Concat(["blocks.*.q", "head"], "blocks.*.qkv", dim=1), r"can't be joined along dimension 1"),
         (Concat(["blocks.*.q", "blocks.*.k"], "blocks.*.qkv", dim=1), r"no dimension 1"),
         (Concat(["blocks.*.q", "blocks.*.k"], "head"), r"two tensors would be called head\.weight"),
         (Split("blocks.*.q", ["blocks.*.a", "blocks.*.b", "blocks.*.c"]), r"can't be cut into \[2, 2, 2\]"),
+        (
+            Concat(["blocks.*.q", "blocks.*.k"], "blocks.*.qk", sizes=(8, 4)),
+            r"the sizes along dimension 0 are \[8, 8\]",
+        ),
         (Split("**.*.q", ["a", "b"]), "at most one"),
+        (Split("blocks.*.q", ["a.*.*", "b"]), "at most one"),
         (Transpose("nothing"), "no matrix matches"),
         (Interpolate("head.bias", grid=(2, 2)), "can't tell how"),
         ("blocks", "must be rules"),
@@ -143,11 +151,12 @@ def test_position_embeddings_follow_the_number_of_patches(tmp_path, grid, prefix
     assert torch.allclose(new.pos_embed[:, prefix:], wanted.permute(0, 2, 3, 1).reshape(1, -1, 8), atol=1e-6)
 
 
-def test_a_grid_that_is_no_square_is_said_by_a_rule(tmp_path):
+def test_a_grid_that_is_not_square_is_in_a_rule(tmp_path):
     old, new = Eyes((3, 7)), Eyes((4, 4))
     path = save_state(old, tmp_path / "a.pt")
-    refused(new, path, "does not match", on_mismatch="interpolate")
+    text = refused(new, path, r"not a square of patches: load_state\(", on_mismatch="interpolate")
     rule = Interpolate("pos_embed", grid=(4, 4), old_grid=(3, 7))
+    assert eval(text.split("rules=")[1].split(")\n")[0]) == [rule]
     load_state(new, path, rules=[rule])
     assert torch.equal(new.pos_embed[:, 0], old.pos_embed[:, 0])
     done = convert(path, tmp_path / "b.safetensors", rules=[rule])
@@ -156,10 +165,82 @@ def test_a_grid_that_is_no_square_is_said_by_a_rule(tmp_path):
     assert read_state(back.target)["pos_embed"].shape == old.pos_embed.shape
 
 
-def test_the_model_says_the_size_to_a_rule():
-    old, new = Eyes((4, 4)), Eyes((6, 6))
+@pytest.mark.parametrize("grid", [(6, 6), (3, 7)])
+def test_a_rule_without_a_grid_has_that_of_the_model(grid):
+    old, new = Eyes((4, 4)), Eyes(grid)
     load_state(new, old.state_dict(), rules=[Interpolate("pos_embed")])
+    again = Eyes(grid)
+    load_state(again, old.state_dict(), on_mismatch="interpolate")
+    assert torch.equal(new.pos_embed, again.pos_embed)
     assert torch.equal(new.pos_embed[:, 0], old.pos_embed[:, 0])
+
+
+def test_a_split_without_sizes_has_those_of_the_model():
+    rule = Concat(["blocks.*.q", "blocks.*.k", "blocks.*.v"], "blocks.*.qkv")
+    apart, packed, again = tower(Apart, kv=2), tower(Packed, kv=2), tower(Apart, kv=2)
+    load_state(packed, apart.state_dict(), rules=[rule])
+    load_state(again, packed.state_dict(), rules=[rule.inverse()])
+    assert equal(again.state_dict(), apart.state_dict())
+
+
+def test_two_stars_are_any_number_of_segments():
+    one, many = nn.ModuleDict({"stages": tower(Apart)}), nn.ModuleDict({"stages": tower(Packed)})
+    report = load_state(many, one.state_dict(), rules=[Concat([f"**.{name}" for name in "qkv"], "**.qkv")])
+    assert len(report.loaded) == 26
+    refused(many, one.state_dict(), "matches no key", rules=[Concat(["*.q", "*.k", "*.v"], "*.qkv")])
+
+
+def test_what_is_made_of_tied_tensors_is_tied(tmp_path):
+    shared = Apart()
+    apart, packed = nn.ModuleDict({"a": shared, "b": shared}), Packed()
+    tied = nn.ModuleDict({"a": packed, "b": packed})
+    rule = Concat(["*.q", "*.k", "*.v"], "*.qkv")
+    path = convert(save_state(apart, tmp_path / "a.pt"), tmp_path / "b.safetensors", rules=[rule]).target
+    assert read_state(path).source.notes.ties == {"b.qkv.weight": "a.qkv.weight", "b.qkv.bias": "a.qkv.bias"}
+    assert load_state(tied, path)
+    back = convert(path, tmp_path / "c.pt", rules=[rule.inverse()]).target
+    assert equal(dict(read_state(back)), apart.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Concat("q", "qkv"), "must be a list of keys"),
+        (lambda: Concat([], "qkv"), "at least one"),
+        (lambda: Split("qkv", ["q", "q"]), "must be different keys"),
+        (lambda: Split("qkv", ["q", 3]), "must be a list of keys"),
+        (lambda: Split(["qkv"], ["q", "k"]), "must be a key"),
+        (lambda: Split("qkv", ["q", "k"], sizes=(2,)), "must be 2 positive integers"),
+        (lambda: Concat(["q", "k"], "qk", sizes=(2, 0)), "must be 2 positive integers"),
+        (lambda: Transpose(3), "must be a key"),
+        (lambda: Interpolate("pos_embed", grid=14), "must be rows and columns"),
+    ],
+)
+def test_arguments_of_another_type(make, message):
+    with pytest.raises(LoadError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Concat(["a.*", "b.*"], "c.*", 1, sizes=(2, 3)),
+        Split('say "hi"', ["x", "y"]),
+        Transpose("h.*"),
+        Interpolate(["a", "b"], grid=(3, 4)),
+    ],
+)
+def test_a_rule_as_code_is_read_as_that_rule(rule):
+    assert parse_rule(rule_as_code(rule)) == rule == parse_rule(repr(rule))
+    assert rule.inverse().inverse() == rule
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Merge('a')", "Transpose(print(1))", "Transpose('a'", "Transpose()", "__import__('os')"]
+)
+def test_other_code_is_not_a_rule(text):
+    with pytest.raises(LoadError, match=r"is not a rule.*Try: Transpose"):
+        parse_rule(text)
 
 
 def test_relative_positions_of_windows():
@@ -193,6 +274,35 @@ def test_the_error_proposes_to_join_and_to_cut():
     again = {key: value.clone() for key, value in apart.state_dict().items()}
     assert follow(apart, packed.state_dict(), text)
     assert equal(again, apart.state_dict())
+
+
+@pytest.mark.parametrize("names", ["kvq", "vkq"])
+@pytest.mark.parametrize("form", ["{}", "{}_proj", "to_{}"])
+def test_proposed_parts_are_in_the_order_of_the_packed_name(names, form):
+    """Whatever the order in the file."""
+    apart = nn.ModuleDict({form.format(name): nn.Linear(8, 8) for name in names})
+    text = refused(nn.ModuleDict({"in_proj": nn.Linear(8, 24)}), apart.state_dict(), "Shapes do not show the order")
+    assert f"Concat({json.dumps([form.format(name) for name in 'qkv'])}" in text
+    text = refused(nn.ModuleDict({"kqv": nn.Linear(8, 24)}), apart.state_dict(), "Shapes do not show the order")
+    assert f"Concat({json.dumps([form.format(name) for name in 'kqv'])}" in text
+
+
+def test_proposed_for_several_numbers():
+    apart, packed = nn.ModuleList([tower(Apart), tower(Apart)]), nn.ModuleList([tower(Packed), tower(Packed)])
+    text = refused(packed, apart.state_dict(), r'Concat\(\["\*\*\.q", "\*\*\.k", "\*\*\.v"\], "\*\*\.qkv"\)\]')
+    assert follow(packed, apart.state_dict(), text)
+
+
+def test_the_error_proposes_to_interpolate():
+    old, new = Eyes((4, 4)), Eyes((6, 6))
+    refused(new, old.state_dict(), r'They match with load_state\(\.\.\., on_mismatch="interpolate"\)')
+    load_state(new, old.state_dict(), on_mismatch="interpolate")
+
+
+@pytest.mark.parametrize("name", ["position_embeddings", "pos_embed"])
+def test_positions_in_a_text_are_not_a_picture(name):
+    short, long = (nn.ModuleDict({name: nn.Embedding(count, 8)}) for count in (256, 1024))
+    refused(long, short.state_dict(), "does not match", on_mismatch="interpolate")
 
 
 def test_the_error_proposes_to_transpose():

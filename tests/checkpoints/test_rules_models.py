@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from modsurg import convert, load_state, read_state, save_state
+from modsurg.errors import LoadError
 from modsurg.rules import Concat, Interpolate, Split, Transpose
 
 pytestmark = pytest.mark.models
@@ -124,6 +125,114 @@ def test_transformers_vit_and_timm(tmp_path):
     }
     load_state(again, ours.state_dict(), rules=[rule.inverse() for rule in rules], rename=back)
     assert torch.equal(again(x).logits, theirs(x).logits)
+
+
+class OpenClipBlock(nn.Module):
+    """A block of OpenCLIP's visual tower, with its names."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 2 * width), "c_proj": nn.Linear(2 * width, width)})
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        return x + self.mlp["c_proj"](nn.functional.gelu(self.mlp["c_fc"](self.ln_2(x))))
+
+
+class OpenClipTower(nn.Module):
+    """OpenCLIP's visual tower, with its names and shapes."""
+
+    def __init__(self, image_size, patch_size, width, layers, heads, output):
+        super().__init__()
+        self.image_size, self.patch_size = image_size, patch_size
+        self.conv1 = nn.Conv2d(3, width, patch_size, patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.positional_embedding = nn.Parameter(torch.randn((image_size // patch_size) ** 2 + 1, width))
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = nn.ModuleDict(
+            {"resblocks": nn.ModuleList(OpenClipBlock(width, heads) for _ in range(layers))}
+        )
+        self.proj = nn.Parameter(torch.randn(width, output))
+
+    def forward(self, x):
+        x = self.conv1(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
+        x = self.ln_pre(x)
+        for block in self.transformer["resblocks"]:
+            x = block(x)
+        return self.ln_post(x[:, 0]) @ self.proj
+
+
+@pytest.mark.parametrize("packed", ["safetensors", "pt"])
+def test_clips_visual_tower_and_openclips(tmp_path, packed):
+    transformers = pytest.importorskip("transformers")
+
+    def clip():
+        config = transformers.CLIPVisionConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            image_size=32,
+            patch_size=8,
+            projection_dim=16,
+            hidden_act="gelu",
+        )
+        return transformers.CLIPVisionModelWithProjection(config).eval()
+
+    theirs, ours = clip(), OpenClipTower(32, 8, 32, 2, 4, 16).eval()
+    layers, blocks = "vision_model.encoder.layers", "transformer.resblocks"
+    rules = [
+        Concat([f"{layers}.*.self_attn.{name}_proj.{kind}" for name in "qkv"], f"{blocks}.*.attn.in_proj_{kind}")
+        for kind in ("weight", "bias")
+    ] + [Transpose("visual_projection")]
+    names = {
+        "vision_model.embeddings.class_embedding": "class_embedding",
+        "vision_model.embeddings.position_embedding.weight": "positional_embedding",
+        "vision_model.embeddings.patch_embedding": "conv1",
+        "vision_model.pre_layrnorm": "ln_pre",
+        "vision_model.post_layernorm": "ln_post",
+        "visual_projection.weight": "proj",
+    }
+    parts = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+    parts |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+
+    def numbered(old, new, pairs):
+        return {rf"re:{old}\.(\d+)\.{a}\.(.*)": rf"{new}.\1.{b}.\2" for a, b in pairs}
+
+    there = names | numbered(layers, blocks, parts.items())
+    back = {new: old for old, new in names.items()} | numbered(blocks, layers, [(b, a) for a, b in parts.items()])
+    load_state(ours, save_state(theirs, tmp_path / f"theirs.{packed}"), rules=rules, rename=there)
+    x = torch.randn(2, 3, 32, 32)
+    wanted = theirs(x).image_embeds
+    assert torch.allclose(ours(x), wanted, atol=1e-5)
+    inverse = [rule.inverse() for rule in rules[:-1]] + [Transpose("proj")]
+    again = clip()
+    load_state(again, ours.state_dict(), rules=inverse, rename=back)
+    assert torch.equal(again(x).image_embeds, wanted)
+    large = OpenClipTower(48, 8, 32, 2, 4, 16)
+    assert list(load_state(large, ours.state_dict(), on_mismatch="interpolate").resampled) == ["positional_embedding"]
+
+
+def test_positions_of_a_transformers_clip():
+    transformers = pytest.importorskip("transformers")
+
+    def clip(image):
+        vision = {"image_size": image, "patch_size": 8, "hidden_size": 32, "num_attention_heads": 4}
+        text = {"max_position_embeddings": 16, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 9}
+        layers = {"num_hidden_layers": 1, "intermediate_size": 32}
+        return transformers.CLIPModel(transformers.CLIPConfig(text_config=text | layers, vision_config=vision | layers))
+
+    old, new = clip(32), clip(48)
+    report = load_state(new, old.state_dict(), on_mismatch="interpolate")
+    assert list(report.resampled) == ["vision_model.embeddings.position_embedding.weight"]
+    longer = clip(32)
+    longer.text_model.embeddings.position_embedding = nn.Embedding(36, 32)
+    with pytest.raises(LoadError, match=r"text_model.*file \(16, 32\), model \(36, 32\)"):
+        load_state(longer, old.state_dict(), on_mismatch="interpolate")
 
 
 @pytest.mark.parametrize("options", [{}, {"reg_tokens": 4}, {"class_token": False, "global_pool": "avg"}])

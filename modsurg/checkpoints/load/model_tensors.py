@@ -44,6 +44,7 @@ class Targets:
         custom: Paths of modules that load in their own way.
         migrating: Paths of modules of torch and torchvision that only translate the keys of older versions.
         unfilled: Meta tensors that no state holds: non-persistent buffers, and tensors in plain attributes.
+        model: The model.
     """
 
     tensors: Mapping[str, Target]
@@ -51,6 +52,7 @@ class Targets:
     custom: list[str]
     migrating: list[str]
     unfilled: list[str]
+    model: nn.Module
 
 
 def find_targets(model: nn.Module) -> Targets:
@@ -59,7 +61,7 @@ def find_targets(model: nn.Module) -> Targets:
     Raises:
         LoadError: A tensor whose values are not in one place (DTensor).
     """
-    found = Targets({}, {}, [], [], [])
+    found = Targets({}, {}, [], [], [], model)
     tensors: dict[str, Target] = {}
     extra: dict[str, nn.Module] = {}
     for path, module in walk(model).modules.items():
@@ -78,7 +80,7 @@ def find_targets(model: nn.Module) -> Targets:
         if owners:
             ours = all(owner.startswith(_MIGRATING) for owner in owners)
             (found.migrating if ours else found.custom).append(path)
-    return Targets(tensors, extra, found.custom, found.migrating, found.unfilled)
+    return Targets(tensors, extra, found.custom, found.migrating, found.unfilled, model)
 
 
 def fill_meta(targets: Iterable[Target]) -> Callable[[Container[str] | None], None]:

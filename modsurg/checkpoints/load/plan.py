@@ -13,12 +13,12 @@ from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Entry, Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, pair, renamer
 from modsurg.checkpoints.load.model_tensors import Target, Targets
-from modsurg.checkpoints.load.positions import Resampling, find_grid, holds_positions, plan_resampling
 from modsurg.checkpoints.load.report import SHOWN, LoadReport, Problems, as_code
 from modsurg.checkpoints.load.sharing import check_sharing
 from modsurg.checkpoints.load.suggestions import Shapes, nearest_key, suggest_rules, suggest_tensor_rules
-from modsurg.checkpoints.rules import Transpose, apply_rules, rule_as_code
+from modsurg.checkpoints.rules import Concat, Interpolate, Split, Transpose, apply_rules, rule_as_code
 from modsurg.errors import LoadError, counted
+from modsurg.structure.positions import Resampling, find_grid, guess_grids, holds_positions, plan_resampling
 
 OnMismatch = Literal["error", "skip", "slice", "interpolate"]
 
@@ -169,9 +169,8 @@ class _Planner:
         elif self._sliceable(target, entry) and not lossy:
             self.plan.fills.append(Fill(target, entry.name, overlap=True))
             self.plan.sliced[name] = problem
-        elif not lossy and (resampling := self._resampling(target, entry)):
-            self.plan.fills.append(Fill(target, entry.name, resampling=resampling))
-            self.plan.resampled[name] = problem
+        elif self.options.on_mismatch == "interpolate" and not lossy and holds_positions(name):
+            self._resample(target, entry, problem)
         elif self.options.on_mismatch == "interpolate" and target.attribute == "relative_position_index":
             self.plan.skipped[name] = f"{problem}: it follows from the model's window"
         else:
@@ -184,11 +183,27 @@ class _Planner:
         fits = len(entry.shape) == target.tensor.dim() and not target.tensor.is_meta
         return self.options.on_mismatch == "slice" and fits
 
-    def _resampling(self, target: Target, entry: Entry) -> Resampling | None:
-        if self.options.on_mismatch != "interpolate" or not holds_positions(target.name):
-            return None
-        grid = find_grid(target.module)
-        return plan_resampling(target.name, entry.shape, tuple(target.tensor.shape), grid)
+    def _resample(self, target: Target, entry: Entry, problem: str) -> None:
+        """Plan the resampling of position embeddings, or give the rule that tells how the file's are laid out."""
+        name, shape = target.name, tuple(target.tensor.shape)
+        grid = find_grid(self.targets.model, name)
+        if grid is None and isinstance(target.module, nn.Embedding):  # positions in a text
+            self._misfit(name, problem, skippable=True)
+            return
+        if resampling := plan_resampling(name, entry.shape, shape, grid):
+            self.plan.fills.append(Fill(target, entry.name, resampling=resampling))
+            self.plan.resampled[name] = problem
+            return
+        rules = []
+        if grid is not None and len(entry.shape) > 1:
+            old_grids = guess_grids(entry.shape[-2], shape[-2] - grid[0] * grid[1])
+            rules = [
+                Interpolate(entry.name, grid, old)
+                for old in old_grids
+                if plan_resampling(name, entry.shape, shape, grid, old)
+            ]
+        fix = f"; not a square of patches: load_state(..., rules=[{rule_as_code(rules[0])}])" if rules else ""
+        self._misfit(name, problem + fix, skippable=True)
 
     def _misfit(self, name: str, problem: str, *, skippable: bool) -> None:
         self.problems.misfits[name] = problem
@@ -242,6 +257,8 @@ def check_missing_and_unexpected(
         problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
     elif advice := _advise_tensor_rules(source, targets, plan, options, (left, wanted)):
         problems.advice, problems.mended = advice, True
+    elif problems.misfits and _matches_all(source, targets, replace(options, on_mismatch="interpolate")):
+        problems.advice = 'They match with load_state(..., on_mismatch="interpolate")'
 
 
 def _advise_tensor_rules(
@@ -258,11 +275,12 @@ def _advise_tensor_rules(
     except LoadError:
         return ""
     advice = f"They match with load_state(..., rules=[{', '.join(map(rule_as_code, rules))}]) (from modsurg.rules)"
-    square = any(isinstance(rule, Transpose) for rule in rules) and any(
-        fill.target.tensor.dim() == 2 and len(set(fill.target.tensor.shape)) == 1 for fill in plan.fills
-    )
-    more = ". A square matrix does not show whether it is transposed: add those that are"
-    return advice + more if square else advice
+    square = any(fill.target.tensor.dim() == 2 and len(set(fill.target.tensor.shape)) == 1 for fill in plan.fills)
+    if any(isinstance(rule, Transpose) for rule in rules) and square:
+        advice += ". A square matrix does not show whether it is transposed: add those that are"
+    if any(isinstance(rule, Concat | Split) for rule in rules):
+        advice += ". Shapes do not show the order of the parts: check it"
+    return advice
 
 
 def _matches_all(source: Source, targets: Targets, options: Options) -> bool:

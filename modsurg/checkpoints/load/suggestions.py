@@ -97,7 +97,24 @@ def _find_parts(parts: Shapes, wholes: Shapes) -> Iterator[tuple[str, list[str]]
     for whole, shape in wholes.items():
         found = beside.get((*_home(whole), shape[1:]), []) if shape else []
         if shape and len(found) > 1 and sum(size[0] for key in found if (size := parts[key])) == shape[0]:
-            yield whole, found
+            yield whole, _in_order(found, whole)
+
+
+def _in_order(parts: Sequence[str], whole: str) -> list[str]:
+    """The parts in the order in which the name of the whole has them, or as query, key, value; otherwise as given."""
+    words = [_module_name(part).split("_") for part in parts]
+    common = set(words[0]).intersection(*words)
+    stems = ["_".join(word for word in each if word not in common) or each[0] for each in words]
+    for short in (stems, [stem[:1] for stem in stems]):
+        for text in (_module_name(whole), "qkv"):
+            places = [text.find(each) for each in short]
+            if min(places) >= 0 and len(set(places)) == len(places):
+                return [part for _, part in sorted(zip(places, parts, strict=True))]
+    return list(parts)
+
+
+def _module_name(key: str) -> str:
+    return key.split(".")[-2] if "." in key else key
 
 
 def _home(key: str) -> tuple[str, str]:
@@ -117,10 +134,11 @@ def _module(key: str) -> str:
 
 
 def _starred(key: str) -> str:
-    """The key with a `*` for its first number."""
+    """The key with a `*` for its number, or with a `**` from the first to the last of several."""
     parts = key.split(".")
-    number = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
-    return ".".join("*" if place == number else part for place, part in enumerate(parts))
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    star = ["*" if len(numbers) == 1 else "**"]
+    return ".".join(parts[: numbers[0]] + star + parts[numbers[-1] + 1 :]) if numbers else key
 
 
 def nearest_key(name: str, keys: Sequence[str]) -> str | None:

@@ -1,6 +1,7 @@
 """Position embeddings of vision transformers for another number of patches."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ Grid = tuple[int, int]
 Shape = tuple[int, ...]
 
 _MOST_PREFIX_TOKENS = 16
+_NAMES = ("pos_embed", "position_embed", "positional_embed", "relative_position_bias", "rel_pos_bias")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def plan_resampling(
     """Find out how positions of one shape become those of another; None if shapes and name do not tell.
 
     Args:
-        name: The key; tables of relative positions are known by it.
+        name: The key; tables of relative positions are recognised by it.
         old: `(1, tokens, channels)`, `(tokens, channels)`, or a table `((2 h - 1) (2 w - 1), heads)`.
         new: The model's; by default it follows from `grid`.
         grid: Rows and columns wanted; a square by default.
@@ -60,23 +62,18 @@ def plan_resampling(
     """
     if len(old) not in (2, 3) or (len(old) == 3 and old[0] != 1):
         return None
-    tokens = old[-2]
-    table = "relative_position_bias" in name or "rel_pos_bias" in name
-    if new is None:
-        if grid is None:
-            return None
-        prefix = _prefix(tokens, None, None, old_grid)
-        new = (*old[:-2], (prefix or 0) + math.prod(grid), old[-1])
+    count, wanted = old[-2], new[-2] if new is not None and len(new) == len(old) else None
+    prefix = _count_prefix(count, wanted, grid, old_grid)
+    if prefix is None or (new is None and grid is None):
+        return None
+    new = new or (*old[:-2], prefix + math.prod(grid or ()), old[-1])
     if len(new) != len(old) or new[-1] != old[-1] or new[:-2] != old[:-2]:
         return None
-    prefix = _prefix(tokens, new[-2], grid, old_grid)
-    if prefix is None or (table and prefix):
+    before, after = old_grid or _square(count - prefix), grid or _square(new[-2] - prefix)
+    table = _is_table(name)
+    if before is None or after is None or (table and prefix):
         return None
-    before = old_grid or _square(tokens - prefix)
-    after = grid or _square(new[-2] - prefix)
-    if before is None or after is None:
-        return None
-    if (math.prod(before), math.prod(after)) != (tokens - prefix, new[-2] - prefix):
+    if (math.prod(before), math.prod(after)) != (count - prefix, new[-2] - prefix):
         return None
     return Resampling(new, before, after, prefix, table)
 
@@ -89,45 +86,83 @@ def holds_positions(name: str) -> bool:
         (True, False)
     """
     ending = ".".join(name.split(".")[-2:])
-    return any(word in ending for word in ("pos_embed", "position_embed", "positional_embed", "relative_position_bias"))
+    return any(word in ending for word in _NAMES) and not ending.endswith("relative_position_index")
 
 
-def find_grid(module: nn.Module) -> Grid | None:
-    """The rows and columns of patches that a model of timm or transformers says it has, beside its positions."""
-    for child in module.children():
-        grid = vars(child).get("grid_size")
-        if grid is not None and _is_grid(grid):
-            return grid[0], grid[1]
-        image, patch = (_pair(vars(child).get(name)) for name in ("image_size", "patch_size"))
+def find_grid(model: nn.Module, name: str) -> Grid | None:
+    """Find the rows and columns that a tensor of positions has, from the sizes that modules around it have.
+
+    Args:
+        model: The model, as timm, torchvision, transformers or OpenCLIP build it.
+        name: The key of the positions.
+    """
+    path = name.split(".")[:-1]
+    for end in range(len(path), -1, -1):
+        module = model.get_submodule(".".join(path[:end]))
+        if _is_table(name):
+            window = _pair(vars(module).get("window_size"))
+            if window:
+                return 2 * window[0] - 1, 2 * window[1] - 1
+            continue
+        for each in (module, *module.children()):
+            grid = patch_grid(each)
+            if grid:
+                return grid
+    return None
+
+
+def patch_grid(module: nn.Module) -> Grid | None:
+    """Read the rows and columns of patches from a module that has image and patch size, or the grid itself."""
+    values = vars(module)
+    grid = values.get("grid_size")
+    if isinstance(grid, tuple | list) and (found := _pair(grid)):
+        return found
+    patch = _pair(values.get("patch_size"))
+    for name in ("image_size", "img_size"):
+        image = _pair(values.get(name))
         if image and patch and all(patch):
             return image[0] // patch[0], image[1] // patch[1]
     return None
 
 
-def _is_grid(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(type(each) is int for each in value)
+def guess_grids(count: int, prefix: int) -> Iterator[Grid]:
+    """Give the ways to lay tokens after the prefix in rows and columns, the most like a square first.
+
+    Example:
+        >>> list(guess_grids(22, 1))
+        [(3, 7), (7, 3), (1, 21), (21, 1)]
+    """
+    patches = max(count - prefix, 0)
+    for rows in range(math.isqrt(patches), 0, -1):
+        if patches % rows == 0:
+            yield from dict.fromkeys([(rows, patches // rows), (patches // rows, rows)])
+
+
+def _is_table(name: str) -> bool:
+    return "relative_position_bias" in name or "rel_pos_bias" in name
 
 
 def _pair(value: Any) -> Grid | None:
     if type(value) is int:
         return value, value
-    return (value[0], value[1]) if _is_grid(value) else None
+    pair = isinstance(value, tuple | list) and len(value) == 2 and all(type(each) is int for each in value)
+    return (value[0], value[1]) if pair else None
 
 
-def _prefix(old: int, new: int | None, grid: Grid | None, old_grid: Grid | None) -> int | None:
+def _count_prefix(old: int, new: int | None, grid: Grid | None, old_grid: Grid | None) -> int | None:
     """How many tokens stand before the patches."""
     if old_grid is not None:
-        return _not_negative(old - math.prod(old_grid))
+        return _checked_prefix(old - math.prod(old_grid))
     if grid is not None and new is not None:
-        return _not_negative(new - math.prod(grid))
+        return _checked_prefix(new - math.prod(grid))
     for prefix in range(min(_MOST_PREFIX_TOKENS, old) + 1):
         if _square(old - prefix) and (new is None or _square(new - prefix)):
             return prefix
     return None
 
 
-def _not_negative(count: int) -> int | None:
-    return count if count >= 0 else None
+def _checked_prefix(count: int) -> int | None:
+    return count if 0 <= count <= _MOST_PREFIX_TOKENS else None
 
 
 def _square(count: int) -> Grid | None:
