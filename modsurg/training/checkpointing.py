@@ -1,13 +1,15 @@
 """A run's files: the trainer's own position, `last` and `best`, and going on from one."""
 
 import contextlib
+import copy
 import os
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from modsurg.checkpoints.rng import random_states, set_random_states
@@ -34,6 +36,7 @@ class Position:
         start: The epoch in which this `fit` began.
         target: What is best is said by this value.
         record: Its best so far, lower is better.
+        mark: Its best so far by more than `min_delta`, from which patience counts.
         stale: Epochs since then.
     """
 
@@ -43,6 +46,7 @@ class Position:
     start: int = 0
     target: str = ""
     record: float = float("inf")
+    mark: float = float("inf")
     stale: int = 0
 
     def restart(self) -> None:
@@ -52,25 +56,114 @@ class Position:
     def aim(self, target: str) -> None:
         """What is best is said by `target` from now on; a record of another value is none."""
         if target != self.target:
-            self.target, self.record, self.stale = target, float("inf"), 0
+            self.target, self.record, self.mark, self.stale = target, float("inf"), float("inf"), 0
 
-    def advance(self, value: float) -> bool:
+    def advance(self, value: float, min_delta: float) -> bool:
         """One more epoch with this value; says whether it is the best."""
         self.epoch, self.batch = self.epoch + 1, 0
         improved = value < self.record
         self.stale += 1
+        if value < self.mark - min_delta:
+            self.mark, self.stale = value, 0
         if improved:
-            self.record, self.stale = value, 0
+            self.record = value
         return improved
 
 
-def save(trainer: "Trainer", path: str | os.PathLike[str], left: dict[str, Any] | None = None) -> None:
+class BestWeights:
+    """A copy of the weights of the best epoch so far, averaged ones included."""
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self.edits = len(trainer.reports)
+        self.states = {name: _copied(module.state_dict()) for name, module in _weights(trainer).items()}
+
+    @classmethod
+    def read(cls, trainer: "Trainer") -> "BestWeights | None":
+        """Read them from `best`, if that is the best epoch of this run."""
+        file = Path(trainer.checkpoint_dir or "", BEST)
+        if trainer.checkpoint_dir is None or trainer.sharded or not file.exists():
+            return None
+        run = read_run(file)
+        own, weights = run.states["trainer"], _weights(trainer)
+        if own["position"]["record"] != trainer.position.record or not set(weights) <= set(run.states):
+            return None
+        best = cls.__new__(cls)
+        best.edits, best.states = len(own["recipes"]), {name: run.states[name] for name in weights}
+        return best
+
+
+def restore_best(trainer: "Trainer", best: BestWeights | None, target: str) -> None:
+    """Give the model the weights of the best epoch."""
+    best = best or BestWeights.read(trainer)
+    if best is None or best.edits != len(trainer.reports):
+        cause = "the model was edited since" if best else f"no {BEST} holds it"
+        warn(f"restore_best: the weights of the best epoch can't be restored: {cause}. They stay as they are.")
+        return
+    for name, module in _weights(trainer).items():
+        module.load_state_dict(best.states[name])
+    values = [abs(row[target]) for row in trainer.history.rows if target in row]
+    epoch = trainer.history.rows[values.index(abs(trainer.position.record))]["epoch"]
+    trainer.screen.line(f"the weights are those of epoch {epoch}, the best by {target}")
+
+
+def _weights(trainer: "Trainer") -> dict[str, nn.Module]:
+    return {"model": trainer.model} if trainer.average is None else {"model": trainer.model, "average": trainer.average}
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        for name, value in state.items()
+    }
+
+
+def group_options(optimizer: Any) -> list[dict[str, Any]]:
+    """What an optimizer's groups were made with, in numbers."""
+    return [
+        {
+            name: group.get(f"initial_{name}", value)
+            for name, value in group.items()
+            if isinstance(value, bool | int | float)
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def _run_options(trainer: "Trainer", batches: int | None) -> dict[str, Any]:
+    """What a run that goes on should be told of, if it is another."""
+    clip = None if trainer.clip_norm is None else float(trainer.clip_norm)
+    options = {"accumulate": trainer.accumulate, "clip_norm": clip, "precision": trainer.precision}
+    return options | {"batches in an epoch": batches, "processes": trainer.world, "optimizer": trainer.given_groups}
+
+
+def _warn_of_options(then: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
+    """Say in one line what is not as it was when the file was written."""
+    other = {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
+    if "processes" in other or None in other.get("batches in an epoch", ()):
+        other.pop("batches in an epoch", None)  # each process has its part of them
+    groups = other.pop("optimizer", ([], []))
+    told = [f"{name} {before}, here {after}" for name, (before, after) in other.items() if name != "processes"]
+    for before, after in zip(*groups, strict=False):
+        changed = [
+            f"{name} {before[name]}, here {after[name]}"
+            for name in before
+            if after.get(name, before[name]) != before[name]
+        ]
+        told += [f"{text} (the file's is used)" for text in changed]
+    if told:
+        warn(f"{file} was written with {'; '.join(dict.fromkeys(told))}.")
+
+
+def save(
+    trainer: "Trainer", path: str | os.PathLike[str], left: dict[str, Any] | None = None, batches: int | None = None
+) -> None:
     """Write everything that `resume` needs; `left` is what is left of an epoch that is not finished."""
     states = [generator.get_state() for generator in trainer.generators]
     ranks = processes.gathered({"random": random_states(), "generators": states, "left": left})
     own = {
         "position": vars(trainer.position),
         "history": trainer.history.rows,
+        "options": _run_options(trainer, batches),
         "recipes": trainer.recipes,
         "frozen": [name for name, p in trainer.model.named_parameters() if not p.requires_grad],
         "held": [path for path, module in trainer.model.named_modules() if held(module)],
@@ -83,19 +176,19 @@ def save(trainer: "Trainer", path: str | os.PathLike[str], left: dict[str, Any] 
         save_checkpoint(path, step=trainer.step, trainer=own, **stateful(trainer))
 
 
-def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool) -> None:
+def rotate(trainer: "Trainer", left: dict[str, Any] | None, improved: bool, batches: int | None) -> None:
     """Write `best` if it is, let `last` be the same file, else write that; keep the latest ones under their steps."""
     assert trainer.checkpoint_dir is not None
     directory = Path(trainer.checkpoint_dir)
     if trainer.sharded:
         name = processes.gathered(sharding.free_name(directory, trainer.step))[0]
-        save(trainer, directory / name, left)
+        save(trainer, directory / name, left, batches)
         processes.gathered(None)
         if processes.rank() == 0:
             sharding.point(directory, name, ["last", "best"] if improved else ["last"], trainer.keep)
         return
     last, best = directory / LAST, directory / BEST
-    save(trainer, best if improved else last, left)
+    save(trainer, best if improved else last, left, batches)
     if processes.rank():
         return
     if improved:
@@ -146,7 +239,7 @@ def find(trainer: "Trainer", resume: bool | str | os.PathLike[str]) -> Path | No
     return file
 
 
-def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
+def resume(trainer: "Trainer", file: Path, batches: int | None) -> dict[str, Any] | None:
     """Go on from a file: make its edits, set every state; gives what is left of an unfinished epoch.
 
     Raises:
@@ -171,8 +264,9 @@ def resume(trainer: "Trainer", file: Path) -> dict[str, Any] | None:
     except ModsurgError:
         edits.take_back(trainer, made)
         raise
+    _warn_of_options(own.get("options", {}), _run_options(trainer, batches), file)
     trainer.resumed = len(own["recipes"])
-    trainer.position.__dict__.update(own["position"])
+    trainer.position.__dict__.update({"mark": own["position"]["record"]} | own["position"])
     trainer.history.rows[:] = own["history"]
     frozen, holding = set(own["frozen"]), set(own["held"])
     for name, parameter in trainer.model.named_parameters():

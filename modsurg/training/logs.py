@@ -89,26 +89,27 @@ class Screen:
 class Board:
     """TensorBoard's files in a directory; `writer` is torch's own SummaryWriter, open to anyone."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], purge_step: int | None) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise TrainingError('log_dir= needs TensorBoard: pip install "modsurg[tensorboard]".') from error
         try:
-            self.writer: Any = SummaryWriter(os.fspath(directory))
+            self.writer: Any = SummaryWriter(os.fspath(directory), purge_step=purge_step)
         except OSError as error:
             raise TrainingError(f"log_dir can't be made: {error}.") from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write numbers; `val_loss` goes to `val/loss`, `loss` to `train/loss`, names with a slash stay."""
-        for name, value in values.items():
-            tag = name if "/" in name else f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
+        """Write numbers under their tags."""
+        for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """Write the row of an epoch."""
-        values = {name: value for name, value in row.items() if name not in ("epoch", "step", "loss", "lr", "seconds")}
-        self.scalars({"epoch/loss": row["loss"], **values}, int(row["step"]))
+        """Write the row of an epoch; the tags `accuracy/train` and `accuracy/val` make one group."""
+        values = {"samples_per_second": row["samples_per_second"]}
+        for name in row.keys() - {"loss", *NO_RESULT}:
+            values[f"{name[4:]}/val" if name.startswith("val_") else f"{name}/train"] = row[name]
+        self.scalars(values, int(row["step"]))
 
     def graph(self, model: nn.Module, example: torch.Tensor) -> None:
         """Draw the model's graph, traced on a copy in eval mode, so that neither it nor the random states change."""

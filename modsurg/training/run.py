@@ -17,7 +17,7 @@ from modsurg.training import checkpointing as keeping
 from modsurg.training import distributed as processes
 from modsurg.training import evaluation
 from modsurg.training import validation as checks
-from modsurg.training.data import ResumableLoader, generators
+from modsurg.training.data import ResumableLoader, generators, length
 from modsurg.training.epochs import Epoch
 from modsurg.training.history import NO_RESULT
 from modsurg.training.logs import Board
@@ -43,6 +43,8 @@ class Run:
         epochs: int,
         *,
         patience: int | None,
+        restore_best: bool,
+        min_delta: float,
         thaw: Mapping[int, Where],
         on_step: Any = None,
         on_epoch: Any = None,
@@ -52,15 +54,20 @@ class Run:
             checks.check_loader(val_loader, "val_loader")
         checks.check_count("epochs", epochs, 1, "train for at least one epoch.")
         checks.check_count("patience", patience, 1, "how many epochs to wait, patience=None for no end.")
+        checks.check_number("min_delta", min_delta)
         self.trainer = trainer
         self.val_loader = val_loader
         self.feed = ResumableLoader(
             processes.divided(train_loader, trainer.seed or 0) if trainer.world > 1 else train_loader
         )
+        self.batches = length(train_loader)
         trainer.generators = generators(train_loader, val_loader)
         self.asked = self.end = epochs
         self.schedulers = trainer.schedulers
         self.patience = patience
+        self.restore_best = restore_best
+        self.min_delta = min_delta
+        self._best: keeping.BestWeights | None = None
         self.thaw = thaw
         self.on_step = checks.as_functions("on_step", on_step)
         self.on_epoch = checks.as_functions("on_epoch", on_epoch)
@@ -80,19 +87,24 @@ class Run:
             stack.callback(self._end)
             stack.enter_context(_signals(trainer))
             if trainer.log_dir is not None and processes.rank() == 0:
-                trainer.board = Board(trainer.log_dir)
+                again = resume is not False or trainer.step > 0
+                first = trainer.step + (self.pending is None)  # an epoch under way may have ended before the kill
+                trainer.board = Board(trainer.log_dir, first if again else None)
             while position.epoch < self.end and not self._over():
                 if self.pending is None:
                     self._thaw()
-                meter = Meter(trainer.named_metrics)
+                meter, self._logged = Meter(trainer.named_metrics), (0.0, 0.0)
                 if self.pending is not None:
                     sums = MetricSums(self.pending["sums"], self.pending["seen"], self.pending.get("objects", {}))
                     meter.load(sums, f"epoch {position.epoch + 1}")
+                    if trainer.board is not None and trainer.step % _SCALARS_EVERY == 0:
+                        self._scalars(trainer.board, meter)  # which the new writer took off
                 trainer.watch.look()
-                self._logged = (meter.samples, meter.sums["loss"])
                 self.epoch = Epoch(self, meter)
                 yield from self._lent(self.epoch)
             trainer.agree()
+            if self.restore_best and not trainer.stopping:
+                keeping.restore_best(trainer, self._best, self.target)
 
     def open(self, epoch: Epoch) -> Iterator[Any]:
         """The batches of an epoch, from where an interrupted run left it."""
@@ -113,7 +125,7 @@ class Run:
         if trainer.average is not None:
             trainer.average.update_parameters(trainer.model)
         if "step" in self.schedulers:
-            self.schedulers["step"].step()
+            self._schedule("step", epoch)
         step = trainer.step
         if trainer.world > 1 and step % _AGREE_EVERY == 0:
             trainer.agree()
@@ -146,11 +158,16 @@ class Run:
             raise TrainingError(f"{text}; there are {', '.join(name for name in row if name not in NO_RESULT)}.")
         scheduler = self.schedulers.get("epoch")
         if scheduler is not None:
-            scheduler.step(*[row[self.target]] if isinstance(scheduler, ReduceLROnPlateau) else [])
+            self._schedule("epoch", epoch, *[row[self.target]] if isinstance(scheduler, ReduceLROnPlateau) else [])
         trainer.history.rows.append(row)
-        self._improved = trainer.position.advance(row[self.target] if self.lower else -row[self.target])
+        value = row[self.target] if self.lower else -row[self.target]
+        self._improved = trainer.position.advance(value, self.min_delta)
+        if self._improved and self.restore_best:
+            self._best = keeping.BestWeights(trainer)
         trainer.screen.end(row)
         if trainer.board is not None:
+            if trainer.step % _SCALARS_EVERY:
+                self._scalars(trainer.board, epoch.meter)
             trainer.board.epoch(row)
             evaluation.draw(trainer, trainer.board, self.feed.loader if self.val_loader is None else self.val_loader)
         self.due = True
@@ -159,14 +176,16 @@ class Run:
         """Write the files, when all that follows a step or an epoch is done: a run that goes on does not repeat it."""
         self.due = False
         if self.trainer.checkpoint_dir is not None:
+            if self.trainer.board is not None:
+                self.trainer.board.writer.flush()  # what the file counts as done is seen on the board
             self.trainer.watch.check_weights(self.trainer.step)
-            keeping.rotate(self.trainer, self.left(), self._improved)
+            keeping.rotate(self.trainer, self.left(), self._improved, self.batches)
         self._improved = False
 
     def keep_best(self) -> None:
         """Write `best` before an edit, if the epoch that has just ended was it: an edited model is not measured."""
         if self._improved and self.trainer.checkpoint_dir is not None and not self.trainer.sharded:
-            keeping.save(self.trainer, Path(self.trainer.checkpoint_dir, keeping.BEST), self.left())
+            keeping.save(self.trainer, Path(self.trainer.checkpoint_dir, keeping.BEST), self.left(), self.batches)
             self._improved = False
 
     def left(self) -> dict[str, Any] | None:
@@ -209,12 +228,16 @@ class Run:
         trainer.stopping = trainer.wanted = trainer.history.stopped = ""
         file = keeping.find(trainer, resume)
         if file is None:
+            if resume is True:
+                trainer.screen.line(
+                    f"no {keeping.LAST} in {trainer.checkpoint_dir} yet: the run begins with its first step"
+                )
             trainer.position.restart()
             self.end = self.asked + (trainer.epoch if resume is False else 0)
             if trainer.seed is not None and trainer.step == 0:
                 seed(trainer.seed + processes.rank())
         else:
-            self.pending = keeping.resume(trainer, file)
+            self.pending = keeping.resume(trainer, file, self.batches)
             if trainer.epoch < self.end:
                 text = f"going on from {file}: epoch {trainer.epoch + 1}, step {trainer.step}"
             else:
@@ -249,12 +272,23 @@ class Run:
             if epoch <= done:
                 unfreeze(self.trainer.model, where)
 
+    def _schedule(self, when: str, epoch: Epoch, *value: float) -> None:
+        """Step a scheduler. Some refuse to go past their end, which is not foreseen for a loader without a length."""
+        try:
+            self.schedulers[when].step(*value)
+        except ValueError as error:
+            kind, steps = type(self.schedulers[when]).__name__, self.trainer.step
+            text = f"{epoch}: {kind} can't go on: {error}"
+            raise TrainingError(f"{text}. Try: {kind}(..., total_steps=...) with more than {steps} steps.") from error
+
     def _scalars(self, board: Board, meter: Meter) -> None:
         meter.read()
+        if meter.samples == self._logged[0]:
+            return
         (samples, total), self._logged = self._logged, (meter.samples, meter.sums["loss"])
         rates = {f"lr/{i}": group["lr"] for i, group in enumerate(self.trainer.optimizer.param_groups)}
         recent = (meter.sums["loss"] - total) / max(meter.samples - samples, 1)
-        board.scalars({"loss": recent, **rates}, self.trainer.step)
+        board.scalars({"loss/train": recent, **rates}, self.trainer.step)
 
     def _end(self) -> None:
         trainer = self.trainer

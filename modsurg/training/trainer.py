@@ -128,6 +128,7 @@ class Trainer:
         self.named_metrics = named_metrics(self.metrics)
         self.position = Position()
         self.history = History()
+        self.given_groups = keeping.group_options(self.optimizer)
         self.recipes: list[str | None] = []
         self.reports: list[Report] = []
         self.resumed = 0  # how many of them the file had from which the run went on
@@ -180,6 +181,8 @@ class Trainer:
         *,
         resume: bool | str | os.PathLike[str] = False,
         patience: int | None = None,
+        restore_best: bool = False,
+        min_delta: float = 0.0,
         thaw: Mapping[int, Where] | None = None,
         on_step: Functions = None,
         on_epoch: Functions = None,
@@ -197,6 +200,9 @@ class Trainer:
             resume: Go on from `last` in `checkpoint_dir` where there is one, or from the file given here. The end is
                 bit for bit that of the run without the interruption.
             patience: Stop after so many epochs in which `best` did not get better.
+            restore_best: When the run is through, or patience ends it, go back to the weights of the best epoch, of
+                which a copy is held in memory; the optimizer stays where it is, and `last` in `checkpoint_dir` too.
+            min_delta: By how much `best` must get better to count for `patience`.
             thaw: Epoch -> what is unfrozen when so many epochs are finished: `{2: "layer4.**", 4: "**"}`.
             on_step: A function, or several, called with the trainer after each of the optimizer's steps.
             on_epoch: The same after each epoch, before `last` is written; `trainer.history[-1]` is the epoch's row.
@@ -209,8 +215,9 @@ class Trainer:
             NonFiniteError: The loss became NaN or infinite; the weights are those of the last good step.
             TrainingError: What else can't work, before the first step where it can be seen.
         """
-        options: dict[str, Any] = {"patience": patience, "thaw": thaw or {}, "on_step": on_step, "on_epoch": on_epoch}
-        run = Run(self, train_loader, val_loader, epochs, **options)
+        stop: dict[str, Any] = {"patience": patience, "restore_best": restore_best, "min_delta": min_delta}
+        functions: dict[str, Any] = {"on_step": on_step, "on_epoch": on_epoch}
+        run = Run(self, train_loader, val_loader, epochs, thaw=thaw or {}, **stop, **functions)
         try:
             for epoch in run.epochs(resume):
                 for batch in epoch:
@@ -231,6 +238,8 @@ class Trainer:
         *,
         resume: bool | str | os.PathLike[str] = False,
         patience: int | None = None,
+        restore_best: bool = False,
+        min_delta: float = 0.0,
         thaw: Mapping[int, Where] | None = None,
     ) -> Iterator[Epoch]:
         """The same as `fit`, as a generator, for a loop body of one's own; the arguments are those of `fit`.
@@ -244,7 +253,8 @@ class Trainer:
             >>> trainer.step
             2
         """
-        run = Run(self, train_loader, val_loader, epochs, patience=patience, thaw=thaw or {})
+        stop: dict[str, Any] = {"patience": patience, "restore_best": restore_best, "min_delta": min_delta}
+        run = Run(self, train_loader, val_loader, epochs, thaw=thaw or {}, **stop)
         yield from run.epochs(resume)
 
     def evaluate(self, loader: Iterable[Any], model: nn.Module | None = None) -> dict[str, float]:
@@ -332,7 +342,8 @@ class Trainer:
         Raises:
             TrainingError: In the middle of a window of `accumulate` batches.
         """
-        keeping.save(self, path, self.running.left() if self.running else None)
+        run = self.running
+        keeping.save(self, path, run.left() if run else None, run.batches if run else None)
 
     def prepare(self) -> None:
         """What has to be made anew when the model is another."""

@@ -102,6 +102,16 @@ def check_count(name: str, value: object, least: int, what: str) -> None:
         raise TrainingError(f"{name}={value!r}: {what}")
 
 
+def check_number(name: str, value: object) -> None:
+    """Refuse what is not a number of at least 0.
+
+    Raises:
+        TrainingError: With what was given.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 0:
+        raise TrainingError(f"{name}={value!r}: it must be a number, 0 or more.")
+
+
 def named_metrics(given: Any) -> dict[str, Any]:
     """The metrics by name.
 
@@ -231,9 +241,16 @@ def check_run(run: "Run") -> None:
     if not isinstance(run.thaw, Mapping) or not all(isinstance(epoch, Integral) for epoch in run.thaw):
         raise TrainingError(f'thaw={run.thaw!r}: epoch -> what, thaw={{2: "layer4.**"}}.')
     _check_plateau(run.schedulers.get("epoch"), run.target, lower=run.lower)
-    batches = length(run.feed.loader)
-    if batches is not None and trainer.position.batch == 0:
-        _check_length(run.schedulers.get("step"), run.end - trainer.epoch, batches, trainer.accumulate)
+    epochs, batches = run.end - trainer.epoch, length(run.feed.loader)
+    _check_epoch_rate(run.schedulers.get("epoch"), trainer.optimizer)
+    _check_length(run.schedulers.get("epoch"), epochs)
+    if batches is not None:
+        windows = -(-batches // trainer.accumulate)
+        steps = epochs * windows - -(-min(trainer.position.batch, batches) // trainer.accumulate)
+        if trainer.position.batch == 0:
+            _warn_of_batches(run.schedulers.get("step"), epochs * batches, steps, trainer.accumulate)
+            _warn_of_steps(run.schedulers.get("epoch"), epochs, steps)
+        _check_length(run.schedulers.get("step"), steps)
     thawed = {
         id(p) for where in run.thaw.values() for m in select(trainer.model, where).modules for p in m.parameters()
     }
@@ -264,20 +281,44 @@ def _check_plateau(scheduler: Any, target: str, *, lower: bool) -> None:
         raise TrainingError(f'{text}: ReduceLROnPlateau(..., mode="{mode}").')
 
 
-def _check_length(scheduler: Any, epochs: int, batches: int, accumulate: int) -> None:
-    """Refuse a OneCycleLR that is too short; inside another scheduler it is not clear which steps will be its own.
+def _check_epoch_rate(scheduler: Any, optimizer: Any) -> None:
+    """Refuse a schedule of epochs whose first epoch would train nothing: it counts steps, as a rule."""
+    groups = optimizer.param_groups
+    begins = scheduler is not None and getattr(scheduler, "last_epoch", 0) == 0
+    if begins and all(group["lr"] == 0 for group in groups) and any(group.get("initial_lr") for group in groups):
+        text = f"{type(scheduler).__name__} steps once an epoch, so that the whole first epoch has a learning rate of 0"
+        raise TrainingError(f'{text}. Try: scheduler={{"step": scheduler}}, if it counts steps.')
 
-    One that is longer may be meant for several fits; one that counts batches for steps is not.
-    """
-    if not isinstance(scheduler, OneCycleLR):
+
+def _warn_of_steps(scheduler: Any, epochs: int, steps: int) -> None:
+    """Warn of a schedule of epochs that is as long as the run has steps."""
+    if steps <= epochs:
         return
-    kind, done, steps = type(scheduler).__name__, scheduler.last_epoch, epochs * -(-batches // accumulate)
-    if done == 0 and epochs * batches == scheduler.total_steps > steps:
+    for one in _chain(scheduler):
+        values = {name: vars(one).get(name) for name in ("T_max", "T_0", "total_iters")}
+        for function in vars(one).get("lr_lambdas", ()):
+            values |= getattr(function, "keywords", {})
+        found = [name for name, value in values.items() if type(value) is int and value == steps]
+        if found:
+            text = f"{type(one).__name__} steps once an epoch, {epochs} times, and has {found[0]}={steps}"
+            warn(f'{text}, which is the number of steps. Try: scheduler={{"step": scheduler}}.')
+
+
+def _warn_of_batches(scheduler: Any, batches: int, steps: int, accumulate: int) -> None:
+    """Warn of a OneCycleLR that counts batches for steps; a longer one may be meant for several fits."""
+    if isinstance(scheduler, OneCycleLR) and scheduler.last_epoch == 0 and batches == scheduler.total_steps > steps:
         warn(
-            f"{kind} has {scheduler.total_steps} steps, one for each batch, and accumulate={accumulate} makes {steps} "
-            f"of them, so that the rate would not come down: total_steps={steps}, which is "
+            f"{type(scheduler).__name__} has {batches} steps, one for each batch, and accumulate={accumulate} makes "
+            f"{steps} of them, so that the rate would not come down: total_steps={steps}, which is "
             "epochs * ceil(len(loader) / accumulate)"
         )
+
+
+def _check_length(scheduler: Any, steps: int) -> None:
+    """Refuse a OneCycleLR that is too short; inside another scheduler it is not clear which steps will be its own."""
+    if not isinstance(scheduler, OneCycleLR):
+        return
+    kind, done = type(scheduler).__name__, scheduler.last_epoch
     if done + steps > scheduler.total_steps:
         raise TrainingError(
             f"{kind} has {scheduler.total_steps} steps, {done} of them done, and {steps} are to come: "

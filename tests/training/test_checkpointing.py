@@ -645,3 +645,51 @@ def test_what_was_frozen_after_it_was_thawed_is_frozen_after_resuming(tmp_path):
     second, loader = build(tmp_path)
     second.fit(loader, thaw={0: "0"}, resume=True, on_step=lambda t: t.stop())
     assert not second.model[0].weight.requires_grad
+
+
+class TestOtherOptions:
+    def start(self, directory, batches=6, lr=0.01, **options):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        options = {"checkpoint_dir": directory, "progress": False, **options}
+        trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), **options)
+        return trainer, [(torch.randn(4, 8), torch.randint(3, (4,))) for _ in range(batches)]
+
+    @pytest.mark.parametrize("stop", [10, None], ids=["within an epoch", "between epochs"])
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"batches": 3}, "batches in an epoch 6, here 3"),
+            ({"batches": 20}, "batches in an epoch 6, here 20"),
+            ({"accumulate": 2}, "accumulate 1, here 2"),
+            ({"clip_norm": 1.0}, "clip_norm None, here 1.0"),
+            ({"precision": "bf16"}, "precision fp32, here bf16"),
+            ({"lr": 0.5}, "lr 0.01, here 0.5 .the file's is used."),
+            ({"accumulate": 2, "clip_norm": 1}, "accumulate 1, here 2; clip_norm None, here 1.0"),
+        ],
+    )
+    def test_they_are_named_in_one_line(self, tmp_path, change, told, stop):
+        first, batches = self.start(tmp_path)
+        first.fit(batches, epochs=2, on_step=lambda t: t.stop() if t.step == stop else None)
+        again, batches = self.start(tmp_path, **change)
+        file = re.escape(str(tmp_path / "last.safetensors"))
+        with pytest.warns(ModsurgWarning, match=f"^{file} was written with {told}.$") as caught:
+            again.fit(batches, epochs=3, resume=True)
+        assert len(caught) == 1
+
+    def test_the_same_options_are_not(self, tmp_path):
+        first, batches = self.start(tmp_path, clip_norm=torch.tensor(1.0))
+        first.fit(batches, on_epoch=lambda t: t.optimizer.param_groups[0].update(lr=0.001))
+        again, batches = self.start(tmp_path, clip_norm=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            again.fit(batches, epochs=2, resume=True)
+        assert again.history["lr"] == [0.01, 0.001]
+
+    def test_nothing_to_resume_is_one_line(self, tmp_path, capsys):
+        trainer, batches = self.start(tmp_path, progress=True)
+        trainer.fit(batches, resume=True)
+        first, *rest = capsys.readouterr().out.splitlines()
+        assert first == f"no last.safetensors in {tmp_path} yet: the run begins with its first step"
+        assert len(rest) == 1

@@ -114,15 +114,79 @@ class TestBoard:
         trainer.fit(batches, loader(), on_epoch=lambda t: t.histograms())
         board = EventAccumulator(str(tmp_path)).Reload()
         tags = board.Tags()
-        names = {"train/loss", "lr/0", "epoch/loss", "val/loss", "val/accuracy", "train/accuracy"}
+        names = {"loss/train", "lr/0", "loss/val", "accuracy/val", "accuracy/train", "samples_per_second"}
         assert names <= set(tags["scalars"])
-        assert [event.step for event in board.Scalars("train/loss")] == [50]
-        assert board.Scalars("val/loss")[-1].value == pytest.approx(trainer.history[-1]["val_loss"])
+        assert [event.step for event in board.Scalars("loss/train")] == [50]
+        assert board.Scalars("loss/val")[-1].value == pytest.approx(trainer.history[-1]["val_loss"])
         assert tags["images"] == ["predictions"]
         assert "weights/0.weight" in tags["histograms"]
         assert tags["graph"]
         assert "_hparams_/session_start_info" in board.summary_metadata
         assert not torch.equal(trainer.model[1].running_mean, before)
+
+    def points(self, directory):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        board = EventAccumulator(str(directory)).Reload()
+        return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+    @pytest.mark.parametrize("epochs", [1, 6])
+    def test_a_short_run_has_a_point_of_each_curve_an_epoch(self, tmp_path, epochs):
+        pytest.importorskip("tensorboard")
+        trainer = make(log_dir=tmp_path, progress=False)
+        history = trainer.fit(loader(), loader(), epochs=epochs)
+        points = self.points(tmp_path)
+        steps = [2 * epoch for epoch in range(1, epochs + 1)]
+        for tag in ("loss/train", "loss/val", "lr/0"):
+            assert [step for step, _ in points[tag]] == steps
+        assert [value for _, value in points["loss/train"]] == pytest.approx(history["loss"])
+
+    def test_a_step_with_a_point_gets_no_second_one_at_the_end_of_its_epoch(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        batches = list(loader()) * 25
+        make(log_dir=tmp_path, progress=False).fit([*batches, batches[0]], epochs=2)
+        assert [step for step, _ in self.points(tmp_path)["loss/train"]] == [50, 51, 100, 102]
+        make(log_dir=tmp_path / "even", progress=False).fit(batches, epochs=2)
+        assert [step for step, _ in self.points(tmp_path / "even")["loss/train"]] == [50, 100]
+
+    @pytest.mark.parametrize("stop", [1, 2, 3, 50, 51])
+    def test_a_run_that_goes_on_writes_no_point_twice(self, tmp_path, stop):
+        """Not even those that a killed run wrote after its last file."""
+        pytest.importorskip("tensorboard")
+        batches = list(loader()) * (26 if stop >= 50 else 1)
+
+        def start(end=None):
+            trainer = make(log_dir=tmp_path / "logs", checkpoint_dir=tmp_path, progress=False, seed=1)
+
+            def on_step(trainer):
+                if trainer.step == stop:
+                    trainer.save(tmp_path / "kept.safetensors")
+                if trainer.step == end:
+                    raise ZeroDivisionError("killed")
+
+            trainer.fit(batches, loader(), 3, resume=end is None and tmp_path / "kept.safetensors", on_step=on_step)
+            return trainer.history
+
+        with pytest.raises(ZeroDivisionError, match="killed"):
+            start(end=stop + 2)
+        history = start()
+        points = self.points(tmp_path / "logs")
+        steps = {tag: [step for step, _ in values] for tag, values in points.items()}
+        assert steps == {tag: sorted(set(found)) for tag, found in steps.items()}
+        assert steps["loss/val"] == history["step"]
+        assert [value for _, value in points["loss/val"]] == pytest.approx(history["val_loss"])
+        if stop < 50:
+            assert steps["loss/train"] == history["step"]
+            assert [value for _, value in points["loss/train"]] == pytest.approx(history["loss"])
+
+    def test_a_start_with_nothing_to_resume_writes_no_point_twice(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        with pytest.raises(ZeroDivisionError, match="division"):
+            make(log_dir=tmp_path / "logs", checkpoint_dir=tmp_path / "a", progress=False).fit(
+                loader(), epochs=2, resume=True, on_epoch=lambda t: 1 / (2 - t.epoch)
+            )
+        make(log_dir=tmp_path / "logs", checkpoint_dir=tmp_path / "b", progress=False).fit(loader(), resume=True)
+        assert [step for step, _ in self.points(tmp_path / "logs")["loss/train"]] == [2]
 
     def test_of_named_parts_and_of_a_run_that_is_stopped(self, tmp_path):
         pytest.importorskip("tensorboard")

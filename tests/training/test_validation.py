@@ -1,11 +1,20 @@
 """What is refused before the first step."""
 
+import warnings
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -115,6 +124,8 @@ def test_a_one_cycle_schedule_that_counts_batches_for_steps():
     ("options", "message"),
     [
         ({"epochs": 1.5}, "epochs=1.5: train for at least one epoch"),
+        ({"min_delta": -1}, "min_delta=-1: it must be a number, 0 or more"),
+        ({"min_delta": "a"}, "min_delta='a': it must be a number"),
         ({"patience": 0}, "patience=0: how many epochs to wait, patience=None for no end"),
         ({"thaw": ["0"]}, r"thaw=\['0'\]: epoch -> what, thaw=\{2: \"layer4.\*\*\"\}"),
         ({"thaw": {"1": "0"}}, r"thaw=\{'1': '0'\}: epoch -> what"),
@@ -241,3 +252,94 @@ def test_a_table_or_a_text_is_not_a_loader():
 def test_a_loss_that_adds_up(loss):
     with pytest.raises(TrainingError, match=r'adds up its batch \(reduction="sum"\), .* Try: reduction="mean"'):
         make(loss=loss)
+
+
+def schedule(kind, model, lr=0.1):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    return optimizer, kind(optimizer)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda optimizer: LambdaLR(optimizer, lambda step: min(1.0, step / 4)),
+        lambda optimizer: SequentialLR(
+            optimizer, [LambdaLR(optimizer, lambda step: step / 4), StepLR(optimizer, 9)], [4]
+        ),
+    ],
+)
+@pytest.mark.parametrize("given", [lambda s: s, lambda s: {"epoch": s}], ids=["bare", "epoch"])
+def test_a_schedule_whose_first_epoch_would_train_nothing(kind, given):
+    model = nn.Linear(3, 2)
+    optimizer, scheduler = schedule(kind, model)
+    trainer = make(model=model, optimizer=optimizer, scheduler=given(scheduler))
+    with pytest.raises(TrainingError, match=r'learning rate of 0. Try: scheduler=\{"step": scheduler\}, if it counts'):
+        trainer.fit(BATCHES * 4)
+    assert trainer.step == 0
+    make(model=model, optimizer=optimizer, scheduler={"step": scheduler}).fit(BATCHES * 4)
+    assert optimizer.param_groups[0]["lr"] > 0
+
+
+def test_a_rate_of_zero_that_the_user_set_and_one_of_several_groups_are_left_alone():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    make(model=model, optimizer=optimizer, scheduler=StepLR(optimizer, 1)).fit(BATCHES)
+    groups = [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = LambdaLR(optimizer, [lambda epoch: 1.0, lambda epoch: float(epoch > 0)])
+    make(model=model, optimizer=optimizer, scheduler=scheduler).fit(BATCHES, epochs=2)
+
+
+def cosine(current, *, num_training_steps):
+    return 1 - current / num_training_steps / 2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda optimizer: CosineAnnealingLR(optimizer, T_max=12),
+        lambda optimizer: LinearLR(optimizer, total_iters=12),
+        lambda optimizer: LambdaLR(optimizer, partial(cosine, num_training_steps=12)),
+    ],
+)
+def test_a_schedule_of_epochs_that_is_as_long_as_the_run_has_steps(kind):
+    model = nn.Linear(3, 2)
+    for epochs, given in ((3, lambda s: {"step": s}), (12, lambda s: s)):
+        optimizer, scheduler = schedule(kind, model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make(model=model, optimizer=optimizer, scheduler=given(scheduler)).fit(BATCHES * 4, epochs=epochs)
+    optimizer, scheduler = schedule(kind, model)
+    with pytest.warns(ModsurgWarning, match=r'once an epoch, 3 times, and has \w+=12, .* Try: scheduler=\{"step": sch'):
+        make(model=model, optimizer=optimizer, scheduler=scheduler).fit(BATCHES * 4, epochs=3)
+
+
+def test_a_one_cycle_schedule_of_epochs_and_one_behind_a_loader_without_length():
+    model = nn.Linear(3, 2)
+    optimizer, scheduler = schedule(lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=3), model)
+    trainer = make(model=model, optimizer=optimizer, scheduler={"epoch": scheduler})
+    with pytest.raises(TrainingError, match=r"OneCycleLR has 3 steps, 0 of them done, and 4 are to come: .*=4"):
+        trainer.fit(BATCHES, epochs=4)
+    assert trainer.step == 0
+    trainer.fit(BATCHES, epochs=3)
+
+    class NoLength:
+        def __iter__(self):
+            return iter(BATCHES * 9)
+
+    optimizer, scheduler = schedule(lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=3), model)
+    with pytest.raises(TrainingError, match=r"batch 4 .*OneCycleLR can't go on: .*total_steps=...\) with more than 4"):
+        make(model=model, optimizer=optimizer, scheduler=scheduler).fit(NoLength())
+
+
+def test_a_one_cycle_schedule_that_is_too_short_for_the_rest_of_a_run(tmp_path):
+    def start(total):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer, scheduler = schedule(lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=total), model)
+        return make(model=model, optimizer=optimizer, scheduler=scheduler, checkpoint_dir=tmp_path)
+
+    start(8).fit(BATCHES * 4, epochs=2, on_step=lambda t: t.stop() if t.step == 2 else None)
+    with pytest.raises(TrainingError, match="has 8 steps, 2 of them done, and 10 are to come"):
+        start(8).fit(BATCHES * 4, epochs=3, resume=True)
+    assert start(8).fit(BATCHES * 4, epochs=2, resume=True)[-1]["step"] == 8
