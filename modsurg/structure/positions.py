@@ -12,7 +12,8 @@ from torch.nn import functional
 Grid = tuple[int, int]
 Shape = tuple[int, ...]
 
-_MOST_PREFIX_TOKENS = 16
+MOST_PREFIX_TOKENS = 16
+IMAGE_SIZES = ("image_size", "img_size")  # what modules call it
 _NAMES = ("pos_embed", "position_embed", "positional_embed", "relative_position_bias", "rel_pos_bias")
 
 
@@ -70,7 +71,7 @@ def plan_resampling(
     if len(new) != len(old) or new[-1] != old[-1] or new[:-2] != old[:-2]:
         return None
     before, after = old_grid or _square(count - prefix), grid or _square(new[-2] - prefix)
-    table = _is_table(name)
+    table = is_table(name)
     if before is None or after is None or (table and prefix):
         return None
     if (math.prod(before), math.prod(after)) != (count - prefix, new[-2] - prefix):
@@ -89,6 +90,11 @@ def holds_positions(name: str) -> bool:
     return any(word in ending for word in _NAMES) and not ending.endswith("relative_position_index")
 
 
+def is_table(name: str) -> bool:
+    """Whether a key is that of a table of relative positions."""
+    return "relative_position_bias" in name or "rel_pos_bias" in name
+
+
 def find_grid(model: nn.Module, name: str) -> Grid | None:
     """Find the rows and columns that a tensor of positions has, from the sizes that modules around it have.
 
@@ -96,33 +102,42 @@ def find_grid(model: nn.Module, name: str) -> Grid | None:
         model: The model, as timm, torchvision, transformers or OpenCLIP build it.
         name: The key of the positions.
     """
+    if not is_table(name):
+        patches = find_patches(model, name)
+        return None if patches is None else patch_grid(patches)
+    window = _pair(vars(model.get_submodule(name.rpartition(".")[0])).get("window_size"))
+    return None if window is None else (2 * window[0] - 1, 2 * window[1] - 1)
+
+
+def find_patches(model: nn.Module, name: str) -> nn.Module | None:
+    """Find the module nearest to a tensor of positions that has the number of patches in its attributes."""
     path = name.split(".")[:-1]
     for end in range(len(path), -1, -1):
         module = model.get_submodule(".".join(path[:end]))
-        if _is_table(name):
-            window = _pair(vars(module).get("window_size"))
-            if window:
-                return 2 * window[0] - 1, 2 * window[1] - 1
-            continue
         for each in (module, *module.children()):
-            grid = patch_grid(each)
-            if grid:
-                return grid
+            if patch_grid(each):
+                return each
     return None
 
 
 def patch_grid(module: nn.Module) -> Grid | None:
     """Read the rows and columns of patches from a module that has image and patch size, or the grid itself."""
     values = vars(module)
-    grid = values.get("grid_size")
+    grid, patch, image = values.get("grid_size"), patch_size(module), image_size(module)
     if isinstance(grid, tuple | list) and (found := _pair(grid)):
         return found
-    patch = _pair(values.get("patch_size"))
-    for name in ("image_size", "img_size"):
-        image = _pair(values.get(name))
-        if image and patch and all(patch):
-            return image[0] // patch[0], image[1] // patch[1]
-    return None
+    return (image[0] // patch[0], image[1] // patch[1]) if image and patch else None
+
+
+def patch_size(module: nn.Module) -> Grid | None:
+    """Read the height and width of a patch from a module's attributes."""
+    patch = _pair(vars(module).get("patch_size"))
+    return patch if patch and all(patch) else None
+
+
+def image_size(module: nn.Module) -> Grid | None:
+    """Read the height and width of images from a module's attributes."""
+    return next((size for name in IMAGE_SIZES if (size := _pair(vars(module).get(name)))), None)
 
 
 def guess_grids(count: int, prefix: int) -> Iterator[Grid]:
@@ -138,10 +153,6 @@ def guess_grids(count: int, prefix: int) -> Iterator[Grid]:
             yield from dict.fromkeys([(rows, patches // rows), (patches // rows, rows)])
 
 
-def _is_table(name: str) -> bool:
-    return "relative_position_bias" in name or "rel_pos_bias" in name
-
-
 def _pair(value: Any) -> Grid | None:
     if type(value) is int:
         return value, value
@@ -155,14 +166,14 @@ def _count_prefix(old: int, new: int | None, grid: Grid | None, old_grid: Grid |
         return _checked_prefix(old - math.prod(old_grid))
     if grid is not None and new is not None:
         return _checked_prefix(new - math.prod(grid))
-    for prefix in range(min(_MOST_PREFIX_TOKENS, old) + 1):
+    for prefix in range(min(MOST_PREFIX_TOKENS, old) + 1):
         if _square(old - prefix) and (new is None or _square(new - prefix)):
             return prefix
     return None
 
 
 def _checked_prefix(count: int) -> int | None:
-    return count if 0 <= count <= _MOST_PREFIX_TOKENS else None
+    return count if 0 <= count <= MOST_PREFIX_TOKENS else None
 
 
 def _square(count: int) -> Grid | None:

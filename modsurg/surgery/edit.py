@@ -29,6 +29,7 @@ from modsurg.surgery.recipes.recipe import RecipeWriter
 from modsurg.surgery.report import Report, fold_texts
 from modsurg.surgery.resize.channel_groups import Keep, Widths
 from modsurg.surgery.resize.follow import check_followed, find_widths, follow_modules
+from modsurg.surgery.resize.image_size import ImageSize, resize_images
 from modsurg.surgery.resize.resize import resize_modules
 from modsurg.surgery.resize.values import Fill
 from modsurg.surgery.undo import Undo
@@ -147,8 +148,9 @@ class Edit:
 
     def resize(
         self,
-        where: Where,
+        where: Where = "",
         *,
+        image_size: ImageSize | None = None,
         follow: bool = False,
         keep: Keep = "first",
         multiple: int | None = None,
@@ -165,7 +167,12 @@ class Edit:
             for path, module in sites:
                 refuse_offloaded(path, module)
                 refuse_adapter(path, module)
-            if follow:
+            if image_size is not None:
+                if sizes or follow or multiple:
+                    raise ResizeError("image_size= is resized alone: resize(model, image_size=...).")
+                verb.arguments["sizes"] = {"image_size": image_size}
+                done = resize_images(verb.tree, sites, image_size, verb.journal)
+            elif follow:
                 if self._example is None:
                     raise ResizeError("follow=True needs an example: resize(..., follow=True, example=x).")
                 self._widths = self._widths or find_widths(verb.tree, self._example)

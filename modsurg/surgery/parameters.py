@@ -7,6 +7,7 @@ from modsurg.surgery.preflight import Example
 from modsurg.surgery.report import Report
 from modsurg.surgery.resize.channel_groups import ChannelGroup, Keep
 from modsurg.surgery.resize.follow import coupled_groups
+from modsurg.surgery.resize.image_size import ImageSize
 from modsurg.surgery.resize.values import Fill
 from modsurg.tree.selection import Where, resolve
 from modsurg.tree.walk import walk
@@ -15,8 +16,9 @@ from modsurg.tree.wrappers import unwrap
 
 def resize(
     model: nn.Module,
-    where: Where,
+    where: Where = "",
     *,
+    image_size: ImageSize | None = None,
     follow: bool = False,
     keep: Keep = "first",
     multiple: int | None = None,
@@ -35,7 +37,10 @@ def resize(
 
     Args:
         model: Edited in place.
-        where: See `select`.
+        where: See `select`; by default the model itself.
+        image_size: Of a vision transformer (timm, torchvision, transformers, OpenCLIP): one number, or height and
+            width. Its position embeddings are resampled (bicubic, antialiased; class and register tokens are kept),
+            and its modules get the new sizes.
         follow: Let everything follow that is coupled to these channels: the layers that read them, norms, residual
             partners, concatenations, attention heads. The model runs on the example (on meta) to find it. What can't
             follow is refused, and nothing is changed.
@@ -66,7 +71,9 @@ def resize(
           parameters 130 -> 70, multiply-adds 112 -> 56
     """
     with edit(model, optimizer=optimizer, scheduler=scheduler, example=example) as e:
-        e.resize(where, follow=follow, keep=keep, multiple=multiple, fill=fill, count=count, **sizes)
+        e.resize(
+            where, image_size=image_size, follow=follow, keep=keep, multiple=multiple, fill=fill, count=count, **sizes
+        )
     return e.report
 
 

@@ -45,7 +45,7 @@ class _TensorState:
         grad: Its gradient.
         grad_version: Counts the writes into that.
         trains: Its `requires_grad`.
-        summed: A copy, where channels were summed, so that the old values can't be told from the new ones.
+        summed: A copy, where channels were summed or positions resampled, so that the old values can't be told from the new ones.
         earlier: The edit that had touched it before.
     """
 
@@ -116,7 +116,7 @@ class Undo:
         for resized in (change.detail for change in changes if isinstance(change.detail, Resized)):
             for each in resized.tensors:
                 self._axes.setdefault(id(each.tensor), []).append(each.axes)
-                if resized.sizes.get("in_channels") == (3, 1):
+                if resized.sizes.get("in_channels") == (3, 1) or "image_size" in resized.sizes:
                     self._summed.add(id(each.tensor))
         self._parents = []
         for path, module in after.modules.items():
@@ -216,7 +216,7 @@ class Undo:
         return self._follower.find_conflict()
 
     def _is_lost(self, state: _TensorState) -> bool:
-        """Whether what came later can't be carried over: another shape, or training of summed channels."""
+        """Whether what came later can't be carried over: another shape, or training of what was summed or resampled."""
         tensor = state.tensor
         if is_lazy(tensor) or state.shape is None:
             return False

@@ -42,6 +42,7 @@ _SIZES = {  # a size of a layer, and what a configuration or a parent calls it
     "out_channels": _OUTPUTS,
     "in_channels": ("num_channels", "in_chans", "in_channels"),
     "nf": _OUTPUTS,
+    "image_size": ("image_size",),
 }
 Configs = dict[int, tuple[str, Any, list[str]]]
 """By the `id` of a configuration: where it is, itself, and the paths of the modules that hold it."""
