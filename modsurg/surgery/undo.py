@@ -45,7 +45,7 @@ class _TensorState:
         grad: Its gradient.
         grad_version: Counts the writes into that.
         trains: Its `requires_grad`.
-        summed: A copy, where channels were summed or positions resampled, so that the old values can't be told from the new ones.
+        summed: A copy, where channels were summed or positions resampled: the new values do not tell the old ones.
         earlier: The edit that had touched it before.
     """
 
