@@ -10,6 +10,8 @@ import pickle
 import threading
 from collections import ChainMap, defaultdict, deque
 from collections.abc import Callable, Mapping, Set
+from functools import partial
+from inspect import getattr_static
 from pathlib import Path
 from pickle import PickleError, UnpicklingError
 from types import SimpleNamespace
@@ -27,12 +29,12 @@ from modsurg.checkpoints.formats.torch_save.module import is_module, module_tree
 from modsurg.checkpoints.formats.torch_save.tensors import Storage, loading, stored_id
 from modsurg.checkpoints.formats.torch_save.unpickler import Loading, Made, Unpickled, shown, unpickle
 from modsurg.checkpoints.formats.torch_save.zip import Archive
-from modsurg.checkpoints.makers import FUNCTIONS, classes_of_numbers, frozen, may_be_hashed, may_be_made, torch_function
+from modsurg.checkpoints.makers import FUNCTIONS, frozen, may_be_hashed, may_be_made, torch_function
 from modsurg.errors import FormatError, SaveError, TrustError
 from modsurg.structure.build import describe
 from modsurg.structure.describe import children_first
-from modsurg.structure.encode import slots
-from modsurg.structure.module_state import COMPILED, methods
+from modsurg.structure.encode import hides_code, slots
+from modsurg.structure.module_state import COMPILED
 from modsurg.structure.trust import Renames, Trust, Trusted
 from modsurg.tree.eval_lock import Held, held
 from modsurg.tree.wrappers import unwrap, wrapper_kind
@@ -42,6 +44,7 @@ PICKLED: Final = (".pt", ".pth", ".bin")
 _TYPED: Final = "torch._tensor._rebuild_from_type_v2"
 # torch keeps what its unpickler may name in one list for the whole process: only one file at a time may put names in.
 _LOCK = threading.RLock()
+_OWN: Final[dict[str, object]] = {"functools.partial": partial, "modsurg.tree.eval_lock.Held": Held}
 _DAMAGED = (UnpicklingError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError, OverflowError)
 
 
@@ -146,10 +149,12 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
     """What the pickle names besides torch's own, as trusted objects by dotted name; refuses what it must not do."""
     read = read_model(file, path)
     functions = sorted({name for name in map(torch_function, read.made) if name is not None})
-    names = [name for name in _names(file) if not functions or name not in ("builtins.getattr", FUNCTIONS)]
+    own = {name: value for name, value in _OWN.items() if any(str(made.maker) == name for made in read.made)}
+    lookups = ("builtins.getattr", FUNCTIONS) if functions else ()
+    names = [name for name in _names(file) if name not in (*lookups, *own)]
     asked = [*(":".join(name.rsplit(".", 1)) for name in names), *(f"torch:{name}" for name in functions)]
     found = trust.resolve(asked)
-    named = dict(zip(names, found, strict=False))
+    named = {**dict(zip(names, found, strict=False)), **own}
     if functions:
         known = dict(zip(functions, found[len(names) :], strict=True))
         named |= {"builtins.getattr": lambda _, name: known[name], FUNCTIONS: torch._C._VariableFunctions}
@@ -166,8 +171,6 @@ def _checked(file: BinaryIO, path: Path, trust: Trust) -> dict[str, object]:
             for state in made.state if isinstance(made.state, tuple | list) else (made.state,):
                 if isinstance(state, dict):
                     _refuse_methods(kind, state.keys(), _is_held(named, made))
-    if any(str(made.maker) == "numpy.dtype" for made in read.made):
-        named |= {f"{kind.__module__}.{kind.__name__}": kind for kind in classes_of_numbers()}
     return named
 
 
@@ -195,7 +198,8 @@ def _is_held(named: Mapping[str, object], made: Made) -> bool:
 
 def _refuse_methods(kind: type[nn.Module], attributes: Set[str], held: bool) -> None:
     """Refuse a module whose `forward` (or another method) the file puts something else before."""
-    replaced = sorted((methods(kind) | {COMPILED}) & attributes - ({"train"} if held else set()))
+    others = attributes - ({"train"} if held else set())
+    replaced = sorted(name for name in others if name == COMPILED or hides_code(getattr_static(kind, str(name), None)))
     if replaced:
         raise TrustError(f"the file replaces {', '.join(replaced)} of a {kind.__name__}; nothing of it ran")
 
@@ -215,6 +219,10 @@ def _load(file: BinaryIO | str, named: Mapping[str, object]) -> nn.Module:
     for module in model.modules():
         holder = held(module)
         _refuse_methods(type(module), module.__dict__.keys(), holder is not None and holder.module is module)
+    try:
+        describe(model)
+    except SaveError as error:
+        raise TrustError(str(error).replace("can't be kept; nothing was written", "can't be trusted")) from None
     return model
 
 

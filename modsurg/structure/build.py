@@ -1,6 +1,6 @@
 """A module tree as plain data, and back: what a whole-model file says of a model besides its weights.
 
-    {"version": 1,
+    {"version": 2,
      "names": ["torch.nn.modules.linear:Linear", ...],        every class and function that the tree asks for
      "attributes": [{"training": true, "in_features": 4}],    attributes that several modules have alike
      "shared": [...],                                         mutable objects that are reached more than once
@@ -13,7 +13,6 @@ Modules and tensors are numbered; a number that stands at two places is one obje
 parents, so that no tree can hold itself. `values` says how attributes are written.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,15 +22,14 @@ import torch
 from torch import nn
 
 from modsurg.errors import FormatError, TrustError
-from modsurg.structure.decode import Unpacker, set_attributes
-from modsurg.structure.describe import Drawing, children_first, is_own_method
-from modsurg.structure.encode import slots as slots_of
+from modsurg.structure.decode import Unpacker, check_child_name, set_attributes
+from modsurg.structure.describe import Drawing, children_first, may_replace
 from modsurg.structure.module_state import (
+    SLOTS,
+    add_norm_hooks,
     fresh_slots,
     is_attribute,
-    methods,
     reparametrize,
-    unpack_hooks,
 )
 from modsurg.structure.schema import checked
 from modsurg.structure.tensors import TensorTable, make_tensors
@@ -119,7 +117,7 @@ def build(
         return _Building(data, names, make_tensors(data["tensors"], names, values)).module()
     except (FormatError, TrustError):
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, re.error) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
         raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -132,8 +130,6 @@ class _Building:
         self._kinds = [_module_class(names[node["class"]]) for node in data["modules"]]
         self._modules: list[nn.Module] = [object.__new__(kind) for kind in self._kinds]
         self._unpacker = Unpacker(names, self._modules, tensors, data["shared"])
-        self._forbidden = {kind: methods(kind) for kind in set(self._kinds)}
-        self._slotted = {kind: bool(slots_of(kind)) for kind in self._forbidden}
 
     def module(self) -> nn.Module:
         """The root, with everything in its place."""
@@ -149,37 +145,38 @@ class _Building:
                 set_attributes(tensor, self._unpack(entry["state"]))
         for module, node in zip(self._modules, self._data["modules"], strict=True):
             reparametrize(module, node.get("parametrized", ()))
+        self._unpacker.check_objects()
         root: int = self._data["root"]
         return self._modules[root]
 
     def _unpack(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         return {name: self._unpacker.unpack(value) for name, value in attributes.items()}
 
-    def _set(self, module: nn.Module, attributes: Mapping[str, Any]) -> None:
-        for name in self._forbidden[type(module)] & attributes.keys():
-            if not is_own_method(attributes[name], module):
-                raise TrustError(f"the file replaces {name!r} of a {type(module).__name__}; nothing of it ran")
-        for name in attributes:
+    def _set(self, module: nn.Module, attributes: dict[str, Any]) -> None:
+        for name, value in attributes.items():
             if not is_attribute(name):
-                raise FormatError(f"{name!r} of a {type(module).__name__}, which belongs to nn.Module itself")
-        if getattr(attributes.get("training"), "shape", ()):
-            raise ValueError(f"'training' of a {type(module).__name__} is an array")
-        if self._slotted[type(module)]:
-            set_attributes(module, attributes)
-        else:
-            module.__dict__.update(attributes)
+                raise FormatError(f"{name!r:.80} of a {type(module).__name__}, which belongs to nn.Module itself")
+            if name in SLOTS and type(value) is not bool:
+                raise FormatError(f"{name!r} of a {type(module).__name__} must be true or false")
+        locks = {name: value for name, value in attributes.items() if may_replace(name, value, module)}
+        set_attributes(module, {name: value for name, value in attributes.items() if name not in locks})
+        module.__dict__.update(locks)
 
     def _fill(self, module: nn.Module, node: Mapping[str, Any]) -> None:
+        taken: set[str] = set()
         for kind, slots, objects in (
             ("parameters", module._parameters, self._tensors),
             ("buffers", module._buffers, self._tensors),
             ("children", module._modules, self._modules),
         ):
             for name, number in node.get(kind, {}).items():
+                check_child_name(type(module), name)
+                if name in module.__dict__ or name in taken:
+                    raise FormatError(f"{name!r:.80} twice in a {type(module).__name__}")
+                taken.add(name)
                 slots[name] = None if number is None else objects[number]
         module._non_persistent_buffers_set.update(node.get("transient", ()))
-        if "hooks" in node:
-            unpack_hooks(module, node["hooks"], self._unpacker)
+        add_norm_hooks(module, node.get("hooks", ()))
 
 
 def _module_class(kind: object) -> type[nn.Module]:

@@ -1,31 +1,31 @@
-"""JSON -> Python values: the way back from `values`. Nothing is called but the constructors of Python's own types."""
+"""JSON -> Python values: the way back from `encode`.
+
+Nothing of the file is called, and nothing that it names: an object is allocated by `object.__new__` or by one of
+Python's own containers, and its attributes go where they are kept without a `__setattr__` in between.
+"""
 
 import base64
-import enum
 import functools
-import logging
 import math
-import re
 import types
-import typing
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from enum import EnumMeta
 from inspect import getattr_static
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _WrappedHook
-from torch.nn.utils import parametrizations
-from torch.utils.hooks import RemovableHandle
 
-from modsurg.errors import FormatError
-from modsurg.structure.encode import ALIASES, BASES, MADE
+from modsurg.errors import FormatError, TrustError
+from modsurg.structure.encode import BASES, hides_code, is_callable, is_key, is_own_function, parts
+from modsurg.structure.trust import ENUMS, is_data_class, qualified_name
+from modsurg.tree.eval_lock import Held
 
 Fill = Callable[[], None]
-_KEY_PARTS = 10_000
+VALUES = 5_000_000
+_LONGEST = 255
 
 
 class Unpacker:
@@ -50,6 +50,8 @@ class Unpacker:
         self._tensors = tensors
         self._shared = shared
         self._ready: dict[int, Any] = {}
+        self._left = VALUES
+        self._objects: list[object] = []
 
     def unpack(self, data: Any) -> Any:
         """The value that `data` stands for.
@@ -58,6 +60,9 @@ class Unpacker:
             FormatError: Data of a kind that `Packer` does not write.
             LookupError, TypeError, ValueError: Data that is damaged in another way.
         """
+        self._left -= 1
+        if self._left < 0:
+            raise FormatError(f"the tree has more than {VALUES:,} values")
         if type(data) is list:
             return tuple([self.unpack(item) for item in data]) if data else ()
         if type(data) is not dict:
@@ -119,10 +124,10 @@ class Unpacker:
 
     def _object(self, content: dict[str, Any]) -> tuple[Any, Fill]:
         kind = self._names[content["class"]]
-        if not isinstance(kind, type) or issubclass(kind, type | nn.Module | torch.Tensor | enum.Enum):
+        if not isinstance(kind, type) or not is_data_class(kind):
             raise FormatError(f"{kind!r:.80} as the class of a plain object")
         base: Any = next((base for base in BASES if issubclass(kind, base)), object)
-        frozen = base in (frozenset, tuple, str, bytes, int, float)
+        frozen = base in (tuple, str, bytes, int, float)
         value = base.__new__(kind, self._base(content["base"], base)) if frozen else base.__new__(kind)
 
         def fill() -> None:
@@ -132,98 +137,70 @@ class Unpacker:
                 base.__init__(value, self._base(content["base"], base))
             elif base is defaultdict:
                 defaultdict.__init__(value, self.unpack(content["default"]))
+            write: Any = OrderedDict.__setitem__ if base is OrderedDict else dict.__setitem__
             for key, item in self._pairs(content.get("items", [])):
-                dict.__setitem__(value, key, item) if base is not OrderedDict else OrderedDict.__setitem__(
-                    value, key, item
-                )
-            set_attributes(value, {key: self.unpack(item) for key, item in content.get("state", {}).items()})
+                write(value, key, item)
+            set_attributes(value, self._plain_dict(content.get("state", {})))
 
+        self._objects.append(value)
         return value, fill
 
+    def check_objects(self) -> None:
+        """Check that no data object holds something to call: code of its class would find it.
+
+        Raises:
+            TrustError: One does.
+        """
+        waiting, seen = [part for value in self._objects for part in parts(value)], set()
+        while waiting:
+            value = waiting.pop()
+            if is_callable(value):
+                raise TrustError(f"a data object holds {value!r:.80}, which can be called; nothing of it ran")
+            if id(value) not in seen and type(value) not in (int, float, str, bytes, bool):
+                seen.add(id(value))
+                waiting += parts(value)
+
     def _method(self, content: list[Any]) -> types.MethodType:
-        owner, name = self.unpack(content[0]), content[1]
-        function = getattr_static(type(owner), name, None)
-        if type(function) is not types.FunctionType or name.startswith("__"):
-            raise FormatError(f"{type(owner).__qualname__} has no method {name!r:.80}")
+        owner, name = self._modules[content[0]], content[1]
+        function = getattr_static(type(owner), name, None) if type(name) is str else None
+        if not is_own_function(function, name):
+            raise FormatError(f"{type(owner).__qualname__} has no method {name!r:.80} that a file may bind")
         return types.MethodType(function, owner)
 
     def _partial(self, content: list[Any]) -> "functools.partial[Any]":
-        function, args, keywords = content
-        return functools.partial(
-            self.unpack(function), *self._each(args), **{key: self.unpack(item) for key, item in keywords.items()}
-        )
+        function, args, keywords = self._names[content[0]], self._each(content[1]), self._plain_dict(content[2])
+        if not callable(function) or any(map(is_callable, (*args, *keywords.values()))):
+            raise TrustError("a partial with something to call among its arguments; nothing of it ran")
+        return functools.partial(function, *args, **keywords)
 
-    def _enum(self, content: list[Any]) -> enum.Enum:
+    def _plain_dict(self, content: dict[str, Any]) -> dict[str, Any]:
+        return {key: self.unpack(item) for key, item in content.items()}
+
+    def _enum(self, content: list[Any]) -> Any:
         kind = self._names[content[0]]
-        if not isinstance(kind, enum.EnumMeta):
-            raise FormatError(f"{kind!r:.80} is no enumeration")
-        flags = issubclass(kind, enum.Flag) and type(content[1]) is int
-        member: enum.Enum = kind(content[1]) if flags else kind.__members__[content[1]]
-        return member
+        if not isinstance(kind, EnumMeta) or qualified_name(kind) not in ENUMS:
+            raise FormatError(f"{kind!r:.80} is not an enumeration that a file may name")
+        return kind.__members__[content[1]]
 
-    def _made(self, content: list[Any]) -> Any:
-        kind: Any = self._names[content[0]]
-        if kind not in MADE:
-            raise FormatError(f"{kind!r:.80} is not called")
-        return kind(*self._each(content[1]))
-
-    def _alias(self, content: list[Any]) -> Any:
-        origin, arguments = self.unpack(content[0]), self._each(content[1])
-        if not isinstance(origin, type):
-            raise FormatError(f"{origin!r:.80} has no type arguments")
-        plain, generic = ALIASES
-        return (generic if issubclass(origin, typing.Generic) else plain)(origin, arguments)
-
-    def _generator(self, content: list[Any]) -> torch.Generator:
-        return torch.Generator(content[0]).set_state(self._tensors[content[1]])
-
-    def _numpy_dtype(self, name: str) -> Any:
-        import numpy
-
-        kind = numpy.dtype(name)
-        if kind.kind not in "biufc":
-            raise FormatError(f"a numpy dtype {name!r:.40}")
-        return kind
-
-    def _scalar(self, content: list[Any]) -> Any:
-        import numpy
-
-        return numpy.frombuffer(base64.b64decode(content[1]), self._numpy_dtype(content[0]))[0]
-
-    def _array(self, number: int) -> Any:
-        tensor = self._tensors[number]
-        return (torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor).numpy()
-
-    def _handle(self, content: list[Any]) -> RemovableHandle:
-        """A handle that removes a hook of the tree; one of nobody's hooks does nothing."""
-        number, *slots = content or [0]
-        kept = [self._modules[module].__dict__[slot] for module, slot in slots] or [OrderedDict()]
-        if not all(isinstance(hooks, OrderedDict) for hooks in kept) or type(number) is not int:
-            raise FormatError("a handle of something else than hooks")
-        handle = RemovableHandle(kept[0], extra_dict=kept[1:])
-        handle.id = number
-        return handle
-
-    def _hook(self, content: list[Any]) -> _WrappedHook:
-        return _WrappedHook(self.unpack(content[0]), self.unpack(content[1]))
+    def _eval_lock(self, content: list[Any]) -> Held:
+        module, mode = self._modules[content[0]], content[1]
+        if type(mode) is not bool:
+            raise FormatError("the mode of a frozen module must be true or false")
+        lock: Held = object.__new__(Held)
+        lock.__dict__.update(module=module, mode=mode)
+        return lock
 
 
 def _checked_key(key: object) -> object:
-    """A key of a dict or member of a set, if it can be hashed in bounded time: tuples of the same tuples can't."""
-    rest, met = [key], 0
-    while rest:
-        value = rest.pop()
-        met += 1
-        if met > _KEY_PARTS:
-            raise FormatError(f"a key of more than {_KEY_PARTS} parts")
-        if isinstance(value, tuple | frozenset):
-            rest.extend(value)
+    if not is_key(key):
+        raise FormatError("a key or a member of a set must be a number, a string or a flat tuple of them")
     return key
 
 
 def set_attributes(value: object, state: Mapping[str, Any]) -> None:
     """Put attributes where they were, into `__dict__` or slots, without a `__setattr__` in between."""
     for key, item in state.items():
+        check_name(type(value), key)
         slot = getattr_static(type(value), key, None)
         if type(slot) is types.MemberDescriptorType:
             slot.__set__(value, item)
@@ -231,14 +208,32 @@ def set_attributes(value: object, state: Mapping[str, Any]) -> None:
             value.__dict__[key] = item
 
 
-def _weight_norm_hook(name: str) -> _WrappedHook:
-    """The hook by which torch's weight_norm reads old checkpoints; only weight_norm itself can make it."""
-    module = nn.Module()
-    module.register_parameter(name, nn.Parameter(torch.ones(1, 1)))
-    parametrizations.weight_norm(module, name)
-    (hook,) = module._load_state_dict_pre_hooks.values()
-    assert isinstance(hook, _WrappedHook)
-    return hook
+def check_name(kind: type, name: str) -> None:
+    """Check that an object of this class may have an attribute of this name.
+
+    Raises:
+        TrustError: It would replace a method, a property or what Python itself looks up.
+        FormatError: It cannot be written in code.
+    """
+    if type(name) is not str or len(name) > _LONGEST:
+        raise FormatError(f"an attribute of a {kind.__name__} whose name is too long")
+    found = getattr_static(kind, name, None)
+    if hides_code(found) or name.startswith("__"):
+        raise TrustError(f"the file replaces {name!r:.80} of a {kind.__name__}; nothing of it ran")
+    if not name.isidentifier() and not name.isdecimal():
+        raise FormatError(f"an attribute {name!r:.80} of a {kind.__name__}")
+
+
+def check_child_name(kind: type, name: str) -> None:
+    """Check the name of a child, parameter or buffer: it hides nothing of the class, and is one segment of a path.
+
+    Raises:
+        TrustError, FormatError: It does, or is not.
+    """
+    if type(name) is not str or not name.replace("-", "_").replace(" ", "_").isprintable() or "." in name or not name:
+        raise FormatError(f"a child {name!r:.80} of a {kind.__name__}")
+    if name.isidentifier():
+        check_name(kind, name)
 
 
 def _constant(name: str, kind: type) -> Any:
@@ -268,33 +263,13 @@ _VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
     "method": Unpacker._method,
     "partial": Unpacker._partial,
     "enum": Unpacker._enum,
-    "scalar": Unpacker._scalar,
-    "array": Unpacker._array,
-    "hook": Unpacker._hook,
-    "handle": Unpacker._handle,
-    "weight_norm": lambda _, content: _weight_norm_hook(content),
-    "proxy": lambda self, content: weakref.proxy(self.unpack(content)),
-    "weakref": lambda self, content: weakref.ref(set() if content is None else self.unpack(content)),
+    "eval_lock": Unpacker._eval_lock,
+    "weakref": lambda self, content: weakref.ref(set() if content is None else self._tensors[content]),
     "set": lambda self, content: set(map(_checked_key, self._each(content))),
-    "frozenset": lambda self, content: frozenset(map(_checked_key, self._each(content))),
-    "slice": lambda self, content: slice(*self._each(content)),
-    "range": lambda _, content: range(*content),
     "float": lambda _, content: _float(content),
     "complex": lambda _, content: complex(*map(float, content)),
     "bytes": lambda _, content: base64.b64decode(content, validate=True),
-    "bytearray": lambda _, content: bytearray(base64.b64decode(content, validate=True)),
     "size": lambda _, content: torch.Size(content),
     "device": lambda _, content: torch.device(content),
     "dtype": lambda _, content: _constant(content, torch.dtype),
-    "layout": lambda _, content: _constant(content, torch.layout),
-    "memory_format": lambda _, content: _constant(content, torch.memory_format),
-    "qscheme": lambda _, content: _constant(content, torch.qscheme),
-    "regex": lambda self, content: re.compile(self.unpack(content[0]), content[1]),
-    "made": Unpacker._made,
-    "alias": Unpacker._alias,
-    "generator": Unpacker._generator,
-    "numpy": Unpacker._numpy_dtype,
-    "ellipsis": lambda _, __: ...,
-    "logger": lambda _, content: logging.getLogger(content),
-    "path": lambda _, content: Path(content),
 }

@@ -3,15 +3,17 @@
 import itertools
 import json
 import types
+from inspect import getattr_static
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from modsurg.errors import SaveError, counted
-from modsurg.structure.encode import Packer
-from modsurg.structure.module_state import HOOKS, attributes, methods, pack_hooks
+from modsurg.errors import FormatError, SaveError, TrustError, counted
+from modsurg.structure.decode import check_child_name
+from modsurg.structure.encode import Packer, hides_code
+from modsurg.structure.module_state import attributes, describe_norm_hooks
 from modsurg.structure.schema import VERSION
 from modsurg.structure.tensors import TensorTable
 from modsurg.structure.trust import qualified_name
@@ -39,7 +41,6 @@ class Drawing:
         self._root = len(order) - 1
         self._packer = Packer(self)
         self._alike: dict[str, int] = {}
-        self._methods: dict[type, set[str]] = {}
 
     def data(self) -> dict[str, Any]:
         """The whole tree as data."""
@@ -78,14 +79,6 @@ class Drawing:
         """The number of a tensor."""
         return self.table.number(tensor, path)
 
-    def hooks(self, hooks: object) -> list[Any] | None:
-        """Whose hooks these are."""
-        for number, module in enumerate(self._order):
-            for slot in HOOKS:
-                if module.__dict__.get(slot) is hooks:
-                    return [number, slot]
-        return None
-
     def _raise_problems(self) -> None:
         problems = sorted({*self._packer.problems, *self.table.problems})
         if problems:
@@ -109,9 +102,13 @@ class Drawing:
             return {}
         kind = parametrize.type_before_parametrizations(module)
         name = qualified_name(kind) or f"{kind.__module__}:{kind.__qualname__}"
+        self._check_names(module, kind, path)
         names = self._packer.names
         children = {key: None if child is None else self._numbers[id(child)] for key, child in module._modules.items()}
-        hooks = pack_hooks(module, self._packer, path or kind.__name__)
+        hooks, others = describe_norm_hooks(module)
+        for table in others:
+            what = f"a hook ({table.strip('_').removesuffix('s').replace('_', ' ')})"
+            self._packer.refuse(path or kind.__name__, what, "remove it, and register it again after loading")
         parametrized = list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]  # a ModuleDict
         parts = {
             "children": children,
@@ -126,14 +123,19 @@ class Drawing:
             **{part: value for part, value in parts.items() if value},
         }
 
+    def _check_names(self, module: nn.Module, kind: type, path: str) -> None:
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            try:
+                check_child_name(kind, name)
+            except (FormatError, TrustError):
+                self._packer.refuse(f"{path}.{name}".strip("."), "a name that a file can't hold", "rename it")
+
     def _attributes(self, module: nn.Module, kind: type, path: str) -> int | dict[str, Any]:
         before = self._packer.marks
         remedy = "use a subclass; after Accelerate, remove_hook_from_module(model, recurse=True)"
         held = attributes(module)
-        if kind not in self._methods:
-            self._methods[kind] = methods(kind)
-        for name in self._methods[kind] & held.keys():
-            if not is_own_method(held[name], module):
+        for name, value in list(held.items()):
+            if hides_code(getattr_static(kind, name, None)) and not may_replace(name, value, module):
                 self._packer.refuse(f"{path}.{name}".strip("."), "a method replaced on this object", remedy)
                 del held[name]
         packed = {name: self._packer.pack(value, f"{path}.{name}".strip(".")) for name, value in held.items()}
@@ -206,8 +208,9 @@ def _endless(chain: list[nn.Module]) -> str:
     return f"{path} leads back to a {type(chain[-1]).__name__} that it lies in: keep the way back in a list, [module]"
 
 
-def is_own_method(value: object, module: nn.Module) -> bool:
-    """Whether this may stand before a method of the module: another method of its own, or what `freeze` puts there."""
-    if isinstance(value, Held):
-        return value.module is module
-    return isinstance(value, types.MethodType) and value.__self__ is module
+def may_replace(name: str, value: object, module: nn.Module) -> bool:
+    """Whether this may stand before a method of the module: what `freeze` puts there, or another forward of its own."""
+    if type(value) is Held:
+        return name == "train" and value.module is module
+    own = type(value) is types.MethodType and value.__self__ is module
+    return own and name == "forward" and value.__func__.__name__.startswith("forward_")  # type: ignore[attr-defined]  # a method

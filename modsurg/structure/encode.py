@@ -8,68 +8,35 @@ else. A mutable object that is reached twice is written once, and stays one obje
 
 import base64
 import contextlib
-import datetime
-import decimal
-import enum
 import functools
 import json
-import logging
 import math
-import pathlib
-import re
-import sys
 import types
-import typing
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from inspect import getattr_static
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _WrappedHook  # torch holds its own load hooks in it; no public name
-from torch.utils.hooks import RemovableHandle
 
-from modsurg.structure.trust import qualified_name
+from modsurg.structure.trust import ENUMS, is_data_class, may_be_named, qualified_name
+from modsurg.tree.eval_lock import Held
 
 DEPTH = 60
-BASES = (
-    OrderedDict,
-    defaultdict,
-    dict,
-    list,
-    deque,
-    set,
-    frozenset,
-    tuple,
-    str,
-    bytes,
-    int,
-    float,
-    types.SimpleNamespace,
-)
-
-# Made again by a call with what `__reduce__` says, which is plain.
-MADE = frozenset(
-    {decimal.Decimal, datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone}
-)
-ALIASES = (types.GenericAlias, typing._GenericAlias)  # type: ignore[attr-defined]  # of Net[int]; no public name
+BASES = (OrderedDict, defaultdict, dict, list, deque, set, tuple, str, bytes, int, float)
 _NO_SLOTS = frozenset({"__dict__", "__weakref__"})
 _SCALARS = frozenset({type(None), bool, int, str})
+_KEYS = frozenset({*_SCALARS, float, bytes, torch.dtype, torch.device})
+_KEY_BITS = 60  # of longer ones any number has the same hash
 _ATOMS: dict[type, Callable[[Any], dict[str, Any]]] = {
     torch.dtype: lambda value: {"dtype": str(value)[6:]},
-    torch.layout: lambda value: {"layout": str(value)[6:]},
-    torch.memory_format: lambda value: {"memory_format": str(value)[6:]},
     torch.device: lambda value: {"device": str(value)},
     torch.Size: lambda value: {"size": list(value)},
-    range: lambda value: {"range": [value.start, value.stop, value.step]},
     complex: lambda value: {"complex": [repr(value.real), repr(value.imag)]},
     bytes: lambda value: {"bytes": base64.b64encode(value).decode()},
-    torch.qscheme: lambda value: {"qscheme": str(value)[6:]},
-    type(...): lambda value: {"ellipsis": None},
-    logging.Logger: lambda value: {"logger": value.name},
-    pathlib.PosixPath: lambda value: {"path": str(value)},
 }
 
 
@@ -81,9 +48,6 @@ class Numbers(Protocol):
 
     def tensor(self, tensor: torch.Tensor, path: str) -> int:
         """The number of a tensor that was found at `path`."""
-
-    def hooks(self, hooks: object) -> list[Any] | None:
-        """The number of the module that keeps this dict of hooks, and its name there; None if nobody keeps it."""
 
 
 class Packer:
@@ -130,24 +94,26 @@ class Packer:
         self.problems.append(f"{path}  {what}: {remedy}")
 
     def name(self, value: object, path: str) -> Any:
-        """The number of a class or function in the table of names, None if it has none."""
+        """The number of a class or function in the table of names, None if a file may not name it."""
         name = qualified_name(value)
         if name is None:
             qualname = getattr(value, "__qualname__", repr(value))
             what = "a lambda" if "<lambda>" in qualname else f"{qualname}, which has no name in a module"
             return self.refuse(path, what, "define it at the top level of a module, or make it an nn.Module")
+        if not may_be_named(value):
+            return self.refuse(path, f"{name.replace(':', '.')}, which a file can't name", "make it an nn.Module")
         return self.names.setdefault(name, len(self.names))
 
     def _each(self, items: Iterable[object], path: str) -> list[Any]:
         return [self.pack(item, f"{path}[{at}]") for at, item in enumerate(items)]
 
     def _pairs(self, items: Mapping[Any, Any], path: str) -> list[Any]:
-        return [[self.pack(key, path), self.pack(value, f"{path}[{key!r:.40}]")] for key, value in items.items()]
+        return [[self._key(key, path), self.pack(value, f"{path}[{key!r:.40}]")] for key, value in items.items()]
+
+    def _key(self, key: object, path: str) -> Any:
+        return self.pack(key, path) if is_key(key) else self.refuse(path, f"a {type(key).__name__} as a key", "drop it")
 
     def _pack_object(self, value: object, path: str) -> Any:
-        if type(value) in weakref.ProxyTypes:
-            represent: Any = value.__repr__  # a method of what the proxy stands for
-            return {"proxy": self.pack(represent.__self__, path)}
         if isinstance(value, nn.Module):
             self.marks += 1
             return {"module": self._tree.module(value, path)}
@@ -157,7 +123,7 @@ class Packer:
         if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
             name = self.name(value, path)
             return None if name is None else {"name": name}
-        if isinstance(value, enum.Enum):
+        if isinstance(value, Enum):
             return self._pack_enum(value, path)
         return self._pack_once(value, path)
 
@@ -187,75 +153,47 @@ class Packer:
             if all(type(key) is str for key in value):
                 return {"dict": {key: self.pack(item, f"{path}[{key!r}]") for key, item in value.items()}}
             return {"items": self._pairs(value, path)}
-        if kind in (set, frozenset):
-            return {kind.__name__: sorted(self._each(value, path), key=json.dumps)}
-        if kind is re.Pattern:
-            return {"regex": [self.pack(value.pattern, path), value.flags]}
-        if kind in MADE:
-            return {"made": [self.name(kind, path), self._each(value.__reduce__()[1], path)]}
-        if kind in ALIASES and isinstance(value.__origin__, type):
-            return {"alias": [self.pack(value.__origin__, path), self._each(value.__args__, path)]}
-        if kind is torch.Generator:
-            return {"generator": [str(value.device), self._tree.tensor(value.get_state(), path)]}
-        if kind is slice:
-            return {"slice": self._each((value.start, value.stop, value.step), path)}
-        if kind is bytearray:
-            return {"bytearray": base64.b64encode(value).decode()}
+        if kind is set:
+            return {"set": sorted((self._key(item, path) for item in value), key=json.dumps)}
         if kind is functools.partial:
-            keywords = {key: self.pack(item, f"{path}.{key}") for key, item in value.keywords.items()}
-            return {"partial": [self.pack(value.func, path), self._each(value.args, path), keywords]}
+            return self._pack_partial(value, path)
         if kind is types.MethodType:
             return self._pack_method(value, path)
-        if isinstance(value, weakref.ref):
-            if not isinstance(value(), nn.Module | torch.Tensor | None):
-                return self.refuse(path, f"a weak reference to a {type(value()).__name__}", "look it up when needed")
-            return {"weakref": self.pack(value(), path)}
-        if kind is RemovableHandle:
-            slots = [self._tree.hooks(ref()) for ref in (value.hooks_dict_ref, *value.extra_dict_ref)]
-            return {"handle": [value.id, *slots] if None not in slots else []}
-        if kind is _WrappedHook:
-            return self._pack_wrapped_hook(value, path)
-        return self._pack_numpy(value, path) or self._pack_instance(value, path)
+        if kind is weakref.ref and isinstance(value(), torch.Tensor | None):  # torch's recurrent layers
+            return {"weakref": None if value() is None else self._tree.tensor(value(), path)}
+        if kind is Held:
+            return {"eval_lock": [self._tree.module(value.module, path), value.mode]}
+        return self._pack_instance(value, path)
 
-    def _pack_enum(self, value: enum.Enum, path: str) -> Any:
-        name = self.name(type(value), path)
-        combined = value.name not in type(value).__members__
-        return None if name is None else {"enum": [name, value.value if combined else value.name]}
+    def _pack_enum(self, value: Enum, path: str) -> Any:
+        name = qualified_name(type(value))
+        if name not in ENUMS or value.name not in type(value).__members__:
+            return self.refuse(path, f"a member of {type(value).__qualname__}", "keep its value instead")
+        return {"enum": [self.names.setdefault(name, len(self.names)), value.name]}
 
     def _pack_method(self, value: types.MethodType, path: str) -> Any:
-        name = value.__func__.__name__
-        if getattr_static(type(value.__self__), name, None) is not value.__func__:
+        owner, name = value.__self__, value.__func__.__name__
+        if not isinstance(owner, nn.Module):
+            return self.refuse(path, f"a method of a {type(owner).__name__}", "make it a method of the module")
+        function = getattr_static(type(owner), name, None)
+        if function is not value.__func__ or not is_own_function(function, name):
             return self.refuse(path, f"{value.__func__.__qualname__}, bound by hand", "make it a method of the class")
-        return {"method": [self.pack(value.__self__, path), name]}
+        return {"method": [self._tree.module(owner, path), name]}
 
-    def _pack_wrapped_hook(self, value: _WrappedHook, path: str) -> dict[str, Any] | None:
-        closure = getattr(value.hook, "__closure__", None)
-        if getattr(value.hook, "__qualname__", "") == "weight_norm.<locals>._weight_norm_compat_hook" and closure:
-            return {"weight_norm": closure[0].cell_contents}
-        return {"hook": [self.pack(value.hook, path), self.pack(value.module(), path) if value.with_module else None]}
-
-    def _pack_numpy(self, value: Any, path: str) -> dict[str, Any] | None:
-        numpy = sys.modules.get("numpy")
-        if numpy is None:
+    def _pack_partial(self, value: "functools.partial[Any]", path: str) -> Any:
+        if any(map(is_callable, (*value.args, *value.keywords.values()))):
+            return self.refuse(path, "a partial with something to call among its arguments", "make it an nn.Module")
+        name = self.name(value.func, path)
+        if name is None:
             return None
-        if isinstance(value, numpy.dtype) and value.kind in "biufc":
-            return {"numpy": value.str}
-        if isinstance(value, numpy.generic) and value.dtype.kind in "biufc":
-            return {"scalar": [value.dtype.str, base64.b64encode(value.tobytes()).decode()]}
-        if type(value) is not numpy.ndarray or value.dtype.kind not in "biufc":
-            return None
-        flat = numpy.ascontiguousarray(value)
-        try:
-            tensor = torch.from_numpy(flat if flat.flags.writeable else flat.copy())
-        except (TypeError, ValueError):  # torch has no such dtype
-            return None
-        return {"array": self._tree.tensor(tensor.reshape(value.shape), path)}
+        keywords = {key: self.pack(item, f"{path}.{key}") for key, item in value.keywords.items()}
+        return {"partial": [name, self._each(value.args, path), keywords]}
 
     def _pack_instance(self, value: Any, path: str) -> Any:
         """An object of a class: its name, what it holds as a list or dict, and its attributes."""
         kind = type(value)
         base = next((base for base in BASES if isinstance(value, base)), object)
-        if not _is_made_of_attributes(kind, base):
+        if not is_data_class(kind) or not _is_made_of_attributes(kind, base):
             return self.refuse(
                 path, f"a {kind.__module__}.{kind.__qualname__}", "drop it, or make it when it is needed"
             )
@@ -267,24 +205,60 @@ class Packer:
             data["default"] = self.pack(value.default_factory, f"{path}.default_factory")
         if isinstance(value, dict):
             data["items"] = self._pairs(value, path)
-        elif base not in (object, types.SimpleNamespace):
+        elif base is not object:
             plain: type[Any] = list if base is deque else base
             data["base"] = self.pack(tuple(value) if plain in (list, tuple) else plain(value), path)
         if isinstance(value, deque):
             data["length"] = value.maxlen
-        state = {key: self.pack(item, f"{path}.{key}") for key, item in attributes(value).items()}
+        state = {key: self._plain(item, f"{path}.{key}") for key, item in attributes(value).items()}
         return {"object": {**data, "state": state} if state else data}
+
+    def _plain(self, value: object, path: str) -> Any:
+        if is_callable(value):
+            return self.refuse(path, "something to call inside a data object", "keep it in a module")
+        return self.pack(value, path)
+
+
+def is_callable(value: object) -> bool:
+    """Whether code that meets this value could call it. A class of plain values is harmless, a module is not."""
+    return callable(value)
+
+
+def is_key(value: object) -> bool:
+    """Whether this may be a key or a member of a set: it is hashed and compared in constant time."""
+    items = value if type(value) is tuple else (value,)
+    return all(type(item) in _KEYS and not (type(item) is int and item.bit_length() > _KEY_BITS) for item in items)
+
+
+def is_own_function(function: object, name: str) -> bool:
+    """Whether a file may bind this function of a module's class: nn.Module's own methods take the module apart."""
+    return type(function) is types.FunctionType and not name.startswith("__") and name not in vars(nn.Module)
+
+
+def hides_code(found: object) -> bool:
+    """Whether an entry of a class is a method, a property or another descriptor; slots are only places."""
+    if type(found) is types.MemberDescriptorType:
+        return False
+    return any("__get__" in vars(base) or "__set__" in vars(base) for base in type(found).__mro__)
+
+
+def parts(value: object) -> list[object]:
+    """What a container or a data object holds."""
+    if isinstance(value, Enum | nn.Module):
+        return []
+    held: list[object] = list(attributes(value).values())
+    if isinstance(value, dict):
+        return [*held, *dict.values(value)]
+    if isinstance(value, list | tuple | set | deque):
+        return [*held, *value]
+    return held
 
 
 def _is_made_of_attributes(kind: type, base: Any) -> bool:
-    """Whether nothing else is in an instance: no room for what only its C code knows, as in an open file.
+    """Whether nothing else is in an instance: no room for what only its C code keeps, as in an open file.
 
     The sizes are those by which `object.__reduce_ex__` refuses to pickle; offsets below 0 lie outside of the instance.
     """
-    try:
-        base.__new__(kind)
-    except TypeError:
-        return False
     pointers = len(slots(kind)) + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
     return kind.__itemsize__ > 0 or kind.__basicsize__ <= base.__basicsize__ + pointers * object.__basicsize__ // 2
 

@@ -1,17 +1,20 @@
 """What nn.Module itself keeps in every module, and the hooks among it."""
 
-import types
 from collections import OrderedDict
 from collections.abc import Iterable
+from inspect import getattr_static
 from typing import Any
 
+import torch
 from torch import nn
-from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.module import _WrappedHook  # torch holds its load hooks in it; no public name
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, SpectralNormStateDictHook
+from torch.nn.utils.weight_norm import WeightNorm
 
+from modsurg.errors import FormatError
 from modsurg.structure import encode as values
-from modsurg.structure.decode import Unpacker
-from modsurg.structure.encode import Packer
+from modsurg.structure.decode import check_name
 
 _EMPTY = vars(nn.Module())
 SLOTS = frozenset(_EMPTY)
@@ -23,6 +26,8 @@ _VALUES = frozenset({"training", "_is_full_backward_hook"})
 COMPILED = "_compiled_call_impl"
 # transformers hooks a model when it is first asked for hidden states, and again where its mark is missing.
 _CAPTURING = "install_output_capuring_hook.<locals>.output_capturing_hook"
+_WEIGHT_NORM_HOOK = "weight_norm.<locals>._weight_norm_compat_hook"
+_COMPANIONS = (SpectralNormLoadStateDictPreHook, SpectralNormStateDictHook)
 _CAPTURED = "_output_capturing_hooks_installed"
 
 
@@ -47,30 +52,54 @@ def fresh_slots() -> dict[str, Any]:
     return slots
 
 
-def methods(kind: type) -> set[str]:
-    """The names of everything that an object of this class runs; no attribute of a file may stand before one."""
-    runs = (types.FunctionType, classmethod, staticmethod)
-    return {name for base in kind.__mro__ for name, value in vars(base).items() if isinstance(value, runs)}
+def describe_norm_hooks(module: nn.Module) -> tuple[list[list[Any]], list[str]]:
+    """The hooks by which torch implements weight and spectral norm as data, and the tables that hold other hooks."""
+    found: list[list[Any]] = []
+    others: list[str] = []
+    for table in HOOKS:
+        for hook in (module.__dict__.get(table) or {}).values():
+            inner: Any = hook.hook if type(hook) is _WrappedHook else hook
+            if type(inner) is WeightNorm:
+                found.append(["old_weight_norm", inner.name, inner.dim])
+            elif type(inner) is SpectralNorm:
+                found.append(["spectral_norm", inner.name, inner.n_power_iterations, inner.dim, inner.eps])
+            elif getattr(inner, "__qualname__", "") == _WEIGHT_NORM_HOOK and inner.__closure__:
+                found.append(["weight_norm", inner.__closure__[0].cell_contents])
+            elif type(inner) not in _COMPANIONS and getattr(inner, "__qualname__", "") != _CAPTURING:
+                others.append(table)
+    return found, others
 
 
-def pack_hooks(module: nn.Module, packer: Packer, path: str) -> dict[str, Any]:
-    """The hooks of a module as data: those that a class or a module's method stands behind."""
-    kept = {}
-    for slot in HOOKS:
-        found = module.__dict__.get(slot) or {}
-        hooks = {number: hook for number, hook in found.items() if getattr(hook, "__qualname__", "") != _CAPTURING}
-        if hooks:
-            place = f"{path} ({slot.strip('_').removesuffix('s').replace('_', ' ')})"
-            kept[slot] = [[number, packer.pack(hook, place)] for number, hook in hooks.items()]
-    return kept
+def add_norm_hooks(module: nn.Module, hooks: Iterable[Any]) -> None:
+    """Give a module the hooks that `describe_norm_hooks` found, as torch makes them.
+
+    Raises:
+        FormatError: A hook of another kind, or one without the parameter that it works on.
+    """
+    for kind, name, *options in hooks:
+        check_name(type(module), name)
+        needed = {"weight_norm": "parametrizations", "old_weight_norm": f"{name}_g", "spectral_norm": f"{name}_orig"}
+        numbers = all(type(option) in (int, float, type(None)) for option in options)
+        if not numbers or needed.get(kind) not in {**module._parameters, **module._modules}:
+            raise FormatError(f"a hook of kind {kind!r:.40} without its parameter")
+        if kind == "weight_norm":
+            nn.Module._register_load_state_dict_pre_hook(module, _make_weight_norm_hook(name))
+        elif kind == "old_weight_norm":
+            nn.Module.register_forward_pre_hook(module, WeightNorm(name, *options))
+        else:
+            norm = SpectralNorm(name, *options)
+            nn.Module.register_forward_pre_hook(module, norm)
+            nn.Module._register_state_dict_hook(module, SpectralNormStateDictHook(norm))
+            nn.Module._register_load_state_dict_pre_hook(module, SpectralNormLoadStateDictPreHook(norm))
 
 
-def unpack_hooks(module: nn.Module, data: dict[str, Any], unpacker: Unpacker) -> None:
-    """Put hooks back under their numbers, so that a handle of later days gets another one."""
-    for slot in HOOKS:
-        for number, hook in data.get(slot, ()):
-            module.__dict__[slot][int(number)] = unpacker.unpack(hook)
-            RemovableHandle.next_id = max(RemovableHandle.next_id, int(number) + 1)
+def _make_weight_norm_hook(name: str) -> Any:
+    """The hook by which torch's weight_norm reads old checkpoints; only weight_norm itself can make it."""
+    module = nn.Module()
+    module.register_parameter(name, nn.Parameter(torch.ones(1, 1)))
+    parametrizations.weight_norm(module, name)
+    (hook,) = module._load_state_dict_pre_hooks.values()
+    return hook.hook  # type: ignore[attr-defined]  # torch wraps it
 
 
 def reparametrize(module: nn.Module, names: Iterable[str]) -> None:
@@ -79,8 +108,13 @@ def reparametrize(module: nn.Module, names: Iterable[str]) -> None:
     torch has no public way that leaves the parametrizations as they are: registering one computes it anew.
     """
     for number, name in enumerate(names):
-        if name not in module._modules["parametrizations"]._modules:  # type: ignore[union-attr]  # it is there
-            raise LookupError(f"no parametrization of {name}")
+        lists = module._modules.get("parametrizations")
+        found = lists._modules.get(name) if type(lists) is nn.ModuleDict else None
+        if not isinstance(found, parametrize.ParametrizationList):
+            raise FormatError(f"no parametrization of {name!r:.80}")
+        check_name(type(module), name)
+        if name in module.__dict__ or getattr_static(type(module), name, None) is not None:
+            raise FormatError(f"a parametrization of {name!r:.80}, which is there already")
         if not number:
             parametrize._inject_new_class(module)
         parametrize._inject_property(module, name)

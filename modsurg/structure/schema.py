@@ -14,7 +14,7 @@ from modsurg.errors import FormatError, ModsurgError
 
 KEY = "modsurg.tree"
 BESIDE = "modsurg.beside."
-VERSION = 1
+VERSION = 2
 PATHS = 100_000
 PATHS_PER_MODULE = 100
 
@@ -94,6 +94,8 @@ def checked(data: Any) -> dict[str, Any]:
         raise FormatError(
             f"the tree has version {data['version']}, this modsurg reads up to {VERSION}: upgrade modsurg"
         )
+    if data["version"] < VERSION:
+        raise FormatError(f"the tree has version {data['version']}, which modsurg reads no more: save the model again")
     with sound():
         _check(data)
     return data
@@ -166,7 +168,7 @@ def outline(data: Mapping[str, Any]) -> Iterator[Place]:
 
     Example:
         >>> data = {
-        ...     "version": 1,
+        ...     "version": 2,
         ...     "names": ["torch.nn.modules.linear:Linear", "torch.nn.modules.container:Sequential"],
         ...     "tensors": [{"name": "0.weight", "dtype": "float32", "shape": [1, 2], "parameter": True}],
         ...     "modules": [{"class": 0, "parameters": {"weight": 0}}, {"class": 1, "children": {"0": 0}}],

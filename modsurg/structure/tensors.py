@@ -216,6 +216,8 @@ def _view(entry: Mapping[str, Any], base: torch.Tensor) -> torch.Tensor:
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if (last + 1) * dtype.itemsize > storage.nbytes():
         raise FormatError("a tensor that reaches out of the memory of the one it lies in")
+    if math.prod(shape) * dtype.itemsize > storage.nbytes():
+        raise FormatError("a tensor that repeats the values of the one it lies in")
     return torch.empty(0, dtype=dtype, device=base.device).set_(storage, offset, shape, stride)
 
 
@@ -259,7 +261,7 @@ def _same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _fits(inner: torch.Tensor, outer: torch.Tensor, offset: int) -> bool:
     inside = offset >= 0 and offset + _extent(inner) <= _extent(outer) and offset % inner.element_size() == 0
     lazy = inner.is_conj() or inner.is_neg() or outer.is_conj() or outer.is_neg()
-    return inside and not lazy and _is_dense(outer)
+    return inside and not lazy and _is_dense(outer) and inner.nbytes <= outer.nbytes
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

@@ -4,12 +4,20 @@ A name is written `module:qualname`, as in `torch.nn.modules.conv:Conv2d`. Nothi
 trusted, and an object counts only where it was defined: `torch.nn.modules.module:OrderedDict` is not torch.nn's own.
 """
 
+import enum
+import re
 import sys
+from abc import ABC
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
+from typing import Generic, Protocol
 
 import torch
+from torch import nn
 
 from modsurg.errors import TrustError, counted
 
@@ -21,52 +29,62 @@ _PACKAGES = (
     "torch.nn",
     "torch.ao.nn",
     "torch.ao.quantization.stubs",
-    "torch.ao.quantization.fake_quantize",
-    "torch.ao.quantization.observer",
     "torchvision.models",
     "torchvision.ops",
     "torchvision.transforms",
-    "torch.distributions",
-    "torch.optim.swa_utils",
 )
-# Functions have to be named more narrowly: torchvision.models has builders that download weights.
-_FUNCTIONS = (
-    "torch.nn.functional",
-    "torch.functional",
-    "torchvision.ops",
-    "torchvision.models.optical_flow.raft",
-    "math",
+
+
+def _names(table: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(f"{home}:{name}" for home, names in table.items() for name in names.split())
+
+
+# Every function that a file may name without the caller's word: pure ones, of numbers and tensors alone.
+FUNCTIONS = _names(
+    {
+        "torch.nn.functional": "relu relu6 gelu elu selu celu silu mish hardswish hardsigmoid hardtanh leaky_relu glu "
+        "rrelu sigmoid tanh softmax log_softmax softmin softsign tanhshrink logsigmoid softplus softshrink hardshrink "
+        "threshold gumbel_softmax normalize dropout dropout2d interpolate pad linear layer_norm group_norm batch_norm "
+        "max_pool1d max_pool2d max_pool3d _max_pool1d _max_pool2d _max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d cross_entropy nll_loss "
+        "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div "
+        "cosine_similarity pairwise_distance",
+        "torch._C._nn": "gelu elu_ hardtanh hardtanh_ hardswish hardsigmoid leaky_relu leaky_relu_ log_sigmoid mish "
+        "relu6 relu6_ silu silu_ softplus softshrink glu one_hot pad linear avg_pool2d avg_pool3d",
+        "torch": "relu relu_ sigmoid tanh exp log log1p sqrt rsqrt square abs sin cos erf add sub mul div matmul cat "
+        "stack sum mean clamp softmax log_softmax flatten selu selu_ celu celu_ rrelu pairwise_distance "
+        "cosine_similarity avg_pool1d adaptive_avg_pool1d hardshrink",
+        "torch.functional": "norm einsum",
+        "math": "sqrt exp log sin cos tanh",
+        "torchvision.ops.boxes": "box_iou",
+        "torchvision.models.optical_flow.raft": "_pass_through_h",
+        # of packages that have to be trusted besides
+        "timm.layers.activations": "gelu gelu_tanh quick_gelu swish mish sigmoid tanh hard_swish hard_sigmoid",
+    }
 )
-_BUILTIN_HOMES = ("torch._C._nn", "torch._C._special", "torch._C._linalg", "torch._C._fft", "math")
-_PLAIN = {
-    f"{home}:{name}"
-    for home, names in {
-        "builtins": "bool int float complex str bytes list tuple dict set frozenset slice range object type "
-        "Ellipsis abs all any divmod len max min pow repr reversed round sorted sum zip",
+ENUMS = _names(
+    {
+        "timm.layers.format": "Format",
+        "peft.utils.peft_types": "PeftType TaskType",
+        "transformers.utils.quantization_config": "QuantizationMethod",
+        "transformers.generation.configuration_utils": "GenerationMode",
+    }
+)
+_LONGEST_NAME = 500
+_TYPES = _names(
+    {
+        "builtins": "bool int float complex str bytes list tuple dict set frozenset",
         "collections": "OrderedDict defaultdict Counter deque",
-        "argparse": "Namespace",
-        "functools": "partial",
-        "modsurg.tree.eval_lock": "Held",
-        "types": "SimpleNamespace",
-        "datetime": "date datetime time timedelta timezone",
-        "decimal": "Decimal",
-        "fractions": "Fraction",
-        "pathlib": "PosixPath WindowsPath PurePosixPath PureWindowsPath",
-        "uuid": "UUID SafeUUID",
-        "logging": "getLogger",
-        "re": "_compile",
-        "torch": "Tensor Size device dtype Generator",
-        "torch._C": "Generator",
-        "torch.autograd.function": "Function",
-        "torch.utils.hooks": "RemovableHandle",
-        "numpy": "dtype ndarray bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64",
-        "numpy._core.multiarray": "_reconstruct scalar",
-        "numpy.core.multiarray": "_reconstruct scalar",
-    }.items()
-    for name in names.split()
-}
-# Where Python 3.13 alone has the classes of `pathlib`; a file is to be the same for every Python.
-_MOVED = {"pathlib._local": "pathlib"}
+        "torch": "Tensor Size",
+    }
+)
+_CONTAINERS = frozenset({dict, list, tuple, set, str, bytes, int, float, OrderedDict, defaultdict, Counter, deque})
+# With one of these a class has its own say when an object of it is filled, compared as an attribute or dropped.
+_CODE = ("__del__", "__setstate__", "__get__", "__set__", "__delete__", "__set_name__", "__call__")
+# Objects that torchvision's detectors call like functions; what they compute with are numbers.
+_CALLED = _names({"torchvision.models.detection._utils": "BalancedPositiveNegativeSampler Matcher SSDMatcher"})
+# Bases without code of their own that a class of a trusted package may have.
+_PLAIN_BASES = frozenset({object, nn.Module, Generic, Protocol, ABC, *_CONTAINERS})
 # What a hostile file names; no model has a use for them.
 _RUNS = frozenset(
     {
@@ -109,11 +127,33 @@ def qualified_name(value: object) -> str | None:
         ('torch.nn.modules.conv:Conv2d', 'torch:relu', None)
     """
     module = getattr(value, "__module__", None) or "builtins"
-    module = _MOVED.get(module, module)
     for qualname in (getattr(value, "__qualname__", ""), getattr(value, "__name__", "")):
         if qualname and module in sys.modules and _find(module, qualname) is value:
             return f"{module}:{qualname}"
     return None
+
+
+def is_data_class(kind: type) -> bool:
+    """Whether objects of this class are data alone: attributes, and what a container holds.
+
+    Example:
+        >>> is_data_class(OrderedDict), is_data_class(nn.Linear), is_data_class(Path)
+        (True, False, False)
+    """
+    if issubclass(kind, type | nn.Module | torch.Tensor | enum.Enum) or kind is object:
+        return False
+    if kind.__module__.partition(".")[0] in sys.stdlib_module_names and kind not in _CONTAINERS:
+        return False
+    bases = [base for base in kind.__mro__ if base not in _PLAIN_BASES]
+    called = f"{kind.__module__}:{kind.__qualname__}" in _CALLED
+    return not any(name in vars(base) and not (called and name == "__call__") for base in bases for name in _CODE)
+
+
+def may_be_named(value: object) -> bool:
+    """Whether a file may name this at all, should the caller trust it."""
+    if isinstance(value, type) and f"{value.__module__}:{value.__qualname__}" not in _TYPES:
+        return issubclass(value, nn.Module | torch.Tensor | enum.Enum) or is_data_class(value)
+    return isinstance(value, type | FunctionType | BuiltinFunctionType)
 
 
 class Trust:
@@ -181,7 +221,6 @@ class Trust:
     def _target(self, name: str) -> object:
         """The object itself where the caller gave it, otherwise its (new) name."""
         module, _, qualname = name.partition(":")
-        name = f"{_MOVED.get(module, module)}:{qualname}"
         dotted = _dotted(name)
         new = self._renames.get(dotted)
         if new is not None:
@@ -198,13 +237,13 @@ class Trust:
 
     def _allows_module(self, name: str) -> bool:
         module, _, qualname = name.partition(":")
-        if name in _PLAIN:
+        parts = (*module.split("."), *qualname.split("."))
+        hidden = any(part.startswith("__") for part in (parts[1:] if parts[0] == "__main__" else parts))
+        if len(name) > _LONGEST_NAME or hidden or not all(part.isidentifier() for part in parts):
+            return False
+        if name in FUNCTIONS and _holds(module, ("torch", "torchvision", "math")):
             return True
-        if not all(part.isidentifier() for part in (*module.split("."), *qualname.split("."))):
-            return False
-        if any(part.startswith("__") for part in (*module.split("."), *qualname.split("."))) and module != "__main__":
-            return False
-        return module == "torch" or _holds(module, (*_PACKAGES, *_FUNCTIONS, *_BUILTIN_HOMES)) or self._named(name)
+        return name in _TYPES or _holds(module, _PACKAGES) or self._named(name)
 
     def _named(self, name: str) -> bool:
         """Whether the caller's own names cover this one: a package, a module, or the class itself."""
@@ -213,28 +252,38 @@ class Trust:
     def _load(self, name: str) -> object:
         module, _, qualname = name.partition(":")
         if module not in sys.modules:
+            if name not in FUNCTIONS and not _defines(module, qualname):
+                raise LookupError(f"{module} has no {qualname}")
             import_module(module)
         value = _find(module, qualname)
         if value is None:
             raise LookupError(f"{module} has no {qualname}")
-        if name in _PLAIN or self._is_own(value, name):
+        if name in _TYPES or name in FUNCTIONS or self._is_own(value, name):
             return value
         raise TrustError(name)
 
     def _is_own(self, value: object, name: str) -> bool:
-        """Whether the object was defined in what is trusted, and is of a kind that may be named."""
-        home = getattr(value, "__module__", None) or ""
-        if isinstance(value, type):
-            own = _dotted(f"{home}:{value.__qualname__}") in self._packages
-            return own or _holds(home, (*_PACKAGES, *self._packages))
-        if isinstance(value, FunctionType):
-            own = f"{home}.{value.__qualname__}" in self._packages
-            return own or _holds(home, (*_FUNCTIONS, *self._packages))
-        if isinstance(value, BuiltinFunctionType):
-            module, _, short = name.partition(":")
-            is_math = module in _BUILTIN_HOMES or (module == "torch" and hasattr(torch.Tensor, short))
-            return is_math or _holds(home, self._packages) or _place(value) in self._packages
+        """Whether a trusted package defines the object, and it is of a kind that may be named."""
+        if not may_be_named(value):
+            return False
+        if not isinstance(value, type):  # a function is trusted by its own name only
+            return _dotted(name) in self._packages
+        trusted = (*_PACKAGES, *self._packages)
+        homes = {base.__module__ for base in value.__mro__ if not _is_plain_base(base)}
+        return _dotted(name) in self._packages or all(_holds(home, trusted) for home in homes)
+
+
+def _is_plain_base(base: type) -> bool:
+    return base in _PLAIN_BASES or base is torch.Tensor or base.__module__ in ("enum", "torch._C")
+
+
+def _defines(module: str, qualname: str) -> bool:
+    """Whether the source of a module defines this, so that a file can't have any module imported that it likes."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return False
+    name = re.escape(qualname.partition(".")[0])
+    return bool(re.search(rf"^\s*(class|def) {name}\b", Path(spec.origin).read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def _find(module: str, qualname: str) -> object:
