@@ -20,6 +20,9 @@ class Net(nn.Module):
     def other(self, x):
         return -x
 
+    def forward_negative(self, x):
+        return -x
+
 
 def again(model):
     """The model by way of JSON, with its own values."""

@@ -3,7 +3,6 @@
 import json
 import mmap
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,7 +65,9 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Renames | None = None) -> nn.Module:
+def load_model(
+    path: str | os.PathLike[str], *, part: str | None = None, trust: Trusted = (), rename: Renames | None = None
+) -> nn.Module:
     """Open a whole model. No constructor is called and nothing is initialised.
 
     The classes of torch.nn and of torchvision's models are trusted. Everything else has to be named; whatever the file
@@ -74,6 +75,8 @@ def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Ren
 
     Args:
         path: What `save_model` or `torch.save(model)` wrote.
+        part: Where the model is in a checkpoint such as `{"model": model, "ema": ema}`, `"ema"`. Needed where there are
+            several.
         trust: Packages by name (`"timm"`) and classes themselves; a class also answers for `__main__.<its name>`.
         rename: For a class that moved: its old dotted name -> the class, or its new dotted name.
 
@@ -100,9 +103,11 @@ def load_model(path: str | os.PathLike[str], *, trust: Trusted = (), rename: Ren
         raise FormatError(f"{path} is no file, and a whole model is one: build the model, then load_state(model, path)")
     try:
         if path.suffix in PICKLED:
-            return _registered(load_pickled(path, trust, rename))
+            return load_pickled(path, part, trust, rename)
         if path.suffix == ".safetensors":
-            return _registered(_load_safetensors(path, trust, rename))
+            if part is not None:
+                raise FormatError(f"a safetensors file holds one model, not a part {part!r}: leave part= out")
+            return _load_safetensors(path, trust, rename)
         raise FormatError(f"the name does not say which format it has: {_SUFFIXES}")
     except (FormatError, TrustError) as error:
         raise _named(error, path) from error.__cause__
@@ -115,17 +120,6 @@ def _load_safetensors(path: Path, trust: Trusted, rename: Renames | None) -> nn.
             kind = "run" if RUN in source.header.metadata else "state"
             raise FormatError(f"it holds a {kind}, not a whole model: build the model, then load_state(model, path)")
         return build(data, trust, rename, _mapped(source))
-
-
-def _registered(model: nn.Module) -> nn.Module:
-    """The model, its classes known to transformers as by their constructors; else it would give no hidden states."""
-    known = getattr(sys.modules.get("transformers.utils.output_capturing"), "_CAN_RECORD_REGISTRY", None)
-    if known is not None:
-        for module in model.modules():
-            outputs = getattr(type(module), "_can_record_outputs", None)
-            if isinstance(outputs, dict):
-                known[module] = outputs
-    return model
 
 
 def _mapped(source: SafetensorsSource) -> Mapping[str, torch.Tensor]:

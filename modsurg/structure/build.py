@@ -114,7 +114,7 @@ def build(
         raise FormatError("its tree was taken from a pickle to be looked at: open the .pt itself with load_model")
     names = Trust(trust, rename).resolve(data["names"])
     try:
-        return _Building(data, names, make_tensors(data["tensors"], names, values)).module()
+        return _Building(data, names, make_tensors(data["tensors"], values)).module()
     except (FormatError, TrustError):
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:

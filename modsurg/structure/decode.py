@@ -19,8 +19,17 @@ import torch
 from torch import nn
 
 from modsurg.errors import FormatError, TrustError
-from modsurg.structure.encode import BASES, hides_code, is_callable, is_key, is_own_function, parts
-from modsurg.structure.trust import ENUMS, is_data_class, qualified_name
+from modsurg.structure.encode import (
+    BASES,
+    DEPTH,
+    find_callable,
+    hides_code,
+    is_callable,
+    is_key,
+    is_named_tuple,
+    is_own_function,
+)
+from modsurg.structure.trust import ENUMS, is_data_class, may_be_value, qualified_name
 from modsurg.tree.eval_lock import Held
 
 Fill = Callable[[], None]
@@ -51,6 +60,7 @@ class Unpacker:
         self._shared = shared
         self._ready: dict[int, Any] = {}
         self._left = VALUES
+        self._depth = 0
         self._objects: list[object] = []
 
     def unpack(self, data: Any) -> Any:
@@ -63,16 +73,19 @@ class Unpacker:
         self._left -= 1
         if self._left < 0:
             raise FormatError(f"the tree has more than {VALUES:,} values")
-        if type(data) is list:
-            return tuple([self.unpack(item) for item in data]) if data else ()
-        if type(data) is not dict:
+        if type(data) is not list and type(data) is not dict:
             return data
-        try:
+        if self._depth > 2 * DEPTH:
+            raise FormatError("nested too deeply")
+        self._depth += 1
+        if type(data) is list:
+            value = tuple([self.unpack(item) for item in data]) if data else ()
+        else:
+            assert isinstance(data, dict)
             value, fill = self._start(data)
             if fill is not None:
                 fill()
-        except RecursionError:
-            raise FormatError("nested too deeply") from None
+        self._depth -= 1
         return value
 
     def _start(self, data: dict[str, Any]) -> tuple[Any, Fill | None]:
@@ -115,26 +128,32 @@ class Unpacker:
             raise FormatError(f"a {type(content).__name__} in the place of a list")
         return self.unpack(content)  # type: ignore[no-any-return]  # of a list, it is a tuple
 
-    def _base(self, content: Any, base: type) -> Any:
-        """What an object holds as a list, a string or the like, of just that kind."""
-        value = self.unpack(content)
-        if type(value) is not (tuple if base in (list, deque) else base):
-            raise FormatError(f"a {type(value).__name__} as the content of a {base.__name__}")
-        return value
+    def _new(self, kind: Any, base: Any, args: tuple[Any, ...]) -> Any:
+        """An object of a class, without its constructor: only what can't be filled later is given to it."""
+        if base not in (tuple, str, bytes, int, float):
+            if args:
+                raise FormatError(f"arguments for a {kind.__name__}, which takes none")
+            return base.__new__(kind)
+        if base is tuple and is_named_tuple(kind):
+            if len(args) != len(kind._fields):
+                raise FormatError(f"{len(args)} values for a {kind.__name__} of {len(kind._fields)}")
+            return tuple.__new__(kind, args)
+        if len(args) != 1 or type(args[0]) is not base:
+            raise FormatError(f"other content than a {base.__name__} for a {kind.__name__}")
+        return base.__new__(kind, args[0])
 
     def _object(self, content: dict[str, Any]) -> tuple[Any, Fill]:
         kind = self._names[content["class"]]
         if not isinstance(kind, type) or not is_data_class(kind):
             raise FormatError(f"{kind!r:.80} as the class of a plain object")
         base: Any = next((base for base in BASES if issubclass(kind, base)), object)
-        frozen = base in (tuple, str, bytes, int, float)
-        value = base.__new__(kind, self._base(content["base"], base)) if frozen else base.__new__(kind)
+        value = self._new(kind, base, self._each(content.get("args", [])))
 
         def fill() -> None:
             if base is deque:
-                deque.__init__(value, self._base(content["base"], base), content["length"])
-            elif base in (list, set):
-                base.__init__(value, self._base(content["base"], base))
+                deque.__init__(value, self._each(content.get("base", [])), content["length"])
+            elif base is list:
+                list.__init__(value, self._each(content.get("base", [])))
             elif base is defaultdict:
                 defaultdict.__init__(value, self.unpack(content["default"]))
             write: Any = OrderedDict.__setitem__ if base is OrderedDict else dict.__setitem__
@@ -151,25 +170,20 @@ class Unpacker:
         Raises:
             TrustError: One does.
         """
-        waiting, seen = [part for value in self._objects for part in parts(value)], set()
-        while waiting:
-            value = waiting.pop()
-            if is_callable(value):
-                raise TrustError(f"a data object holds {value!r:.80}, which can be called; nothing of it ran")
-            if id(value) not in seen and type(value) not in (int, float, str, bytes, bool):
-                seen.add(id(value))
-                waiting += parts(value)
+        found = find_callable(self._objects)
+        if found is not None:
+            raise TrustError(f"a data object holds {found!r:.80}, which can be called; nothing of it ran")
 
     def _method(self, content: list[Any]) -> types.MethodType:
         owner, name = self._modules[content[0]], content[1]
-        function = getattr_static(type(owner), name, None) if type(name) is str else None
+        function: Any = getattr_static(type(owner), name, None) if type(name) is str else None
         if not is_own_function(function, name):
-            raise FormatError(f"{type(owner).__qualname__} has no method {name!r:.80} that a file may bind")
+            raise TrustError(f"{type(owner).__qualname__} has no method {name!r:.80} that a file may bind; nothing ran")
         return types.MethodType(function, owner)
 
     def _partial(self, content: list[Any]) -> "functools.partial[Any]":
-        function, args, keywords = self._names[content[0]], self._each(content[1]), self._plain_dict(content[2])
-        if not callable(function) or any(map(is_callable, (*args, *keywords.values()))):
+        function, args, keywords = self._value(content[0]), self._each(content[1]), self._plain_dict(content[2])
+        if any(map(is_callable, (*args, *keywords.values()))):
             raise TrustError("a partial with something to call among its arguments; nothing of it ran")
         return functools.partial(function, *args, **keywords)
 
@@ -180,7 +194,18 @@ class Unpacker:
         kind = self._names[content[0]]
         if not isinstance(kind, EnumMeta) or qualified_name(kind) not in ENUMS:
             raise FormatError(f"{kind!r:.80} is not an enumeration that a file may name")
-        return kind.__members__[content[1]]
+        members: Any = kind.__members__.values()
+        for member in members:
+            if type(member.value) is type(content[1]) and member.value == content[1]:
+                return member
+        raise FormatError(f"{kind.__name__} has no member of value {content[1]!r:.40}")
+
+    def _value(self, number: int) -> Callable[..., Any]:
+        """A class or function that is a value, not the class of one."""
+        value = self._names[number]
+        if not may_be_value(value):
+            raise TrustError(f"{value!r:.80} as a value; a file may hold module classes and pure functions")
+        return value
 
     def _eval_lock(self, content: list[Any]) -> Held:
         module, mode = self._modules[content[0]], content[1]
@@ -257,7 +282,7 @@ _MUTABLE: dict[str, Callable[[Unpacker, Any], tuple[Any, Fill | None]]] = {
     "object": Unpacker._object,
 }
 _VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
-    "name": lambda self, content: self._names[content],
+    "name": lambda self, content: self._value(content),
     "module": lambda self, content: self._modules[content],
     "tensor": lambda self, content: self._tensors[content],
     "method": Unpacker._method,
@@ -269,7 +294,7 @@ _VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
     "float": lambda _, content: _float(content),
     "complex": lambda _, content: complex(*map(float, content)),
     "bytes": lambda _, content: base64.b64decode(content, validate=True),
-    "size": lambda _, content: torch.Size(content),
+    "size": lambda self, content: torch.Size(self._each(content)),
     "device": lambda _, content: torch.device(content),
     "dtype": lambda _, content: _constant(content, torch.dtype),
 }

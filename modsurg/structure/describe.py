@@ -50,6 +50,7 @@ class Drawing:
         while len(modules) < len(self._order):  # an attribute may bring in a module from outside the tree
             modules.append(self._node(self._order[len(modules)]))
         details = self._tensor_details()
+        self._packer.check_objects()
         self._raise_problems()
         tensors = [{**entry, **more} for entry, more in zip(self.table.entries(), details, strict=True)]
         self._raise_problems()
@@ -157,14 +158,12 @@ class Drawing:
         return True
 
     def _tensor_details(self) -> list[dict[str, Any]]:
-        """The class of each tensor where it is not torch's own, and the attributes that somebody put on it."""
+        """The attributes that somebody put on each tensor."""
         details: list[dict[str, Any]] = []
         while len(details) < len(self.table.tensors):  # an attribute may be another tensor
             tensor = self.table.tensors[len(details)]
             place = f"tensor {len(details)}"
             more: dict[str, Any] = {}
-            if type(tensor) not in (torch.Tensor, nn.Parameter):
-                more["class"] = self._packer.name(type(tensor), place)
             if tensor.__dict__:
                 more["state"] = {
                     name: self._packer.pack(value, f"{place}.{name}") for name, value in vars(tensor).items()

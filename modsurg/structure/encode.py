@@ -22,11 +22,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from modsurg.structure.trust import ENUMS, is_data_class, may_be_named, qualified_name
+from modsurg.structure.trust import CONTAINERS, ENUMS, is_data_class, may_be_value, qualified_name
 from modsurg.tree.eval_lock import Held
 
 DEPTH = 60
-BASES = (OrderedDict, defaultdict, dict, list, deque, set, tuple, str, bytes, int, float)
+BASES = (OrderedDict, defaultdict, dict, list, deque, tuple, str, bytes, int, float)
 _NO_SLOTS = frozenset({"__dict__", "__weakref__"})
 _SCALARS = frozenset({type(None), bool, int, str})
 _KEYS = frozenset({*_SCALARS, float, bytes, torch.dtype, torch.device})
@@ -43,10 +43,10 @@ _ATOMS: dict[type, Callable[[Any], dict[str, Any]]] = {
 class Numbers(Protocol):
     """The tree around the values."""
 
-    def module(self, module: nn.Module, path: str) -> int:
+    def module(self, module: Any, path: str) -> int:
         """The number of a module that was found at `path`."""
 
-    def tensor(self, tensor: torch.Tensor, path: str) -> int:
+    def tensor(self, tensor: Any, path: str) -> int:
         """The number of a tensor that was found at `path`."""
 
 
@@ -71,6 +71,7 @@ class Packer:
         self._tree = tree
         self._seen: dict[int, tuple[object, dict[str, Any]]] = {}
         self._depth = 0
+        self._objects: list[tuple[object, str]] = []
 
     def pack(self, value: object, path: str) -> Any:
         """The value as JSON-able data; `path` is its place, for the message if it can't be kept."""
@@ -100,7 +101,7 @@ class Packer:
             qualname = getattr(value, "__qualname__", repr(value))
             what = "a lambda" if "<lambda>" in qualname else f"{qualname}, which has no name in a module"
             return self.refuse(path, what, "define it at the top level of a module, or make it an nn.Module")
-        if not may_be_named(value):
+        if not may_be_value(value) and not (isinstance(value, type) and is_data_class(value)):
             return self.refuse(path, f"{name.replace(':', '.')}, which a file can't name", "make it an nn.Module")
         return self.names.setdefault(name, len(self.names))
 
@@ -169,7 +170,7 @@ class Packer:
         name = qualified_name(type(value))
         if name not in ENUMS or value.name not in type(value).__members__:
             return self.refuse(path, f"a member of {type(value).__qualname__}", "keep its value instead")
-        return {"enum": [self.names.setdefault(name, len(self.names)), value.name]}
+        return {"enum": [self.names.setdefault(name, len(self.names)), value.value]}
 
     def _pack_method(self, value: types.MethodType, path: str) -> Any:
         owner, name = value.__self__, value.__func__.__name__
@@ -200,28 +201,41 @@ class Packer:
         name = self.name(kind, path)
         if name is None:
             return None
+        self._objects.append((value, path))
         data: dict[str, Any] = {"class": name}
         if isinstance(value, defaultdict):
             data["default"] = self.pack(value.default_factory, f"{path}.default_factory")
         if isinstance(value, dict):
             data["items"] = self._pairs(value, path)
+        elif base is tuple:
+            data["args"] = self._each(value, path) if is_named_tuple(kind) else [self._each(value, path)]
+        elif base in (str, bytes, int, float):
+            plain: Any = base
+            data["args"] = [self.pack(plain(value), path)]
         elif base is not object:
-            plain: type[Any] = list if base is deque else base
-            data["base"] = self.pack(tuple(value) if plain in (list, tuple) else plain(value), path)
+            data["base"] = self._each(value, path)
         if isinstance(value, deque):
             data["length"] = value.maxlen
-        state = {key: self._plain(item, f"{path}.{key}") for key, item in attributes(value).items()}
+        state = {key: self.pack(item, f"{path}.{key}") for key, item in attributes(value).items()}
         return {"object": {**data, "state": state} if state else data}
 
-    def _plain(self, value: object, path: str) -> Any:
-        if is_callable(value):
-            return self.refuse(path, "something to call inside a data object", "keep it in a module")
-        return self.pack(value, path)
+    def check_objects(self) -> None:
+        """Refuse each data object that holds something to call: code of its class would find it."""
+        for value, path in self._objects:
+            found = find_callable([value])
+            if found is not None:
+                what = f"a {type(value).__name__} that holds {found!r:.80}, which can be called"
+                self.refuse(path, what, "keep that in a module")
 
 
 def is_callable(value: object) -> bool:
-    """Whether code that meets this value could call it. A class of plain values is harmless, a module is not."""
-    return callable(value)
+    """Whether code that finds this value could call it and get more than a plain value."""
+    return callable(value) and not (isinstance(value, type) and value in CONTAINERS)
+
+
+def is_named_tuple(kind: type) -> bool:
+    """Whether its constructor takes the items one by one."""
+    return type(getattr_static(kind, "_fields", None)) is tuple
 
 
 def is_key(value: object) -> bool:
@@ -232,19 +246,20 @@ def is_key(value: object) -> bool:
 
 def is_own_function(function: object, name: str) -> bool:
     """Whether a file may bind this function of a module's class: nn.Module's own methods take the module apart."""
-    return type(function) is types.FunctionType and not name.startswith("__") and name not in vars(nn.Module)
+    own = name == "forward" or (not name.startswith("__") and name not in vars(nn.Module))
+    return own and type(function) is types.FunctionType
 
 
 def hides_code(found: object) -> bool:
-    """Whether an entry of a class is a method, a property or another descriptor; slots are only places."""
+    """Whether an entry of a class is a method, another callable, or a descriptor; slots are only places."""
     if type(found) is types.MemberDescriptorType:
         return False
-    return any("__get__" in vars(base) or "__set__" in vars(base) for base in type(found).__mro__)
+    return callable(found) or any("__get__" in vars(base) or "__set__" in vars(base) for base in type(found).__mro__)
 
 
 def parts(value: object) -> list[object]:
     """What a container or a data object holds."""
-    if isinstance(value, Enum | nn.Module):
+    if isinstance(value, Enum | nn.Module | type):
         return []
     held: list[object] = list(attributes(value).values())
     if isinstance(value, dict):
@@ -252,6 +267,19 @@ def parts(value: object) -> list[object]:
     if isinstance(value, list | tuple | set | deque):
         return [*held, *value]
     return held
+
+
+def find_callable(objects: Iterable[object]) -> object | None:
+    """What can be called among the attributes and items of data objects, at any depth; None if there is nothing."""
+    waiting, seen = [part for value in objects for part in parts(value)], set()
+    while waiting:
+        value = waiting.pop()
+        if is_callable(value):
+            return value
+        if id(value) not in seen and type(value) not in (int, float, str, bytes, bool):
+            seen.add(id(value))
+            waiting += parts(value)
+    return None
 
 
 def _is_made_of_attributes(kind: type, base: Any) -> bool:

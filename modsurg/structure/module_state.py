@@ -26,9 +26,17 @@ _VALUES = frozenset({"training", "_is_full_backward_hook"})
 COMPILED = "_compiled_call_impl"
 # transformers hooks a model when it is first asked for hidden states, and again where its mark is missing.
 _CAPTURING = "install_output_capuring_hook.<locals>.output_capturing_hook"
-_WEIGHT_NORM_HOOK = "weight_norm.<locals>._weight_norm_compat_hook"
-_COMPANIONS = (SpectralNormLoadStateDictPreHook, SpectralNormStateDictHook)
 _CAPTURED = "_output_capturing_hooks_installed"
+_WEIGHT_NORM_HOOK = "weight_norm.<locals>._weight_norm_compat_hook"
+# The hooks by which torch implements weight and spectral norm: what a file says of each, and its fields.
+NORM_HOOKS = {
+    "torch.nn.utils.weight_norm.WeightNorm": ("old_weight_norm", ("name", "dim")),
+    "torch.nn.utils.spectral_norm.SpectralNorm": ("spectral_norm", ("name", "n_power_iterations", "dim", "eps")),
+}
+# Come with the ones above.
+UNUSED_HOOKS = frozenset(
+    f"torch.nn.utils.spectral_norm.SpectralNorm{name}Hook" for name in ("LoadStateDictPre", "StateDict")
+)
 
 
 def is_attribute(name: str) -> bool:
@@ -38,11 +46,12 @@ def is_attribute(name: str) -> bool:
 
 def attributes(module: nn.Module) -> dict[str, Any]:
     """What a module holds as plain values, but for what every module holds alike."""
-    return {
-        name: value
-        for name, value in values.attributes(module).items()
-        if is_attribute(name) and (value is not None or name not in SLOTS) and name != _CAPTURED
-    }
+    return {name: value for name, value in values.attributes(module).items() if is_kept(name, value)}
+
+
+def is_kept(name: str, value: object) -> bool:
+    """Whether a file keeps this entry of a module's `__dict__` as a plain value."""
+    return is_attribute(name) and (value is not None or name not in SLOTS) and name != _CAPTURED
 
 
 def fresh_slots() -> dict[str, Any]:
@@ -59,13 +68,13 @@ def describe_norm_hooks(module: nn.Module) -> tuple[list[list[Any]], list[str]]:
     for table in HOOKS:
         for hook in (module.__dict__.get(table) or {}).values():
             inner: Any = hook.hook if type(hook) is _WrappedHook else hook
-            if type(inner) is WeightNorm:
-                found.append(["old_weight_norm", inner.name, inner.dim])
-            elif type(inner) is SpectralNorm:
-                found.append(["spectral_norm", inner.name, inner.n_power_iterations, inner.dim, inner.eps])
-            elif getattr(inner, "__qualname__", "") == _WEIGHT_NORM_HOOK and inner.__closure__:
+            kind, qualname = f"{type(inner).__module__}.{type(inner).__qualname__}", getattr(inner, "__qualname__", "")
+            if kind in NORM_HOOKS:
+                tag, fields = NORM_HOOKS[kind]
+                found.append([tag, *(getattr(inner, field) for field in fields)])
+            elif qualname == _WEIGHT_NORM_HOOK and inner.__closure__:
                 found.append(["weight_norm", inner.__closure__[0].cell_contents])
-            elif type(inner) not in _COMPANIONS and getattr(inner, "__qualname__", "") != _CAPTURING:
+            elif kind not in UNUSED_HOOKS and qualname != _CAPTURING:
                 others.append(table)
     return found, others
 
@@ -76,6 +85,8 @@ def add_norm_hooks(module: nn.Module, hooks: Iterable[Any]) -> None:
     Raises:
         FormatError: A hook of another kind, or one without the parameter that it works on.
     """
+    register_save: Any = nn.Module._register_state_dict_hook
+    register_load: Any = nn.Module._register_load_state_dict_pre_hook
     for kind, name, *options in hooks:
         check_name(type(module), name)
         needed = {"weight_norm": "parametrizations", "old_weight_norm": f"{name}_g", "spectral_norm": f"{name}_orig"}
@@ -83,14 +94,14 @@ def add_norm_hooks(module: nn.Module, hooks: Iterable[Any]) -> None:
         if not numbers or needed.get(kind) not in {**module._parameters, **module._modules}:
             raise FormatError(f"a hook of kind {kind!r:.40} without its parameter")
         if kind == "weight_norm":
-            nn.Module._register_load_state_dict_pre_hook(module, _make_weight_norm_hook(name))
+            register_load(module, _make_weight_norm_hook(name))
         elif kind == "old_weight_norm":
             nn.Module.register_forward_pre_hook(module, WeightNorm(name, *options))
         else:
             norm = SpectralNorm(name, *options)
             nn.Module.register_forward_pre_hook(module, norm)
-            nn.Module._register_state_dict_hook(module, SpectralNormStateDictHook(norm))
-            nn.Module._register_load_state_dict_pre_hook(module, SpectralNormLoadStateDictPreHook(norm))
+            register_save(module, SpectralNormStateDictHook(norm))
+            register_load(module, SpectralNormLoadStateDictPreHook(norm))
 
 
 def _make_weight_norm_hook(name: str) -> Any:
@@ -113,7 +124,8 @@ def reparametrize(module: nn.Module, names: Iterable[str]) -> None:
         if not isinstance(found, parametrize.ParametrizationList):
             raise FormatError(f"no parametrization of {name!r:.80}")
         check_name(type(module), name)
-        if name in module.__dict__ or getattr_static(type(module), name, None) is not None:
+        slots = (module.__dict__, module._parameters, module._buffers, module._modules)
+        if any(name in slot for slot in slots) or getattr_static(type(module), name, None) is not None:
             raise FormatError(f"a parametrization of {name!r:.80}, which is there already")
         if not number:
             parametrize._inject_new_class(module)

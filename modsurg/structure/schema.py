@@ -121,7 +121,11 @@ def _check(data: dict[str, Any]) -> None:
     if not all(type(data[table]) is list for table in tables):
         raise ValueError(f"one of {', '.join(tables)} is no list")
     names, modules, tensors = data["names"], data["modules"], data["tensors"]
-    if data["root"] not in range(len(modules)) or not all(type(name) is str for name in names):
+    if (
+        type(data["root"]) is not int
+        or data["root"] not in range(len(modules))
+        or not all(type(name) is str for name in names)
+    ):
         raise ValueError("no root, or a name that is no text")
     if not all(type(each) is dict for each in (*data["attributes"], *tensors, *modules)):
         raise ValueError("a list where a module, a tensor or attributes should be")

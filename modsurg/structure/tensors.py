@@ -22,6 +22,7 @@ from modsurg.structure.schema import BESIDE
 _INLINE = 64 << 10
 _INLINE_UNPACKED = 4 << 20
 _INLINE_TOTAL = 64 << 20
+_INLINE_ALWAYS = 1 << 20
 
 
 class TensorTable:
@@ -58,7 +59,7 @@ class TensorTable:
         return entries
 
     def _place_beside(self, entries: list[dict[str, Any]]) -> None:
-        room = _INLINE_TOTAL
+        room = _inline_room(entries)
         for number, (tensor, entry) in enumerate(zip(self.tensors, entries, strict=True)):
             if "name" in entry or "of" in entry or tensor.is_meta:
                 continue
@@ -102,26 +103,27 @@ class TensorTable:
                 self.problems.append(f"{places}: clone one")
 
 
-def make_tensors(
-    entries: Sequence[Mapping[str, Any]], names: Sequence[object], values: Mapping[str, torch.Tensor] | None
-) -> list[torch.Tensor]:
+def make_tensors(entries: Sequence[Mapping[str, Any]], values: Mapping[str, torch.Tensor] | None) -> list[torch.Tensor]:
     """Make the tensors of a tree.
 
     Args:
         entries: What `TensorTable.entries` gave.
-        names: The objects of the table of names.
         values: The stored tensors by name, used as they are; None makes empty ones on the meta device.
 
     Raises:
         FormatError: A tensor is missing or of another shape than the tree says, or its dtype is of another kind; a file
             that was converted to another floating dtype is taken as it is.
     """
-    check_within(entries)
+    if values is not None:
+        check_within(entries)
+    elif sum(_nbytes(entry) for entry in entries if "data" in entry) > _INLINE_ALWAYS:
+        entries = [{key: value for key, value in entry.items() if key != "data"} for entry in entries]
+    check_copies(entries)
     made = [torch.empty(0) if "of" in entry else _stored(entry, values) for entry in entries]
     for number, entry in enumerate(entries):
         if "of" in entry:
             made[number] = _view(entry, made[entry["of"]])
-    return [_finished(tensor, entry, names) for tensor, entry in zip(made, entries, strict=True)]
+    return [_finished(tensor, entry) for tensor, entry in zip(made, entries, strict=True)]
 
 
 def check_within(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -130,8 +132,26 @@ def check_within(entries: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         FormatError: They are.
     """
-    if sum(_nbytes(entry) for entry in entries if "data" in entry) > _INLINE_TOTAL:
-        raise FormatError(f"the tensors inside the tree take more than {_INLINE_TOTAL} bytes")
+    room = _inline_room(entries)
+    if sum(_nbytes(entry) for entry in entries if "data" in entry) > room:
+        raise FormatError(f"the tensors inside the tree take more than {room:,} bytes, as many as those beside it")
+
+
+def _inline_room(entries: Sequence[Mapping[str, Any]]) -> int:
+    """How many bytes the tensors inside the tree may take: no more than the file has in the others."""
+    stored = {entry["name"]: _nbytes(entry) for entry in entries if "name" in entry and "of" not in entry}
+    return min(_INLINE_TOTAL, _INLINE_ALWAYS + sum(stored.values()))
+
+
+def check_copies(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Check that no stored tensor is copied into other strides more than once: a file must not unpack to many of it.
+
+    Raises:
+        FormatError: One is.
+    """
+    copied = [entry["name"] for entry in entries if "name" in entry and "stride" in entry and "of" not in entry]
+    if len(copied) > len(set(copied)):
+        raise FormatError("a tensor of the file is named twice, each time with strides of its own")
 
 
 def within(entry: Mapping[str, Any]) -> torch.Tensor:
@@ -141,14 +161,13 @@ def within(entry: Mapping[str, Any]) -> torch.Tensor:
 
 def _problem(tensor: torch.Tensor) -> str | None:
     """Why this tensor can't be kept."""
-    kind = type(tensor)
     if is_lazy(tensor):
         return "has no shape yet: run the model once, so that its lazy layers are filled"
     if tensor.is_quantized or tensor.is_nested or tensor.layout is not torch.strided:
         what = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
         return f"is a {what} tensor, which a state_dict file can't hold: dequantize it or make it dense"
-    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return f"is a {kind.__qualname__}, which holds its values in its own way: turn it into a plain tensor"
+    if type(tensor) not in (torch.Tensor, nn.Parameter):
+        return f"is a {type(tensor).__qualname__}: turn it into a plain tensor, tensor.as_subclass(torch.Tensor)"
     hooks = [
         *(tensor._backward_hooks or {}).values(),
         *(getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values(),
@@ -166,7 +185,7 @@ def _entry(tensor: torch.Tensor, name: str | None) -> dict[str, Any]:
         entry["parameter"] = True
     if tensor.requires_grad is not parameter and tensor.is_leaf:
         entry["requires_grad"] = tensor.requires_grad
-    if tensor.layout is torch.strided and not tensor.is_contiguous() and _is_dense(tensor):
+    if tensor.layout is torch.strided and not tensor.is_contiguous() and _is_dense(tensor.shape, tensor.stride()):
         entry["stride"] = list(tensor.stride())
     return entry
 
@@ -188,9 +207,9 @@ def _stored(entry: Mapping[str, Any], values: Mapping[str, torch.Tensor] | None)
         )
     if stride is None:
         return value
+    if len(stride) != len(shape) or not all(type(step) is int for step in stride) or not _is_dense(shape, stride):
+        raise FormatError(f"strides {stride!r:.80} of a tensor {shape!r:.80}")
     strided = torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
-    if not _is_dense(strided):
-        raise FormatError(f"strides {stride} of a tensor {shape}")
     return strided if strided.is_meta else strided.copy_(value)
 
 
@@ -221,15 +240,10 @@ def _view(entry: Mapping[str, Any], base: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=dtype, device=base.device).set_(storage, offset, shape, stride)
 
 
-def _finished(tensor: torch.Tensor, entry: Mapping[str, Any], names: Sequence[object]) -> torch.Tensor:
+def _finished(tensor: torch.Tensor, entry: Mapping[str, Any]) -> torch.Tensor:
     parameter = entry.get("parameter", False)
     requires_grad = entry.get("requires_grad", parameter)
-    if "class" in entry:
-        kind = names[entry["class"]]
-        if not isinstance(kind, type) or not issubclass(kind, torch.Tensor):
-            raise FormatError(f"{kind!r:.80} as the class of a tensor")
-        tensor = tensor.as_subclass(kind)
-    elif parameter:
+    if parameter:
         return nn.Parameter(tensor, requires_grad)
     return tensor.requires_grad_() if requires_grad else tensor
 
@@ -261,13 +275,13 @@ def _same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _fits(inner: torch.Tensor, outer: torch.Tensor, offset: int) -> bool:
     inside = offset >= 0 and offset + _extent(inner) <= _extent(outer) and offset % inner.element_size() == 0
     lazy = inner.is_conj() or inner.is_neg() or outer.is_conj() or outer.is_neg()
-    return inside and not lazy and _is_dense(outer) and inner.nbytes <= outer.nbytes
+    return inside and not lazy and _is_dense(outer.shape, outer.stride()) and inner.nbytes <= outer.nbytes
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
+def _is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """Whether the elements fill their memory without gap or overlap, in whatever order."""
     expected = 1
-    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+    for step, size in sorted(zip(stride, shape, strict=True)):
         if size != 1:
             if step != expected:
                 return False

@@ -11,10 +11,11 @@ from abc import ABC
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
-from typing import Generic, Protocol
+from typing import Generic, Protocol, TypeGuard
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ _PACKAGES = (
     "torchvision.ops",
     "torchvision.transforms",
 )
+# Of these, the package whose modules have objects of data classes as attributes: anchors, matchers, block settings.
+_DATA_PACKAGE = "torchvision.models"
 
 
 def _names(table: Mapping[str, str]) -> frozenset[str]:
@@ -64,6 +67,7 @@ FUNCTIONS = _names(
 )
 ENUMS = _names(
     {
+        "torch.nn.utils.parametrizations": "_OrthMaps",
         "timm.layers.format": "Format",
         "peft.utils.peft_types": "PeftType TaskType",
         "transformers.utils.quantization_config": "QuantizationMethod",
@@ -73,18 +77,17 @@ ENUMS = _names(
 _LONGEST_NAME = 500
 _TYPES = _names(
     {
-        "builtins": "bool int float complex str bytes list tuple dict set frozenset",
+        "builtins": "int float str bytes list tuple dict set",
         "collections": "OrderedDict defaultdict Counter deque",
-        "torch": "Tensor Size",
     }
 )
-_CONTAINERS = frozenset({dict, list, tuple, set, str, bytes, int, float, OrderedDict, defaultdict, Counter, deque})
+CONTAINERS = frozenset({dict, list, tuple, set, str, bytes, int, float, OrderedDict, defaultdict, Counter, deque})
 # With one of these a class has its own say when an object of it is filled, compared as an attribute or dropped.
 _CODE = ("__del__", "__setstate__", "__get__", "__set__", "__delete__", "__set_name__", "__call__")
 # Objects that torchvision's detectors call like functions; what they compute with are numbers.
 _CALLED = _names({"torchvision.models.detection._utils": "BalancedPositiveNegativeSampler Matcher SSDMatcher"})
 # Bases without code of their own that a class of a trusted package may have.
-_PLAIN_BASES = frozenset({object, nn.Module, Generic, Protocol, ABC, *_CONTAINERS})
+_PLAIN_BASES = frozenset({object, nn.Module, Generic, Protocol, ABC, *CONTAINERS})
 # What a hostile file names; no model has a use for them.
 _RUNS = frozenset(
     {
@@ -142,18 +145,25 @@ def is_data_class(kind: type) -> bool:
     """
     if issubclass(kind, type | nn.Module | torch.Tensor | enum.Enum) or kind is object:
         return False
-    if kind.__module__.partition(".")[0] in sys.stdlib_module_names and kind not in _CONTAINERS:
+    if kind.__module__.partition(".")[0] in sys.stdlib_module_names and kind not in CONTAINERS:
         return False
     bases = [base for base in kind.__mro__ if base not in _PLAIN_BASES]
     called = f"{kind.__module__}:{kind.__qualname__}" in _CALLED
     return not any(name in vars(base) and not (called and name == "__call__") for base in bases for name in _CODE)
 
 
-def may_be_named(value: object) -> bool:
-    """Whether a file may name this at all, should the caller trust it."""
-    if isinstance(value, type) and f"{value.__module__}:{value.__qualname__}" not in _TYPES:
-        return issubclass(value, nn.Module | torch.Tensor | enum.Enum) or is_data_class(value)
-    return isinstance(value, type | FunctionType | BuiltinFunctionType)
+def is_module_class(kind: object) -> bool:
+    """Whether this is a class of modules that Python source defines: not one of torch.fx or TorchScript."""
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        return False
+    return not any(_holds(base.__module__, ("torch.fx", "torch.jit", "torch.export")) for base in kind.__mro__)
+
+
+def may_be_value(value: object) -> TypeGuard[Callable[..., object]]:
+    """Whether a file may hold this as a value: a module class, a function, or one of Python's own types."""
+    if isinstance(value, type):
+        return is_module_class(value) or value in CONTAINERS
+    return isinstance(value, FunctionType | BuiltinFunctionType)
 
 
 class Trust:
@@ -252,8 +262,8 @@ class Trust:
     def _load(self, name: str) -> object:
         module, _, qualname = name.partition(":")
         if module not in sys.modules:
-            if name not in FUNCTIONS and not _defines(module, qualname):
-                raise LookupError(f"{module} has no {qualname}")
+            if name not in FUNCTIONS:
+                _check_defined(module, qualname)
             import_module(module)
         value = _find(module, qualname)
         if value is None:
@@ -264,26 +274,50 @@ class Trust:
 
     def _is_own(self, value: object, name: str) -> bool:
         """Whether a trusted package defines the object, and it is of a kind that may be named."""
-        if not may_be_named(value):
-            return False
         if not isinstance(value, type):  # a function is trusted by its own name only
-            return _dotted(name) in self._packages
-        trusted = (*_PACKAGES, *self._packages)
-        homes = {base.__module__ for base in value.__mro__ if not _is_plain_base(base)}
+            return may_be_value(value) and _dotted(name) in self._packages
+        if f"{value.__module__}:{value.__qualname__}" in ENUMS or is_module_class(value):
+            trusted = (*_PACKAGES, *self._packages)
+        elif is_data_class(value):
+            trusted = (_DATA_PACKAGE, *self._packages)
+        else:
+            return False
+        homes = {value.__module__, *(base.__module__ for base in value.__mro__ if not _is_plain_base(base))}
         return _dotted(name) in self._packages or all(_holds(home, trusted) for home in homes)
 
 
 def _is_plain_base(base: type) -> bool:
-    return base in _PLAIN_BASES or base is torch.Tensor or base.__module__ in ("enum", "torch._C")
+    return base in _PLAIN_BASES or base.__module__ == "enum"
 
 
-def _defines(module: str, qualname: str) -> bool:
-    """Whether the source of a module defines this, so that a file can't have any module imported that it likes."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return False
+def _check_defined(module: str, qualname: str) -> None:
+    """Check that the source of a module defines this class, so that a file can't have any module imported.
+
+    Nothing is imported to find out, not even the packages that it is in.
+
+    Raises:
+        ModuleNotFoundError: There is no such module.
+        LookupError: It has no such class.
+    """
+    spec, path = None, ""
+    for part in module.split("."):
+        inside = None if spec is None else spec.submodule_search_locations
+        path = f"{path}.{part}".strip(".")
+        spec = PathFinder.find_spec(path, inside) if inside else _find_top(part)
+        if spec is None or (path != module and not spec.submodule_search_locations):
+            raise ModuleNotFoundError(f"No module named {path!r}", name=path)
     name = re.escape(qualname.partition(".")[0])
-    return bool(re.search(rf"^\s*(class|def) {name}\b", Path(spec.origin).read_text(encoding="utf-8"), re.MULTILINE))
+    origin = (spec and spec.origin) or ""
+    source = Path(origin).read_text(encoding="utf-8") if origin.endswith(".py") else ""
+    if not re.search(rf"^\s*class {name}\b|^{name} = (collections\.)?namedtuple\(", source, re.MULTILINE):
+        raise LookupError(f"{module} has no {qualname}")
+
+
+def _find_top(name: str) -> ModuleSpec | None:
+    try:
+        return PathFinder.find_spec(name) or find_spec(name)  # the second finds what is installed in place
+    except ValueError:  # made by hand, without a place
+        return None
 
 
 def _find(module: str, qualname: str) -> object:

@@ -23,7 +23,9 @@ def test_a_module_is_known_by_its_slots():
 
 def test_shared_modules_stay_one():
     shared = made("Shared")
-    places = list(outline(module_tree(made(children={"a": shared, "b": made(children={"c": shared}), "none": None}))))
+    places = list(
+        outline(module_tree(made(children={"a": shared, "b": made(children={"c": shared}), "none": None})).data)
+    )
     assert [(place.path, place.kind) for place in places] == [
         ("", "gone.Net"),
         ("a", "gone.Shared"),
@@ -31,7 +33,7 @@ def test_shared_modules_stay_one():
         ("b.c", "gone.Shared"),
     ]
     assert places[1].number == places[3].number
-    assert places[0].attributes == {"size": [1, 2]}
+    assert places[0].attributes == {"size": [1, 2], "other": {"list": [3]}}
 
 
 def test_modules_that_hold_one_another_end():
@@ -68,4 +70,4 @@ def test_the_tree_is_in_the_notes(tmp_path):
 def test_attributes_under_keys_that_are_no_names():
     odd = made()
     odd.state[(1, 2)] = 3
-    assert (1, 2) not in module_tree(odd)["modules"][0]["attributes"]
+    assert (1, 2) not in module_tree(odd).data["modules"][0]["attributes"]

@@ -23,9 +23,8 @@ _TEXTS = (
     "$tuple",
 )
 _TAGS = (
-    *("list", "dict", "items", "object", "name", "module", "tensor", "method", "partial", "enum", "scalar", "array"),
-    *("hook", "handle", "weight_norm", "proxy", "weakref", "set", "frozenset", "slice", "range", "float", "complex"),
-    *("bytes", "bytearray", "size", "device", "dtype", "layout", "memory_format", "regex", "logger", "path", "shared"),
+    *("list", "dict", "items", "object", "name", "module", "tensor", "method", "partial", "enum", "eval_lock"),
+    *("weakref", "set", "float", "complex", "bytes", "size", "device", "dtype", "shared"),
 )
 
 

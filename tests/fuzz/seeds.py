@@ -25,9 +25,9 @@ class Net(nn.Module):
         self.head = nn.Linear(3, 3, bias=False)
         self.head.weight = self.blocks["a"][0].weight
         self.alias = [self.head, {"again": self.head, 1: torch.zeros(2)}]
-        self.plain = {"size": torch.Size([1]), "slice": slice(1, 2), "set": {1, 2}, "bytes": b"ab", "nan": float("nan")}
+        self.plain = {"size": torch.Size([1]), "set": {1, 2}, "bytes": b"ab", "nan": float("nan")}
         self.call = partial(nn.functional.relu, inplace=True)
-        self.kind, self.device, self.span = torch.float32, torch.device("cpu"), range(3)
+        self.kind, self.device = torch.float32, torch.device("cpu")
         self.register_buffer("steps", torch.tensor(3), persistent=False)
 
     def get_extra_state(self):

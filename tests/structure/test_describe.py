@@ -92,7 +92,7 @@ def traced(model):
     "spoil, words",
     [
         (lock, r"lock  a _thread\.lock: drop it"),
-        (hook_with_closure, r"1 \(forward hook\)  a lambda: define it at the top level"),
+        (hook_with_closure, r"1  a hook \(forward hook\): remove it, and register it again after loading"),
         (tensor_hook, r"0\.weight  has a hook: remove it"),
         (replaced_forward, r"0\.forward  a method replaced on this object: use a subclass;"),
         (sparse, r"index  is a torch\.sparse_coo tensor"),

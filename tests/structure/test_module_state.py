@@ -6,8 +6,8 @@ from blueprints import Net, again, assert_same, damage, linear
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from modsurg.errors import TrustError
-from modsurg.structure.build import build
+from modsurg.errors import SaveError, TrustError
+from modsurg.structure.build import build, describe
 
 
 def kept_hook(module, args):
@@ -47,11 +47,10 @@ def test_parametrizations_come_back():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_older_norms_and_pruning_come_back():
+def test_the_older_norms_come_back_and_pruning_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 1), nn.Linear(1, 4))
     nn.utils.weight_norm(model[0])
     nn.utils.spectral_norm(model[1])
-    prune.l1_unstructured(model[2], "weight", 0.5)
     back = again(model)
     assert_same(model, back)
     x = torch.randn(2, 4, 1)
@@ -59,42 +58,28 @@ def test_the_older_norms_and_pruning_come_back():
     assert torch.equal(model[0](x[..., 0]), back[0](x[..., 0]))
     assert torch.equal(model[2](x), back[2](x))
     nn.utils.remove_weight_norm(back[0])
-    prune.remove(back[2], "weight")
-
-
-def test_hooks_with_a_name_are_kept_and_run():
-    model = nn.Sequential(nn.Linear(2, 2), Net())
-    handle = model[0].register_forward_pre_hook(kept_hook)
-    model[1].register_forward_hook(model[1].other, with_kwargs=False)
-    back = again(model)
-    assert list(back[0]._forward_pre_hooks.values()) == [kept_hook]
-    (hook,) = back[1]._forward_hooks.values()
-    assert hook.__self__ is back[1]
-    new = back[0].register_forward_pre_hook(kept_hook)
-    assert len(back[0]._forward_pre_hooks) == 2
-    new.remove()
-    handle.remove()
-    assert len(back[0]._forward_pre_hooks) == 1
-
-
-def test_a_handle_removes_its_hook():
-    model = nn.Sequential(nn.Linear(2, 2), Net())
-    model.handles = [model[0].register_forward_hook(model[1].other, always_call=True)]
-    model.removed = model[1].register_forward_hook(model[1].other)
-    model.removed.remove()
-    back = again(model)
-    assert len(back[0]._forward_hooks) == 1
-    back.removed.remove()
-    back.handles[0].remove()
-    assert not back[0]._forward_hooks
-    assert not back[0]._forward_hooks_always_called
-    assert len(model[0]._forward_hooks) == 1
+    prune.l1_unstructured(model[2], "weight", 0.5)
+    with pytest.raises(SaveError, match=r"2  a hook"):
+        describe(model)
 
 
 def test_a_method_put_under_another_name_is_kept():
+    """timm's FasterNet chooses its forward in this way."""
     model = Net()
+    model.forward, model.act = model.forward_negative, model.other
+    back = again(model)
+    assert back(torch.ones(1)) == -1
+    assert back.act(torch.ones(1)) == -1
     model.forward = model.other
-    assert again(model)(torch.ones(1)) == -1
+    with pytest.raises(SaveError, match="forward  a method replaced on this object"):
+        again(model)
+
+
+def test_another_hook_is_refused_by_its_path():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].register_forward_pre_hook(kept_hook)
+    with pytest.raises(SaveError, match=r"0  a hook \(forward pre hook\): remove it"):
+        describe(model)
 
 
 @pytest.mark.parametrize("name", ["forward", "state_dict", "_call_impl", "extra_repr", "__getattr__", "train"])

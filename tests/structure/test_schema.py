@@ -14,7 +14,8 @@ from modsurg.structure.schema import KEY, checked, outline, read_tree
 WRONG = (
     "^(this is no tree of modsurg|the tree is damaged: .+|.* of a Linear, which belongs to nn.Module itself"
     "|'load' is no dtype|strides .+ of a tensor .+|a negative size"
-    "|a tensor that reaches out of the memory of the one it lies in|.+ as the class of a tensor|.+ inside the tree .+)$"
+    "|a tensor that reaches out of the memory of the one it lies in|.+ inside the tree .+"
+    "|a value of kind 'array', .+|no parametrization of 'weight'|a hook of kind '_' without its parameter)$"
 )
 
 
@@ -54,12 +55,10 @@ WRONG = (
         ("tensors", 0, "dtype", "int64"),
         ("tensors", 0, "stride", [0, 0]),
         ("tensors", 0, "of", 1),
-        ("tensors", 0, {"data": "eJwDAAAAAAE=", "dtype": "float32", "shape": [2**30]}),
         ("tensors", 0, {"data": "", "dtype": "float32", "shape": [1]}),
         ("tensors", 0, {"of": 1, "offset": 0, "dtype": "float32", "shape": [2**20], "stride": [1]}),
         ("tensors", 0, {"of": 1, "offset": -1, "dtype": "float32", "shape": [1], "stride": [1]}),
         ("tensors", 0, {"data": "eJwDAAAAAAI=", "dtype": "float32", "shape": [1]}),
-        ("tensors", 0, "class", 0),
         ("tensors", 0, "name", 3),
         ("tensors", 0, []),
         ("modules", 0, []),
@@ -146,7 +145,7 @@ ODD += [{"shared": 0}, {"list": [1]}, {"object": {"class": 0}}, {"partial": [{"n
 def test_whatever_is_changed_it_is_a_model_or_a_clear_error():
     random = Random(0)
     model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(1, 1), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
-    model.extra = {"a": (1, 2.5), "b": [model[0], model[0].weight], "c": nn.functional.relu, "d": model[0].extra_repr}
+    model.extra = {"a": (1, 2.5), "b": [model[0], model[0].weight], "c": nn.functional.relu, "d": model[0].forward}
     text = json.dumps(describe(model))
     places = list(places_in(json.loads(text)))
     refused = 0

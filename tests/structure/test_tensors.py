@@ -7,10 +7,6 @@ from modsurg.errors import FormatError
 from modsurg.structure.build import build, draw
 
 
-class Scale(nn.Parameter):
-    pass
-
-
 def test_buffers_and_tensors_outside_the_state():
     model = Net(inner=nn.Linear(2, 2))
     model.register_buffer("small", torch.arange(4.0), persistent=False)
@@ -51,13 +47,21 @@ def test_strides_dtypes_and_odd_tensors():
     assert back.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_parameters_of_a_class_of_their_own():
-    model = Net(gain=Scale(torch.ones(2)))
-    model.gain.sharding = "rows"
-    back = again(model)
-    assert type(back.gain) is Scale
-    assert back.gain.sharding == "rows"
-    assert back.gain.requires_grad
+def test_a_tensor_in_the_tree_takes_no_more_than_the_file_has():
+    blueprint = draw(nn.Linear(2, 3))
+    for shape in ([2**30], [2**18, 2]):
+        blueprint.data["tensors"][0] = {"data": "eJwDAAAAAAE=", "dtype": "float32", "shape": shape}
+        with pytest.raises(FormatError, match=r"the tensors inside the tree take more than 1,048,588 bytes"):
+            build(blueprint.data, values=blueprint.state)
+        assert build(blueprint.data).weight.is_meta
+
+
+def test_a_tensor_of_the_file_is_copied_once():
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    blueprint = draw(model)
+    blueprint.data["tensors"] += [blueprint.data["tensors"][0]] * 9
+    with pytest.raises(FormatError, match="is named twice, each time with strides of its own"):
+        build(blueprint.data, values=blueprint.state)
 
 
 def test_values_of_another_shape_are_refused():

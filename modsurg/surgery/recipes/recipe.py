@@ -16,6 +16,8 @@ its own `reset_parameters`.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from inspect import getattr_static
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -202,14 +204,20 @@ def _known(tree: Tree) -> tuple[dict[int, str], dict[int, str]]:
     return {key: paths[0] for key, paths in tree.paths.items()}, parameter_names(tree)
 
 
-def make_module(recipe: Recipe, number: object, trust: Trusted) -> tuple[nn.Module, list[str]]:
+def make_module(recipe: Recipe, number: object, trust: Trusted, most: int) -> tuple[nn.Module, list[str]]:
     """Build a new module of a recipe and initialise it.
+
+    Args:
+        recipe: Has its description.
+        number: Of the module in the recipe.
+        trust: As in `replay`.
+        most: How many bytes its tensors may take.
 
     Returns:
         The module, on cpu, and the paths within it whose tensors nothing initialises: they are zeros.
 
     Raises:
-        RecipeError: There is no such module.
+        RecipeError: There is no such module, or it is too large.
         TrustError: A class in it is not trusted.
     """
     if not isinstance(number, int) or not 0 <= number < len(recipe.modules):
@@ -218,6 +226,12 @@ def make_module(recipe: Recipe, number: object, trust: Trusted) -> tuple[nn.Modu
         module = build(recipe.modules[number], trust)
     except TrustError as error:
         raise TrustError(str(error).replace("load_model(path,", "replay(model, recipe,")) from None
+    nbytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if nbytes > most:
+        raise RecipeError(
+            f"module {number} of the recipe, a {type(module).__name__}, takes {nbytes:,} bytes, over {most:,}: more "
+            "than four times this model. If you trust the recipe, make the module yourself and replace it."
+        )
     try:
         module.to_empty(device="cpu")
         return module, [path for path, part in module.named_modules() if not _initialise(part)]
@@ -228,11 +242,13 @@ def make_module(recipe: Recipe, number: object, trust: Trusted) -> tuple[nn.Modu
 
 
 def _initialise(module: nn.Module) -> bool:
-    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    # A method of the class alone: an attribute of this name would be what the recipe says.
+    methods = [getattr_static(type(module), name, None) for name in ("reset_parameters", "_reset_parameters")]
+    reset = next((method for method in methods if isinstance(method, FunctionType)), None)
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     with torch.no_grad():
         for tensor in tensors:
             tensor.zero_()
     if tensors and reset is not None:
-        reset()
+        reset(module)
     return not tensors or reset is not None

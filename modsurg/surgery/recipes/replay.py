@@ -70,11 +70,15 @@ def replay(
     return edit.report
 
 
+_LEAST_ROOM = 256 << 20
+
+
 class _Replayed:
     """One recorded verb, run within an edit."""
 
     def __init__(self, edit: Edit, root: nn.Module, recipe: Recipe, trust: Trusted) -> None:
         self.edit, self.root, self.recipe, self.trust = edit, root, recipe, trust
+        self.most = _LEAST_ROOM + 4 * sum(tensor.nbytes for tensor in (*root.parameters(), *root.buffers()))
 
     def run(self, record: dict[str, Any]) -> None:
         """Dispatch on the verb.
@@ -131,7 +135,7 @@ class _Replayed:
     def _make(self, record: dict[str, Any], modules: Mapping[str, nn.Module]) -> nn.Module:
         if record["new"] is None:
             return modules[record["modules"][""]]
-        module, empty = make_module(self.recipe, record["new"], self.trust)
+        module, empty = make_module(self.recipe, record["new"], self.trust, self.most)
         give_back(module, record, modules.__getitem__)
         if empty:
             self.edit.note(f"not initialised by their class, so zeros until weights are loaded: {', '.join(empty)}")

@@ -106,7 +106,7 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", 
     if isinstance(value, Made) and is_scripted(value):
         return _collect(scripted_state(value, code), Found("", []))
     if is_module(value):
-        return _collect(module_state(value), Found(".".join(path), [], tree=module_tree(value)))
+        return _collect(module_state(value), Found(".".join(path), [], tree=module_tree(value).of_state()))
     _refuse_calls(pickle.made)
     if not isinstance(value, dict):
         raise FormatError(
@@ -121,11 +121,34 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", 
         path.append(name)
         value = value[name]
         if is_module(value):
-            return _collect(module_state(value), Found(".".join(path), left, plain, tree=module_tree(value)))
+            return _collect(module_state(value), Found(".".join(path), left, plain, tree=module_tree(value).of_state()))
     state = _joined(value)
     if part is not None and not any(isinstance(item, Stored) for item in state.values()):
         state = dict(_flat(value))
     return _collect(state, Found(".".join(path), left, plain))
+
+
+def find_models(value: Any, part: str | None = None) -> dict[str, Made]:
+    """The whole models in what was saved, by their part: the top itself, or what lies under keys of dictionaries."""
+    if part is not None:
+        inner = _at(value, part)
+        return {part: inner} if is_module(inner) else {}
+    if is_module(value):
+        return {"": value}
+    found: dict[str, Made] = {}
+    level: list[tuple[str, Any]] = [("", value)]
+    met: set[int] = set()
+    for _ in range(_NESTED):
+        dictionaries = [(at, item) for at, item in level if isinstance(item, dict) and id(item) not in met]
+        met.update(id(item) for _, item in dictionaries)
+        level = [
+            (f"{at}.{key}".strip("."), each)
+            for at, item in dictionaries
+            for key, each in item.items()
+            if type(key) is str
+        ]
+        found |= {at: item for at, item in level if is_module(item)}
+    return found
 
 
 def rebuild(value: object, key: str, read: Callable[[Any], object]) -> Any:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -47,7 +47,20 @@ class Storage:
 
 @dataclass(slots=True)
 class Stored:
-    """A tensor that was saved: a way of looking at a storage. Offset and strides count elements of `dtype`."""
+    """A tensor that was saved: a way of looking at a storage.
+
+    Attributes:
+        storage: Where its values are.
+        dtype: Of its values; offset and strides count elements of it.
+        offset: Of its first value in the storage.
+        shape: Its sizes.
+        stride: Its strides.
+        conj: Whether its values are the conjugates of those in the storage.
+        neg: Whether they are the negatives.
+        parameter: Whether it was an `nn.Parameter`.
+        requires_grad: Whether it required a gradient.
+        state: Its attributes.
+    """
 
     storage: Storage
     dtype: torch.dtype
@@ -56,6 +69,9 @@ class Stored:
     stride: tuple[int, ...]
     conj: bool = False
     neg: bool = False
+    parameter: bool = False
+    requires_grad: bool = False
+    state: Any = None
 
     @property
     def numel(self) -> int:
@@ -184,7 +200,8 @@ def loading(persistent: Callable[[object], object]) -> Loading:
 
 def _rebuild(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Stored:
     """Of `torch._utils._rebuild_tensor` and `_v2`; `rest` is requires_grad, hooks, metadata."""
-    return checked(storage, (offset, shape, stride), rest[2] if len(rest) > 2 else None)
+    stored = checked(storage, (offset, shape, stride), rest[2] if len(rest) > 2 else None)
+    return replace(stored, requires_grad=bool(rest) and rest[0] is True)
 
 
 def _rebuild_v3(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Stored:
@@ -192,7 +209,8 @@ def _rebuild_v3(storage: Storage, offset: int, shape: tuple[int, ...], stride: t
     dtype = getattr(torch, rest[2].name, None)
     if rest[2].module != "torch" or not isinstance(dtype, torch.dtype):
         raise FormatError(f"a tensor of dtype {shown(rest[2])}, which this version of torch does not have")
-    return checked(storage, (offset, shape, stride), rest[3] if len(rest) > 3 else None, dtype)
+    stored = checked(storage, (offset, shape, stride), rest[3] if len(rest) > 3 else None, dtype)
+    return replace(stored, requires_grad=rest[0] is True)
 
 
 def checked(
@@ -227,15 +245,20 @@ def is_countable(shape: tuple[int, ...]) -> bool:
     return math.prod(max(size, 1) for size in shape) < 1 << 62
 
 
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    return data
+def _rebuild_parameter(data: Any, requires_grad: Any = True, _: Any = None, state: Any = None) -> Any:
+    if not isinstance(data, Stored):
+        return data
+    return replace(data, parameter=True, requires_grad=requires_grad is True, state=state)
 
 
-def _rebuild_typed(function: Any, kind: Any, args: Any, _: Any) -> object:
-    """A tensor with attributes: the tensor. A subclass of Tensor stays unmade."""
+def _rebuild_typed(function: Any, kind: Any, args: Any, state: Any) -> object:
+    """A tensor with attributes. A subclass of Tensor stays unmade."""
     plain = str(kind) in ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
-    rebuild = _CALLS.get(str(function)) if plain else None
-    return rebuild(*args) if rebuild else Made(kind, tuple(args), called=False)
+    if not plain:
+        return Made(kind, tuple(args), called=False)
+    rebuild = _CALLS.get(str(function))
+    made = rebuild(*args) if rebuild else Made(function, tuple(args), called=True)
+    return replace(made, state=state) if isinstance(made, Stored) else made
 
 
 def _encode(text: str, encoding: str = "utf-8") -> bytes:
@@ -254,15 +277,26 @@ def _plain_bytes(kind: type[bytes | bytearray], content: object = b"", encoding:
     return kind(content)
 
 
-def _mapping(items: Any = (), *_: Any) -> Ordered:
+class Device(str):
+    """The text of a `torch.device`."""
+
+
+def _device(kind: Any, index: Any = None) -> Device:
+    return Device(shown(kind) if index is None else f"{shown(kind)}:{shown(index)}")
+
+
+def _mapping(maker: str, items: Any = ()) -> Ordered:
     ordered = Ordered()
+    ordered.maker = maker
     for key, value in items.items() if isinstance(items, dict) else items:
         ordered[checked_key(key)] = value
     return ordered
 
 
-def _default_mapping(_: Any = None, items: Any = ()) -> Ordered:
-    return _mapping(items)
+def _default_mapping(default: Any = None, items: Any = ()) -> Ordered:
+    ordered = _mapping("collections.defaultdict", items)
+    ordered.default = default
+    return ordered
 
 
 _CALLS: Final[dict[str, Callable[..., object]]] = {
@@ -273,10 +307,10 @@ _CALLS: Final[dict[str, Callable[..., object]]] = {
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_typed,
     "torch.nn.parameter.Parameter": _rebuild_parameter,
-    "torch.Size": lambda items=(): tuple(items),
-    "torch.device": lambda kind, index=0: f"{shown(kind)}:{shown(index)}",
-    "collections.OrderedDict": _mapping,
-    "collections.Counter": _mapping,
+    "torch.Size": lambda items=(): torch.Size(items),
+    "torch.device": _device,
+    "collections.OrderedDict": partial(_mapping, "collections.OrderedDict"),
+    "collections.Counter": partial(_mapping, "collections.Counter"),
     "collections.defaultdict": _default_mapping,
     "_codecs.encode": _encode,
     "builtins.set": lambda items=(): {checked_key(item) for item in items},

@@ -8,7 +8,7 @@ few calls that are carried out, by name. Time and memory stay in proportion to t
 import mmap
 import struct
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -43,22 +43,32 @@ class Made:
         args: What it would have been given.
         called: True for a function call, False for an object that is only allocated.
         state: What would have been put into the object.
-        keyed: Whether it is, or is in, a key of a dict or a member of a set.
+        items: What would have been appended to it, as to a list.
+        pairs: The keys and values that would have been set in it, as in a dict.
     """
 
     maker: object
     args: tuple[object, ...]
     called: bool
     state: Any = None
-    keyed: bool = False
+    items: list[Any] = field(default_factory=list)
+    pairs: list[tuple[Any, Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"<{shown(self.maker) if isinstance(self.maker, Name) else type(self.maker).__name__}>"
 
 
 class Ordered(dict[Any, Any]):
-    """A dict that stands for an object with attributes, as the OrderedDict of a state_dict is; `state` is those."""
+    """A dict in the place of an object of one of Python's dict classes, as the OrderedDict of a state_dict is.
 
+    Attributes:
+        maker: Its class.
+        default: The factory of a defaultdict.
+        state: Its attributes.
+    """
+
+    maker: str = "collections.OrderedDict"
+    default: Any = None
     state: Any = None
 
 
@@ -222,16 +232,16 @@ class _Machine:
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dict or set, if it can be hashed in bounded time, as nested tuples can't; a `Made` is marked."""
+    """A key of a dict or set, if it can be hashed in bounded time, as nested tuples can't."""
     several = isinstance(key, tuple | frozenset)
     if several and len(key) > _LONGEST_KEY:
         raise FormatError(f"the pickle has a tuple of {len(key):,} values as a key, which no state_dict has")
     for item in key if several else (key,):
         if isinstance(item, Made):
-            item.keyed = True
-        elif isinstance(item, int) and not -_LARGEST_KEY < item < _LARGEST_KEY:  # their hashes may all be equal
+            continue  # hashed by its identity
+        if isinstance(item, int) and not -_LARGEST_KEY < item < _LARGEST_KEY:  # their hashes may all be equal
             raise FormatError("the pickle has a number of more than 60 bits as a key, which no state_dict has")
-        elif not (item is None or isinstance(item, str | int | float | complex | bytes | Name)):
+        if not (item is None or isinstance(item, str | int | float | complex | bytes | Name)):
             raise FormatError(f"the pickle has {shown(key)} as a key, which no state_dict has")
     return key
 
@@ -239,7 +249,9 @@ def checked_key(key: Any) -> Any:
 def _extend(target: object, items: list[Any]) -> None:
     if isinstance(target, list):
         target.extend(items)
-    elif not isinstance(target, Made):
+    elif isinstance(target, Made):
+        target.items.extend(items)
+    else:
         raise FormatError(f"the pickle is damaged: items for a {type(target).__name__}")
 
 
@@ -251,7 +263,9 @@ def _update(target: object, items: list[Any]) -> None:
     if isinstance(target, dict):
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[key if type(key) is str else checked_key(key)] = value
-    elif not isinstance(target, Made):
+    elif isinstance(target, Made):
+        target.pairs.extend(zip(items[::2], items[1::2], strict=True))
+    else:
         raise FormatError(f"the pickle is damaged: keys and values for a {type(target).__name__}")
 
 
