@@ -298,8 +298,6 @@ def test_a_model_inside_a_checkpoint(tmp_path):
     with pytest.raises(FormatError, match=r'2 models: nets\.a, nets\.b\. Try: load_model\(path, part="nets\.a"\)'):
         load_model(tmp_path / "two.pt")
     assert load_model(tmp_path / "two.pt", part="nets.b").out_features == 4
-    torch.save((first, {"epoch": 3}), tmp_path / "pair.pt")
-    assert load_model(tmp_path / "pair.pt", part="0").out_features == 3
 
 
 def test_files_of_other_kinds(tmp_path):
