@@ -26,7 +26,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Keep a whole model, structure and weights, in one file.
 
     As `.safetensors` the tree stands in the header as JSON and the weights are an ordinary state_dict: every other tool
-    opens the same file, and there is no pickle in it. As `.pt`, `.pth` or `.bin` it is what `torch.save(model)` writes.
+    opens the same file, and there is no pickle in it. As `.pt`, `.pth` or `.bin` it is what `torch.save(model)` writes;
+    `load_model` reads that as data too.
 
     Args:
         model: Any module. A torch.compile wrapper is looked through; tied tensors are written once.
@@ -36,7 +37,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The file to load: `path`.
 
     Raises:
-        SaveError: Something that can't be kept (a lambda, an open file, a hook with a closure), all of it by its path;
+        SaveError: Something that no file may hold (a lambda, a hook, a path, an open file), all of it by its path;
             or the disk is full. The target is as it was.
 
     Example:
@@ -81,8 +82,8 @@ def load_model(
         rename: For a class that moved: its old dotted name -> the class, or its new dotted name.
 
     Returns:
-        The model on the CPU, in the mode in which it was saved. The weights of a safetensors file are mapped
-        copy-on-write: they are read when they are used, and changing them never changes the file.
+        The model on the CPU, in the mode in which it was saved. The weights are mapped copy-on-write: they are
+        read when they are used, and changing them never changes the file.
 
     Raises:
         FileNotFoundError: Nothing there.

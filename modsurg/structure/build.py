@@ -1,16 +1,7 @@
 """A module tree as plain data, and back: what a whole-model file says of a model besides its weights.
 
-    {"version": 2,
-     "names": ["torch.nn.modules.linear:Linear", ...],        every class and function that the tree asks for
-     "attributes": [{"training": true, "in_features": 4}],    attributes that several modules have alike
-     "shared": [...],                                         mutable objects that are reached more than once
-     "tensors": [{"name": "0.weight", "dtype": "float32", "shape": [8, 4], "parameter": true}, ...],
-     "modules": [{"class": 0, "attributes": 0, "parameters": {"weight": 0, "bias": 1}}, ...,
-                 {"class": 1, "attributes": {...}, "children": {"0": 0, "1": 1}}],
-     "root": 1}
-
-Modules and tensors are numbered; a number that stands at two places is one object there. Children come before their
-parents, so that no tree can hold itself. `values` says how attributes are written.
+Modules and tensors are numbered; one that is at two places has one number. Children come before their parents, so that
+no tree can hold itself. `docs/guides/file-format.md` describes the tables, `encode` the values.
 """
 
 from collections import OrderedDict

@@ -22,8 +22,8 @@ from modsurg.errors import FormatError, TrustError
 from modsurg.structure.encode import (
     BASES,
     DEPTH,
+    check_name,
     find_callable,
-    hides_code,
     is_callable,
     is_key,
     is_named_tuple,
@@ -34,7 +34,6 @@ from modsurg.tree.eval_lock import Held
 
 Fill = Callable[[], None]
 VALUES = 5_000_000
-_LONGEST = 255
 
 
 class Unpacker:
@@ -231,22 +230,6 @@ def set_attributes(value: object, state: Mapping[str, Any]) -> None:
             slot.__set__(value, item)
         else:
             value.__dict__[key] = item
-
-
-def check_name(kind: type, name: str) -> None:
-    """Check that an object of this class may have an attribute of this name.
-
-    Raises:
-        TrustError: It would replace a method, a property or what Python itself looks up.
-        FormatError: It cannot be written in code.
-    """
-    if type(name) is not str or len(name) > _LONGEST:
-        raise FormatError(f"an attribute of a {kind.__name__} whose name is too long")
-    found = getattr_static(kind, name, None)
-    if hides_code(found) or name.startswith("__"):
-        raise TrustError(f"the file replaces {name!r:.80} of a {kind.__name__}; nothing of it ran")
-    if not name.isidentifier() and not name.isdecimal():
-        raise FormatError(f"an attribute {name!r:.80} of a {kind.__name__}")
 
 
 def check_child_name(kind: type, name: str) -> None:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import types
-from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from modsurg.errors import FormatError, SaveError, TrustError, counted
 from modsurg.structure.decode import check_child_name
-from modsurg.structure.encode import Packer, hides_code
+from modsurg.structure.encode import Packer
 from modsurg.structure.module_state import attributes, describe_norm_hooks
 from modsurg.structure.schema import VERSION
 from modsurg.structure.tensors import TensorTable
@@ -133,12 +132,11 @@ class Drawing:
 
     def _attributes(self, module: nn.Module, kind: type, path: str) -> int | dict[str, Any]:
         before = self._packer.marks
-        remedy = "use a subclass; after Accelerate, remove_hook_from_module(model, recurse=True)"
-        held = attributes(module)
-        for name, value in list(held.items()):
-            if hides_code(getattr_static(kind, name, None)) and not may_replace(name, value, module):
-                self._packer.refuse(f"{path}.{name}".strip("."), "a method replaced on this object", remedy)
-                del held[name]
+        held = {
+            name: value
+            for name, value in attributes(module).items()
+            if may_replace(name, value, module) or self._packer.may_have(kind, name, path)
+        }
         packed = {name: self._packer.pack(value, f"{path}.{name}".strip(".")) for name, value in held.items()}
         if self._packer.marks > before:
             return packed

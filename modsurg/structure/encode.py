@@ -22,14 +22,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from modsurg.errors import FormatError, TrustError
 from modsurg.structure.trust import CONTAINERS, ENUMS, is_data_class, may_be_value, qualified_name
 from modsurg.tree.eval_lock import Held
 
 DEPTH = 60
+_REPLACED = "use a subclass; after Accelerate, remove_hook_from_module(model, recurse=True)"
 BASES = (OrderedDict, defaultdict, dict, list, deque, tuple, str, bytes, int, float)
 _NO_SLOTS = frozenset({"__dict__", "__weakref__"})
 _SCALARS = frozenset({type(None), bool, int, str})
 _KEYS = frozenset({*_SCALARS, float, bytes, torch.dtype, torch.device})
+_LONGEST = 255
 _KEY_BITS = 60  # of longer ones any number has the same hash
 _ATOMS: dict[type, Callable[[Any], dict[str, Any]]] = {
     torch.dtype: lambda value: {"dtype": str(value)[6:]},
@@ -216,8 +219,19 @@ class Packer:
             data["base"] = self._each(value, path)
         if isinstance(value, deque):
             data["length"] = value.maxlen
-        state = {key: self.pack(item, f"{path}.{key}") for key, item in attributes(value).items()}
+        held = {key: item for key, item in attributes(value).items() if self.may_have(kind, key, path)}
+        state = {key: self.pack(item, f"{path}.{key}") for key, item in held.items()}
         return {"object": {**data, "state": state} if state else data}
+
+    def may_have(self, kind: type, name: str, path: str) -> bool:
+        """Whether a file may give an object of this class an attribute of this name; notes it if not."""
+        try:
+            check_name(kind, name)
+        except (FormatError, TrustError):
+            what = "a method replaced on this object" if name.isidentifier() else "a name that no code can write"
+            self.refuse(f"{path}.{name}".strip("."), what, _REPLACED)
+            return False
+        return True
 
     def check_objects(self) -> None:
         """Refuse each data object that holds something to call: code of its class would find it."""
@@ -255,6 +269,22 @@ def hides_code(found: object) -> bool:
     if type(found) is types.MemberDescriptorType:
         return False
     return callable(found) or any("__get__" in vars(base) or "__set__" in vars(base) for base in type(found).__mro__)
+
+
+def check_name(kind: type, name: str) -> None:
+    """Check that an object of this class may have an attribute of this name.
+
+    Raises:
+        TrustError: It would replace a method, a property or what Python itself looks up.
+        FormatError: It cannot be written in code.
+    """
+    if type(name) is not str or len(name) > _LONGEST:
+        raise FormatError(f"an attribute of a {kind.__name__} whose name is too long")
+    found = getattr_static(kind, name, None)
+    if hides_code(found) or name.startswith("__"):
+        raise TrustError(f"the file replaces {name!r:.80} of a {kind.__name__}; nothing of it ran")
+    if not name.isidentifier() and not name.isdecimal():
+        raise FormatError(f"an attribute {name!r:.80} of a {kind.__name__}")
 
 
 def parts(value: object) -> list[object]:

@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from modsurg.errors import FormatError
 from modsurg.structure import encode as values
-from modsurg.structure.decode import check_name
+from modsurg.structure.encode import check_name
 
 _EMPTY = vars(nn.Module())
 SLOTS = frozenset(_EMPTY)

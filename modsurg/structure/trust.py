@@ -10,8 +10,9 @@ import sys
 from abc import ABC
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
@@ -89,36 +90,10 @@ _CALLED = _names({"torchvision.models.detection._utils": "BalancedPositiveNegati
 # Bases without code of their own that a class of a trusted package may have.
 _PLAIN_BASES = frozenset({object, nn.Module, Generic, Protocol, ABC, *CONTAINERS})
 # What a hostile file names; no model has a use for them.
-_RUNS = frozenset(
-    {
-        "builtins",
-        "code",
-        "copyreg",
-        "ctypes",
-        "functools",
-        "importlib",
-        "io",
-        "marshal",
-        "multiprocessing",
-        "nt",
-        "operator",
-        "os",
-    }
-    | {
-        "pdb",
-        "pickle",
-        "posix",
-        "pty",
-        "runpy",
-        "shutil",
-        "signal",
-        "socket",
-        "subprocess",
-        "sys",
-        "tempfile",
-        "timeit",
-    }
-    | {"trace", "webbrowser", "torch.hub", "torch.package", "torch.serialization", "torch.utils.cpp_extension"}
+_RUNS = re.compile(
+    r"(builtins|code|copyreg|ctypes|functools|importlib|io|marshal|multiprocessing|nt|operator|os|pdb|pickle|posix|pty"
+    r"|runpy|shutil|signal|socket|subprocess|sys|tempfile|timeit|trace|webbrowser"
+    r"|torch\.(hub|package|serialization|utils\.cpp_extension))[.:]"
 )
 
 
@@ -303,7 +278,10 @@ def _check_defined(module: str, qualname: str) -> None:
     for part in module.split("."):
         inside = None if spec is None else spec.submodule_search_locations
         path = f"{path}.{part}".strip(".")
-        spec = PathFinder.find_spec(path, inside) if inside else _find_top(part)
+        spec = PathFinder.find_spec(path, inside)
+        if spec is None and path == part:  # installed in place
+            with suppress(ValueError):
+                spec = find_spec(part)
         if spec is None or (path != module and not spec.submodule_search_locations):
             raise ModuleNotFoundError(f"No module named {path!r}", name=path)
     name = re.escape(qualname.partition(".")[0])
@@ -311,13 +289,6 @@ def _check_defined(module: str, qualname: str) -> None:
     source = Path(origin).read_text(encoding="utf-8") if origin.endswith(".py") else ""
     if not re.search(rf"^\s*class {name}\b|^{name} = (collections\.)?namedtuple\(", source, re.MULTILINE):
         raise LookupError(f"{module} has no {qualname}")
-
-
-def _find_top(name: str) -> ModuleSpec | None:
-    try:
-        return PathFinder.find_spec(name) or find_spec(name)  # the second finds what is installed in place
-    except ValueError:  # made by hand, without a place
-        return None
 
 
 def _find(module: str, qualname: str) -> object:
@@ -362,7 +333,7 @@ def _package(name: str) -> str:
 
 def _untrusted(names: Sequence[str]) -> str:
     tops = {name: _package(name) for name in names}
-    foreign = [name for name in names if _holds(name.partition(":")[0], _RUNS)]
+    foreign = [name for name in names if _RUNS.match(name)]
     packages = sorted({top for name, top in tops.items() if name not in foreign} - {""})
     classes = [name.rpartition(":")[2].rpartition("<locals>.")[2] for name in names if not tops[name]]
     entries = [*(f'"{package}"' for package in packages), *classes]
