@@ -12,7 +12,6 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import EnumMeta
-from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from modsurg.structure.encode import (
     BASES,
     DEPTH,
     check_name,
+    class_entry,
     find_callable,
     is_callable,
     is_key,
@@ -175,7 +175,7 @@ class Unpacker:
 
     def _method(self, content: list[Any]) -> types.MethodType:
         owner, name = self._modules[content[0]], content[1]
-        function: Any = getattr_static(type(owner), name, None) if type(name) is str else None
+        function: Any = class_entry(type(owner), name) if type(name) is str else None
         if not is_own_function(function, name):
             raise TrustError(f"{type(owner).__qualname__} has no method {name!r:.80} that a file may bind; nothing ran")
         return types.MethodType(function, owner)
@@ -225,7 +225,7 @@ def set_attributes(value: object, state: Mapping[str, Any]) -> None:
     """Put attributes where they were, into `__dict__` or slots, without a `__setattr__` in between."""
     for key, item in state.items():
         check_name(type(value), key)
-        slot = getattr_static(type(value), key, None)
+        slot = class_entry(type(value), key)
         if type(slot) is types.MemberDescriptorType:
             slot.__set__(value, item)
         else:

@@ -16,7 +16,6 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from inspect import getattr_static
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +32,9 @@ _NO_SLOTS = frozenset({"__dict__", "__weakref__"})
 _SCALARS = frozenset({type(None), bool, int, str})
 _KEYS = frozenset({*_SCALARS, float, bytes, torch.dtype, torch.device})
 _LONGEST = 255
+# By the descriptors of `type` itself: a metaclass has no say.
+_MRO: Any = type.__dict__["__mro__"].__get__
+_DICT: Any = type.__dict__["__dict__"].__get__
 _KEY_BITS = 60  # of longer ones any number has the same hash
 _ATOMS: dict[type, Callable[[Any], dict[str, Any]]] = {
     torch.dtype: lambda value: {"dtype": str(value)[6:]},
@@ -179,7 +181,7 @@ class Packer:
         owner, name = value.__self__, value.__func__.__name__
         if not isinstance(owner, nn.Module):
             return self.refuse(path, f"a method of a {type(owner).__name__}", "make it a method of the module")
-        function = getattr_static(type(owner), name, None)
+        function = class_entry(type(owner), name)
         if function is not value.__func__ or not is_own_function(function, name):
             return self.refuse(path, f"{value.__func__.__qualname__}, bound by hand", "make it a method of the class")
         return {"method": [self._tree.module(owner, path), name]}
@@ -249,7 +251,7 @@ def is_callable(value: object) -> bool:
 
 def is_named_tuple(kind: type) -> bool:
     """Whether its constructor takes the items one by one."""
-    return type(getattr_static(kind, "_fields", None)) is tuple
+    return type(class_entry(kind, "_fields")) is tuple
 
 
 def is_key(value: object) -> bool:
@@ -262,6 +264,15 @@ def is_own_function(function: object, name: str) -> bool:
     """Whether a file may bind this function of a module's class: nn.Module's own methods take the module apart."""
     own = name == "forward" or (not name.startswith("__") and name not in vars(nn.Module))
     return own and type(function) is types.FunctionType
+
+
+def class_entry(kind: type, name: str) -> Any:
+    """What the class or one of its bases has under a name, as it is in their `__dict__`; nothing is fetched or run."""
+    for base in _MRO(kind):
+        entries = _DICT(base)
+        if name in entries:
+            return entries[name]
+    return None
 
 
 def hides_code(found: object) -> bool:
@@ -280,7 +291,7 @@ def check_name(kind: type, name: str) -> None:
     """
     if type(name) is not str or len(name) > _LONGEST:
         raise FormatError(f"an attribute of a {kind.__name__} whose name is too long")
-    found = getattr_static(kind, name, None)
+    found = class_entry(kind, name)
     if hides_code(found) or name.startswith("__"):
         raise TrustError(f"the file replaces {name!r:.80} of a {kind.__name__}; nothing of it ran")
     if not name.isidentifier() and not name.isdecimal():

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from modsurg.errors import FormatError
 from modsurg.structure import encode as values
-from modsurg.structure.encode import check_name
+from modsurg.structure.encode import check_name, class_entry
 
 _EMPTY = vars(nn.Module())
 SLOTS = frozenset(_EMPTY)
@@ -125,7 +124,7 @@ def reparametrize(module: nn.Module, names: Iterable[str]) -> None:
             raise FormatError(f"no parametrization of {name!r:.80}")
         check_name(type(module), name)
         slots = (module.__dict__, module._parameters, module._buffers, module._modules)
-        if any(name in slot for slot in slots) or getattr_static(type(module), name, None) is not None:
+        if any(name in slot for slot in slots) or class_entry(type(module), name) is not None:
             raise FormatError(f"a parametrization of {name!r:.80}, which is there already")
         if not number:
             parametrize._inject_new_class(module)
