@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import harness  # noqa: E402  # on the path only now
+from benchmarks import accelerator, harness  # noqa: E402  # on the path only now
 from benchmarks.__main__ import measure  # noqa: E402
 from benchmarks.growth import exponent  # noqa: E402
 from benchmarks.harness import Table, by_room, extra_memory, fresh, interleaved, slower, write  # noqa: E402
@@ -132,3 +132,18 @@ def test_a_measurement_that_fails_costs_no_other(monkeypatch, capsys):
     assert failed == 1
     assert "OSError: no disk" in capsys.readouterr().err
     assert measure(["room"], 2, full=False) == ([], 0)
+
+
+def test_the_accelerator_script_says_so_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(accelerator, "accelerator", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["accelerator"])
+    assert accelerator.main() == 0
+    assert capsys.readouterr().out.startswith("no accelerator on this machine")
+
+
+def test_the_accelerator_script_runs_on_the_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["accelerator", "--device", "cpu", "--skip", "compile_the_model"])
+    assert accelerator.main() == 0
+    out = capsys.readouterr().out
+    assert out.count("differs by") == 4
+    assert "failed" not in out
