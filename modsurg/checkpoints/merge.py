@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from modsurg.checkpoints.formats.derived import DerivedSource
+from modsurg.checkpoints.formats.derived import DerivedSource, count_overflows
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.parts import run_part
 from modsurg.checkpoints.formats.registry import open_source, write_source
@@ -190,6 +190,11 @@ class MergedSource(Source):
         base = None if self._base is None else _as_real(self._base.read(key).to(wide))
         values = (_as_real(source.read(key).to(wide)) for source in self._sources)
         merged = self._combine(key, values, self._weights, base)
+        if count := count_overflows(merged, dtype.to_real()):
+            raise MergeError(
+                f"{key}: {counted(count, 'merged value does', 'merged values do')} not fit in {dtype}; nothing was "
+                "written. Try: convert(source, target, dtype=torch.float32) of the first source, or of the base"
+            )
         return (torch.view_as_complex(merged) if dtype.is_complex else merged).to(dtype)
 
 

@@ -261,3 +261,26 @@ def test_an_index_that_is_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "run" / ".metadata")
     with pytest.raises(FormatError, match=r"\.metadata is not a file"):
         DistributedSource(tmp_path / "run")
+
+
+ADVICE = (
+    RANKS
+    + """
+    from modsurg import read_state, save_state
+    from modsurg.errors import TrustError
+    path = sys.argv[1] + "/rank.pt"
+    torch.save({"rows": state["rows"], "columns": state["columns"]}, path)
+    try:
+        read_state(path)
+    except TrustError as error:
+        os.chdir(sys.argv[1])
+        eval(str(error).split("as wrote it: ")[1])
+    assert torch.equal(read_state("state.safetensors")["columns"], full)
+    os._exit(0)  # gloo's threads may end an interpreter that is being finalised
+"""
+)
+
+
+def test_the_line_for_a_file_of_one_rank_can_be_executed(tmp_path):
+    launch(ADVICE, 1, tmp_path, str(tmp_path))
+    assert read_state(tmp_path / "state.safetensors")["rows"].shape == (7, 5)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from modsurg import load_model, load_state, merge, read_state, save_model, save_state
+from modsurg import convert, load_model, load_state, merge, read_state, save_model, save_state
 from modsurg.checkpoints.merge import _least_kept
 from modsurg.errors import MergeError, ModsurgWarning
 
@@ -78,6 +78,18 @@ def test_half_precision_is_summed_in_float32(tmp_path):
     tiny = [{"w": torch.tensor([1.0])}, {"w": torch.tensor([1.0 + 1e-12], dtype=torch.float64)}]
     merge([(each, 0.5) for each in tiny[::-1]], tmp_path / "t.safetensors")
     assert values(tmp_path / "t.safetensors")["w"].dtype == torch.float64
+
+
+def test_what_does_not_fit_in_the_dtype_is_not_written(tmp_path):
+    half = torch.full((2,), 6e4, dtype=torch.float16)
+    one = save_state({"w": half}, tmp_path / "one.safetensors")
+    other = save_state({"w": -half}, tmp_path / "other.safetensors")
+    with pytest.raises(MergeError, match=r"w: 2 merged values do not fit in torch\.float16; nothing was written"):
+        merge([(one, 3.0), (other, -2.0)], tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
+    wide = convert(one, tmp_path / "wide.safetensors", dtype=torch.float32).target
+    merge([(wide, 3.0), (other, -2.0)], tmp_path / "b.safetensors")
+    assert torch.equal(read_state(tmp_path / "b.safetensors")["w"], half.float() * 5)
 
 
 def test_slerp_keeps_to_the_arc(tmp_path):

@@ -42,6 +42,26 @@ def test_other_dtypes(values, dtype, tmp_path):
     assert read_state(path, dtype=dtype, allow_overflow=True)["w"].double().abs().item() in (largest, float("inf"))
 
 
+@pytest.mark.parametrize(
+    ("values", "advice"),
+    [
+        (torch.tensor([1e5]), "dtype=torch.bfloat16, or allow_overflow=True"),
+        (torch.tensor([1e300], dtype=torch.float64), "dtype=torch.float64, or allow_overflow=True"),
+        (torch.tensor([torch.finfo(torch.float32).max]), "dtype=torch.float64, or allow_overflow=True"),
+    ],
+)
+def test_the_dtype_that_is_recommended_has_room(values, advice, tmp_path):
+    path = save_state({"w": values}, tmp_path / "a.pt")
+    with pytest.raises(SaveError, match="does not fit") as caught:
+        convert(path, tmp_path / "b.pt", dtype=torch.float16)
+    recommended = str(caught.value).split("Try: ")[1].split("; nothing")[0]
+    assert recommended == advice
+    for option in recommended.split(", or "):
+        name, value = option.split("=")
+        options = {"dtype": torch.float16} | {name: eval(value)}
+        assert convert(path, tmp_path / "b.pt", **options)
+
+
 def test_infinite_values_and_those_that_fit(tmp_path):
     values = {"w": torch.tensor([float("inf"), float("nan"), 65519.0])}
     assert read_state(save_state(values, tmp_path / "a.pt", dtype=torch.float16))["w"][0] == float("inf")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
@@ -76,9 +77,11 @@ class DerivedSource(Source):
         values = self._source.read(self._names[key])
         dtype = self[key].dtype
         if not self._allow_overflow and (count := count_overflows(values, dtype)):
+            wider = (each for each in (torch.bfloat16, torch.float64) if not count_overflows(values, each))
+            fix = "".join(f"dtype={each}, or " for each in islice(wider, 1))
             raise LoadError(
                 f"{key}: {counted(count, 'finite value does', 'finite values do')} not fit in {dtype}. "
-                "Try: dtype=torch.bfloat16, or allow_overflow=True"
+                f"Try: {fix}allow_overflow=True"
             )
         return values.to(dtype)
 

@@ -317,10 +317,13 @@ def _refuse_object(key: str, item: Made) -> None:
 
 
 def _untrusted(what: str, value: Made | Name) -> TrustError:
-    name = value if isinstance(value, Name) else value.maker
+    name = shown(value if isinstance(value, Name) else value.maker)
+    loaded, place = "torch.load(path, weights_only=False)", "If you trust whoever made the file"
+    if name.endswith(".DTensor"):
+        loaded = f"{{key: value.full_tensor() for key, value in {loaded}.items()}}"
+        place += ", in a process group of as many ranks as wrote it"
     return TrustError(
-        f"{what} {shown(name)}, which is no data. Nothing of it ran. If you trust whoever made the file: "
-        "save_state(torch.load(path, weights_only=False), 'state.safetensors')"
+        f"{what} {name}, which is no data. Nothing of it ran. {place}: save_state({loaded}, 'state.safetensors')"
     )
 
 
