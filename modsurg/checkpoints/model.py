@@ -25,8 +25,8 @@ _SUFFIXES = "model.safetensors or model.pt"
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Keep a whole model, structure and weights, in one file.
 
-    As `.safetensors` the tree stands in the header as JSON and the weights are an ordinary state_dict: every other tool
-    opens the same file, and there is no pickle in it. As `.pt`, `.pth` or `.bin` it is what `torch.save(model)` writes;
+    As `.safetensors` the header holds the tree as JSON and the weights are an ordinary state_dict: every other tool
+    opens the same file, and it contains no pickle. As `.pt`, `.pth` or `.bin` it is what `torch.save(model)` writes;
     `load_model` reads that as data too.
 
     Args:
@@ -38,7 +38,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         SaveError: Something that no file may hold (a lambda, a hook, a path, an open file), all of it by its path;
-            or the disk is full. The target is as it was.
+            or the disk is full. The target is unchanged.
 
     Example:
         >>> import tempfile
@@ -51,7 +51,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     if not isinstance(model, nn.Module):
-        raise SaveError(f"{path}: a {type(model).__name__} is no nn.Module; for a state_dict, save_state(state, path)")
+        raise SaveError(f"{path}: a {type(model).__name__} is not an nn.Module. For a state_dict, try: save_state(state, path)")
     try:
         if path.suffix in PICKLED:
             save_pickled(model, path)
@@ -60,7 +60,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
             tree = json.dumps(blueprint.data, separators=(",", ":"), allow_nan=False)
             write_safetensors(path, MemorySource(blueprint.state, {KEY: tree}))
         else:
-            raise SaveError(f"the name does not say which format to write: {_SUFFIXES}")
+            raise SaveError(f"the suffix does not name a format. Try: {_SUFFIXES}")
     except SaveError as error:
         raise _named(error, path) from error.__cause__
     return path
@@ -75,7 +75,7 @@ def load_model(
     asks for besides is listed in the error, and none of it is imported or run.
 
     Args:
-        path: What `save_model` or `torch.save(model)` wrote.
+        path: What `save_model` or `torch.save(model)` wrote, under any name: the first bytes tell the format.
         part: Where the model is in a checkpoint such as `{"model": model, "ema": ema}`, `"ema"`. Needed where there are
             several.
         trust: Packages by name (`"timm"`) and classes themselves; a class also answers for `__main__.<its name>`.
@@ -101,17 +101,22 @@ def load_model(
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
     if not path.is_file():
-        raise FormatError(f"{path} is no file, and a whole model is one: build the model, then load_state(model, path)")
+        raise FormatError(f"{path} is a directory; a whole model is one file. Try: build the model, then load_state(model, path)")
     try:
-        if path.suffix in PICKLED:
+        if not _is_safetensors(path):
             return load_pickled(path, part, trust, rename)
-        if path.suffix == ".safetensors":
-            if part is not None:
-                raise FormatError(f"a safetensors file holds one model, not a part {part!r}: leave part= out")
-            return _load_safetensors(path, trust, rename)
-        raise FormatError(f"the name does not say which format it has: {_SUFFIXES}")
+        if part is not None:
+            raise FormatError(f"a safetensors file holds one model, not a part {part!r}. Try: load_model without part=")
+        return _load_safetensors(path, trust, rename)
     except (FormatError, TrustError) as error:
         raise _named(error, path) from error.__cause__
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the first bytes, or else the suffix, say that this is a safetensors file."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and start[:2] != b"PK")
 
 
 def _load_safetensors(path: Path, trust: Trusted, rename: Renames | None) -> nn.Module:

@@ -30,12 +30,12 @@ from modsurg.tree.wrappers import unwrap
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """A model taken apart.
+    """A model as data: its structure and its state.
 
     Attributes:
         data: The tree, JSON-able.
         state: The state_dict, tied tensors under each of their names, and after it the tensors that the tree names and
-            the state_dict does not know.
+            the state_dict does not have.
     """
 
     data: dict[str, Any]
@@ -49,7 +49,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         module: Any model. A torch.compile wrapper is looked through.
 
     Raises:
-        SaveError: Something that no data can stand for (a lambda, an open file), all of it, each by its path.
+        SaveError: Values that a file can not hold (a lambda, an open file), all of them, each by its path.
 
     Example:
         >>> data = describe(nn.Linear(2, 3))
@@ -102,7 +102,7 @@ def build(
     """
     checked(data)
     if "partial" in data:
-        raise FormatError("its tree was taken from a pickle to be looked at: open the .pt itself with load_model")
+        raise FormatError("its tree comes from a pickle and is not complete. Try: load_model of the .pt file itself")
     names = Trust(trust, rename).resolve(data["names"])
     try:
         return _Building(data, names, make_tensors(data["tensors"], values)).module()
@@ -154,7 +154,7 @@ class _Building:
         module.__dict__.update(locks)
 
     def _fill(self, module: nn.Module, node: Mapping[str, Any]) -> None:
-        taken: set[str] = set()
+        used: set[str] = set()
         for kind, slots, objects in (
             ("parameters", module._parameters, self._tensors),
             ("buffers", module._buffers, self._tensors),
@@ -162,9 +162,9 @@ class _Building:
         ):
             for name, number in node.get(kind, {}).items():
                 check_child_name(type(module), name)
-                if name in module.__dict__ or name in taken:
+                if name in module.__dict__ or name in used:
                     raise FormatError(f"{name!r:.80} twice in a {type(module).__name__}")
-                taken.add(name)
+                used.add(name)
                 slots[name] = None if number is None else objects[number]
         module._non_persistent_buffers_set.update(node.get("transient", ()))
         add_norm_hooks(module, node.get("hooks", ()))

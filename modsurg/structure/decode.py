@@ -63,7 +63,7 @@ class Unpacker:
         self._objects: list[object] = []
 
     def unpack(self, data: Any) -> Any:
-        """The value that `data` stands for.
+        """Make the value that `data` describes.
 
         Raises:
             FormatError: Data of a kind that `Packer` does not write.
@@ -95,7 +95,7 @@ class Unpacker:
         if tag in _MUTABLE:
             return _MUTABLE[tag](self, content)
         if tag not in _VALUES:
-            raise FormatError(f"a value of kind {tag!r:.40}, which this version of modsurg does not know")
+            raise FormatError(f"a value of the unknown kind {tag!r:.40}")
         return _VALUES[tag](self, content), None
 
     def _share(self, number: int) -> Any:
@@ -247,14 +247,14 @@ def check_child_name(kind: type, name: str) -> None:
 def _constant(name: str, kind: type) -> Any:
     value = vars(torch).get(name)
     if type(value) is not kind:
-        raise FormatError(f"torch.{name!r:.40} is no {kind.__name__}")
+        raise FormatError(f"torch.{name!r:.40} is not a {kind.__name__}")
     return value
 
 
 def _float(text: str) -> float:
     value = float(text)
     if math.isfinite(value) and text != repr(value):
-        raise FormatError(f"{text!r:.40} is no number")
+        raise FormatError(f"{text!r:.40} is not a number")
     return value
 
 

@@ -115,7 +115,7 @@ def _make_weight_norm_hook(name: str) -> Any:
 def reparametrize(module: nn.Module, names: Iterable[str]) -> None:
     """Give a module whose parametrizations are in place the class and the properties that use them.
 
-    torch has no public way that leaves the parametrizations as they are: registering one computes it anew.
+    torch has no public way that leaves the parametrizations as they are: registering one computes it again.
     """
     for number, name in enumerate(names):
         lists = module._modules.get("parametrizations")

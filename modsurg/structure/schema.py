@@ -89,7 +89,7 @@ def checked(data: Any) -> dict[str, Any]:
         FormatError: It is damaged, or of a later version.
     """
     if not isinstance(data, dict) or type(data.get("version")) is not int:
-        raise FormatError("this is no tree of modsurg")
+        raise FormatError("this is not a tree that modsurg wrote")
     if data["version"] > VERSION:
         raise FormatError(
             f"the tree has version {data['version']}, this modsurg reads up to {VERSION}: upgrade modsurg"
@@ -119,14 +119,14 @@ def sound() -> Generator[None]:
 def _check(data: dict[str, Any]) -> None:
     tables = ("names", "attributes", "shared", "tensors", "modules")
     if not all(type(data[table]) is list for table in tables):
-        raise ValueError(f"one of {', '.join(tables)} is no list")
+        raise ValueError(f"one of {', '.join(tables)} is not a list")
     names, modules, tensors = data["names"], data["modules"], data["tensors"]
     if (
         type(data["root"]) is not int
         or data["root"] not in range(len(modules))
         or not all(type(name) is str for name in names)
     ):
-        raise ValueError("no root, or a name that is no text")
+        raise ValueError("there is no root, or a name is not a string")
     if not all(type(each) is dict for each in (*data["attributes"], *tensors, *modules)):
         raise ValueError("a list where a module, a tensor or attributes should be")
     for entry in tensors:
@@ -165,7 +165,7 @@ def _check_modules(modules: list[Any], names: list[str], attributes: list[Any], 
 
 
 def outline(data: Mapping[str, Any]) -> Iterator[Place]:
-    """Every path of the tree in module order, a module that stands at several paths at each of them.
+    """Every path of the tree in module order, a module with several paths at each of them.
 
     Args:
         data: What `read_tree` or `blueprint.describe` gives.

@@ -1,6 +1,6 @@
 """The tensors of a tree: which there are, under which names, and which share memory with which.
 
-A tensor that the state_dict knows has its name there. Another one (a buffer that is not persistent, a tensor kept as a
+A tensor of the state_dict has its name there. Another one (a buffer that is not persistent, a tensor kept as a
 plain attribute) is written into the tree itself where it is small, and beside the weights under a name of its own where
 it is not.
 """
@@ -112,7 +112,7 @@ def make_tensors(entries: Sequence[Mapping[str, Any]], values: Mapping[str, torc
 
     Raises:
         FormatError: A tensor is missing or of another shape than the tree says, or its dtype is of another kind; a file
-            that was converted to another floating dtype is taken as it is.
+            that was converted to another floating dtype is used unchanged.
     """
     if values is not None:
         check_within(entries)
@@ -127,7 +127,7 @@ def make_tensors(entries: Sequence[Mapping[str, Any]], values: Mapping[str, torc
 
 
 def check_within(entries: Sequence[Mapping[str, Any]]) -> None:
-    """Check that the tensors whose values are in the tree itself are no more than a writer puts there.
+    """Check that the tensors whose values are in the tree itself take no more room than a writer gives them.
 
     Raises:
         FormatError: They are.
@@ -252,7 +252,7 @@ def dtype_named(name: str) -> torch.dtype:
     """The dtype of a name such as "float32"."""
     dtype = vars(torch).get(name)
     if not isinstance(dtype, torch.dtype):
-        raise FormatError(f"{name!r:.40} is no dtype")
+        raise FormatError(f"{name!r:.40} is not a dtype")
     return dtype
 
 

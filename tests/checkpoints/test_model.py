@@ -216,14 +216,20 @@ def test_a_model_on_meta_has_nothing_to_keep(tmp_path):
 
 
 def test_names_that_say_nothing(tmp_path):
-    with pytest.raises(SaveError, match="the name does not say which format to write"):
+    with pytest.raises(SaveError, match="the suffix does not name a format"):
         save_model(nn.Linear(2, 2), tmp_path / "model")
     (tmp_path / "model").touch()
-    with pytest.raises(FormatError, match="the name does not say which format it has"):
+    with pytest.raises(FormatError, match="it is empty"):
         load_model(tmp_path / "model")
+    for name in ("m.pt", "m.safetensors"):
+        save_model(nn.Linear(2, 3), tmp_path / name)
+        for other in ("model", "net.pkl", "net.PT", "swapped.safetensors", "swapped.pt"):
+            (tmp_path / name).replace(tmp_path / other)
+            assert load_model(tmp_path / other).out_features == 3
+            (tmp_path / other).replace(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"no file .*gone\.safetensors"):
         load_model(tmp_path / "gone.safetensors")
-    with pytest.raises(SaveError, match="a dict is no nn"):
+    with pytest.raises(SaveError, match="a dict is not an nn"):
         save_model({}, tmp_path / "m.safetensors")
 
 
@@ -232,7 +238,7 @@ def test_a_directory_or_a_pipe_is_no_model(tmp_path):
         os.mkfifo(tmp_path / f"pipe{suffix}")
         (tmp_path / f"directory{suffix}").mkdir()
     for path in tmp_path.iterdir():
-        with pytest.raises(FormatError, match=rf"{path.name} is no file, and a whole model is one: build the model"):
+        with pytest.raises(FormatError, match=rf"{path.name} is a directory; a whole model is one file"):
             load_model(path)
 
 
@@ -294,7 +300,7 @@ def test_a_tree_that_does_not_fit_the_tensors(tmp_path):
         (tree.replace("float32", "int32"), "int32"),
         (tree.replace('"weight"', '"wait"'), "no tensor 'wait'"),
         (tree[:-1], "the tree can't be read"),
-        (json.dumps([]), "this is no tree of modsurg"),
+        (json.dumps([]), "this is not a tree that modsurg wrote"),
     ):
         state = {key: value.clone() for key, value in model.state_dict().items()}
         safetensors.torch.save_file(state, path, {KEY: text})
@@ -320,7 +326,7 @@ def test_a_converted_pickle_is_a_whole_model(tmp_path):
     save_model(model, tmp_path / "m.pt")
     convert(tmp_path / "m.pt", tmp_path / "m.safetensors")
     assert "ReLU" in str(summary(tmp_path / "m.safetensors"))
-    with pytest.raises(FormatError, match=r"open the \.pt itself"):
+    with pytest.raises(FormatError, match=r"comes from a pickle and is not complete"):
         load_model(tmp_path / "m.safetensors")
 
 

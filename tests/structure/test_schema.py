@@ -12,10 +12,10 @@ from modsurg.structure.build import build, describe
 from modsurg.structure.schema import KEY, checked, outline, read_tree
 
 WRONG = (
-    "^(this is no tree of modsurg|the tree is damaged: .+|.* of a Linear, which belongs to nn.Module itself"
-    "|'load' is no dtype|strides .+ of a tensor .+|a negative size"
+    "^(this is not a tree that modsurg wrote|the tree is damaged: .+|.* of a Linear, which belongs to nn.Module itself"
+    "|'load' is not a dtype|strides .+ of a tensor .+|a negative size"
     "|a tensor that reaches out of the memory of the one it lies in|.+ inside the tree .+"
-    "|a value of kind 'array', .+|no parametrization of 'weight'|a hook of kind '_' without its parameter)$"
+    "|a value of the unknown kind 'array'|no parametrization of 'weight'|a hook of kind '_' without its parameter)$"
 )
 
 
