@@ -116,7 +116,7 @@ def _is_safetensors(path: Path) -> bool:
     """Whether the first bytes, or else the suffix, say that this is a safetensors file."""
     with open(path, "rb") as file:
         start = file.read(9)
-    return start[8:] == b"{" or (path.suffix == ".safetensors" and start[:2] != b"PK")
+    return start[8:] == b"{" or path.suffix == ".safetensors"
 
 
 def _load_safetensors(path: Path, trust: Trusted, rename: Renames | None) -> nn.Module:
