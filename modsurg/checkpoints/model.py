@@ -51,7 +51,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     if not isinstance(model, nn.Module):
-        raise SaveError(f"{path}: a {type(model).__name__} is not an nn.Module. For a state_dict, try: save_state(state, path)")
+        kind = type(model).__name__
+        raise SaveError(f"{path}: a {kind} is not an nn.Module. For a state_dict, try: save_state(state, path)")
     try:
         if path.suffix in PICKLED:
             save_pickled(model, path)
@@ -101,7 +102,8 @@ def load_model(
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
     if not path.is_file():
-        raise FormatError(f"{path} is a directory; a whole model is one file. Try: build the model, then load_state(model, path)")
+        line = "build the model, then load_state(model, path)"
+        raise FormatError(f"{path} is a directory; a whole model is one file. Try: {line}")
     try:
         if not _is_safetensors(path):
             return load_pickled(path, part, trust, rename)
