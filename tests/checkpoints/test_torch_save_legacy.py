@@ -11,7 +11,7 @@ from torch import nn
 
 from modsurg import load_state
 from modsurg.checkpoints.formats.torch_save.reader import TorchSource
-from modsurg.errors import FormatError, TrustError
+from modsurg.errors import FormatError
 
 OLD = {"_use_new_zipfile_serialization": False}
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -118,60 +118,9 @@ def test_another_protocol(tmp_path):
         TorchSource(tmp_path / "old.pt")
 
 
-class Reference:
-    def __init__(self, key):
-        self.reference = key
-
-
-def tar_file(path, state=None, **members):
-    """As torch 0.1 wrote it: one storage of six floats, a view of it, and two tensors."""
-    state = {"w": Reference(101), "v": Reference(102)} if state is None else state
-    storages = dumped(1) + dumped((11, "cpu", Kind("FloatStorage"))) + struct.pack("<q6f", 6, *range(6))
-    storages += dumped([(12, 11, 4, 2)])
-    tensors = dumped(2)
-    tensors += dumped((101, 11, Kind("FloatTensor"))) + struct.pack("<ii2q2qq", 2, 0, 3, 2, 1, 3, 0)
-    tensors += dumped((102, 12, Kind("FloatTensor"))) + struct.pack("<iiqqq", 1, 0, 2, 1, 0)
-    contents = {"storages": storages, "tensors": tensors, "pickle": dumped(state)} | members
-    with tarfile.open(path, "w") as tar:
-        for name, data in contents.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
-def test_a_tar_file(tmp_path):
-    tar_file(tmp_path / "a.pt")
-    source = TorchSource(tmp_path / "a.pt")
-    assert source.read("w").tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert source.read("v").tolist() == [4, 5]
-    theirs = torch.load(tmp_path / "a.pt", weights_only=False)
-    assert torch.equal(source.read("w"), theirs["w"])
-    assert torch.equal(source.read("v"), theirs["v"])
-
-
-class Evil:
-    def __reduce__(self):
-        return eval, ("1/0",)
-
-
-def test_hostile_and_foreign_tar_files(tmp_path):
-    tar_file(tmp_path / "a.pt", {"w": Reference(101), "x": Evil()})
-    with pytest.raises(TrustError, match=r"wants to call builtins\.eval"):
-        TorchSource(tmp_path / "a.pt")
-    tar_file(tmp_path / "a.pt", {"w": Reference(109)})
-    with pytest.raises(FormatError, match="damaged or cut off"):
-        TorchSource(tmp_path / "a.pt")
+def test_a_tar_archive(tmp_path):
+    (tmp_path / "a.txt").write_text("weights")
     with tarfile.open(tmp_path / "b.pt", "w") as tar:
-        tar.add(tmp_path / "a.pt", "model/weights.pt")
-    with pytest.raises(FormatError, match=r"a tar archive, but not one of torch\.save"):
+        tar.add(tmp_path / "a.txt", "model/weights.pt")
+    with pytest.raises(FormatError, match=r"it is a tar archive: unpack it, and open what is in it"):
         TorchSource(tmp_path / "b.pt")
-
-
-def test_a_tar_file_cut_off(tmp_path):
-    tar_file(tmp_path / "a.pt")
-    data = (tmp_path / "a.pt").read_bytes()
-    end = data.index(b"pickle\0") + 512 + 20
-    for length in range(0, end, 97):
-        (tmp_path / "a.pt").write_bytes(data[:length])
-        with pytest.raises(FormatError, match=r"a\.pt"):
-            TorchSource(tmp_path / "a.pt")

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import re
-import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -163,30 +162,6 @@ def _model_pickle(data: bytes, here: Path) -> None:
     look(path)
 
 
-def _tar(data: bytes, here: Path) -> None:
-    path = here / "a.pt"
-    parts = [*data.split(_SPLIT), b"", b"", b""]
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, part in zip(("storages", "tensors", "pickle"), parts[:3], strict=True):
-            info = tarfile.TarInfo(name)
-            info.size = len(part)
-            tar.addfile(info, io.BytesIO(part))
-    look(path)
-
-
-def _tar_seeds() -> list[bytes]:
-    """As torch 0.1.9 wrote it: storages, tensors that view them, and a pickle that refers to the tensors."""
-    name = b"\x80\x02]q\x00."
-    storages = (
-        b"\x80\x02K\x01." + b"\x80\x02K\x07X\x03\x00\x00\x00cpuctorch\nFloatStorage\n\x87." + (6).to_bytes(8, "little")
-    )
-    storages += bytes(24) + name
-    numbers = b"".join(n.to_bytes(8, "little") for n in (3, 2, 2, 1, 0))
-    tensors = b"\x80\x02K\x01." + b"\x80\x02K\x01K\x07ctorch\nFloatTensor\n\x87." + b"\x02\0\0\0\0\0\0\0" + numbers
-    pickle = b"\x80\x02}X\x06\x00\x00\x00weightK\x01Qs."
-    return [_SPLIT.join((storages, tensors, pickle))]
-
-
 def _index(data: bytes, here: Path) -> None:
     for name, content in folder("shards").items():
         (here / name).write_bytes(content)
@@ -266,7 +241,6 @@ READERS = {
     "pickle": Reader(lambda: pickles(model=False), _pickle, mutate_pickle),
     "model_pickle": Reader(lambda: pickles(model=True), _model_pickle, mutate_pickle),
     "legacy": Reader(_files("legacy"), _raw(".pth"), mutate_pickle),
-    "tar": Reader(_tar_seeds, _tar, mutate_bytes),
     "index": Reader(lambda: [folder("shards")["net.safetensors.index.json"]], _index, mutate_json),
     "metadata": Reader(lambda: [folder("distributed")["dcp/.metadata"]], _distributed("dcp/.metadata"), mutate_pickle),
     "piece": Reader(

@@ -1,20 +1,16 @@
-"""Files of torch.save before version 1.6 (one pickle after the other) and before 0.1.10 (a tar archive).
+"""Files of torch.save before version 1.6: one pickle after the other, then the storages.
 
-Both are read in place: the file says before each storage how long it is, so the storages are found by counting.
+They are read in place: the file says before each storage how long it is, so the storages are found by counting.
 """
 
 import mmap
-import os
 import struct
-import tarfile
 from typing import Any, Final
 
 from modsurg.checkpoints.formats.file_io import Region
 from modsurg.checkpoints.formats.torch_save.tensors import (
     Storage,
-    Stored,
     TorchFile,
-    checked,
     loading,
     storage_dtype,
     storage_key,
@@ -25,7 +21,6 @@ from modsurg.errors import FormatError
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
 _PROTOCOL: Final = 1001
 _DAMAGE: Final = (struct.error, LookupError, TypeError, ValueError)
-_MEMBERS: Final = ("storages", "tensors", "pickle")
 
 
 def is_legacy(start: bytes) -> bool:
@@ -71,26 +66,6 @@ def read_legacy(whole: Region) -> TorchFile:
     return TorchFile(pickle, places)
 
 
-def read_tar(whole: Region) -> TorchFile:
-    """Open what torch.save wrote before version 0.1.10: storages, tensors that view them, and a pickle of the tensors.
-
-    Raises:
-        FormatError: Another archive, cut off, damaged or lying.
-    """
-    starts = _members(whole)
-    try:
-        with _mapped(whole) as data:
-            storages, places = _read_storages(_Stream(data, starts["storages"]), whole)
-            tensors = _read_tensors(_Stream(data, starts["tensors"]), storages)
-
-            def persistent(saved: Any) -> object:
-                return saved[0] if isinstance(saved, tuple) else tensors[storage_key(saved)]
-
-            return TorchFile(unpickle(data, loading(persistent), starts["pickle"]), places)
-    except _DAMAGE as error:
-        raise _damaged(error) from None
-
-
 class _Stream:
     """Pickles, numbers and storages, one after the other."""
 
@@ -116,42 +91,6 @@ class _Stream:
         if self.at > whole.nbytes:
             raise FormatError(f"it is cut off: a storage ends at byte {self.at:,}, and the file at {whole.nbytes:,}")
         return region
-
-
-def _read_storages(stream: _Stream, whole: Region) -> tuple[dict[str, Storage], dict[str, Region]]:
-    storages: dict[str, Storage] = {}
-    places = {}
-    for _ in range(_count(stream.unpickle())):
-        key, _, kind = stream.unpickle()
-        dtype = storage_dtype(kind)
-        places[storage_key(key)] = region = stream.counted(whole, dtype.itemsize)
-        storages[storage_key(key)] = Storage(storage_key(key), dtype, region.nbytes // dtype.itemsize)
-    for target, root, offset, numel in stream.unpickle():
-        base = storages[storage_key(root)]
-        storages[storage_key(target)] = Storage(base.key, base.dtype, _count(numel), _count(offset))
-    return storages, places
-
-
-def _read_tensors(stream: _Stream, storages: dict[str, Storage]) -> dict[str, Stored]:
-    tensors = {}
-    for _ in range(_count(stream.unpickle())):
-        key, storage, _ = stream.unpickle()
-        dims = _count(stream.numbers("<ii")[0])
-        sizes, strides, offset = (stream.numbers(f"<{n}q") for n in (dims, dims, 1))
-        tensors[storage_key(key)] = checked(storages[storage_key(storage)], (offset[0], sizes, strides))
-    return tensors
-
-
-def _members(whole: Region) -> dict[str, int]:
-    """Where the members of the tar archive begin."""
-    try:
-        with os.fdopen(os.dup(whole.fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = {name: tar.getmember(name) for name in _MEMBERS}
-    except (tarfile.TarError, EOFError, *_DAMAGE) as error:
-        raise FormatError(f"it is a tar archive, but not one of torch.save: {error}") from None
-    if not all(member.isreg() and not member.issparse() for member in members.values()):
-        raise FormatError("it is a tar archive, but not one of torch.save")
-    return {name: member.offset_data for name, member in members.items()}
 
 
 def _mapped(whole: Region) -> mmap.mmap:

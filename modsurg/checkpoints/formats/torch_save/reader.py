@@ -13,7 +13,7 @@ from modsurg.checkpoints.formats.file_io import Region
 from modsurg.checkpoints.formats.safetensors.header import foreign
 from modsurg.checkpoints.formats.source import Entry, Notes, Source
 from modsurg.checkpoints.formats.torch_save.find_state import Found, find_state, rebuild
-from modsurg.checkpoints.formats.torch_save.legacy import is_legacy, is_tar, read_legacy, read_tar
+from modsurg.checkpoints.formats.torch_save.legacy import is_legacy, is_tar, read_legacy
 from modsurg.checkpoints.formats.torch_save.tensors import Storage, Stored, TorchFile, loading, stored_id
 from modsurg.checkpoints.formats.torch_save.unpickler import unpickle
 from modsurg.checkpoints.formats.torch_save.writer import METADATA
@@ -61,7 +61,10 @@ def open_torch(fd: int, path: Path) -> TorchFile:
     if start.startswith(b"PK"):
         return read_zip(whole)
     if is_tar(start):
-        return read_tar(whole)
+        raise FormatError(
+            "it is a tar archive: unpack it, and open what is in it. If torch 0.1 wrote it, in 2017 or before: "
+            "torch.load(path, weights_only=False), if you trust whoever made it, and save that again"
+        )
     if is_legacy(start):
         return read_legacy(whole)
     if not start:
