@@ -5,7 +5,7 @@ import json
 import torch
 from torch import nn
 
-from modsurg.structure.build import build, describe, draw
+from modsurg.structure.build import build, describe, describe_model
 
 
 class Net(nn.Module):
@@ -26,10 +26,12 @@ class Net(nn.Module):
 
 def again(model):
     """The model by way of JSON, with its own values."""
-    blueprint = draw(model)
-    values = {key: value.detach().clone() for key, value in blueprint.state.items() if isinstance(value, torch.Tensor)}
-    packages = {name.partition(":")[0].partition(".")[0] for name in blueprint.data["names"]}
-    return build(json.loads(json.dumps(blueprint.data)), packages, values=values)
+    description = describe_model(model)
+    values = {
+        key: value.detach().clone() for key, value in description.state.items() if isinstance(value, torch.Tensor)
+    }
+    packages = {name.partition(":")[0].partition(".")[0] for name in description.data["names"]}
+    return build(json.loads(json.dumps(description.data)), packages, values=values)
 
 
 def assert_same(a, b):

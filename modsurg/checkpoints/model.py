@@ -15,7 +15,7 @@ from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.safetensors.source import SafetensorsSource, write_safetensors
 from modsurg.checkpoints.pickled import PICKLED, load_pickled, save_pickled
 from modsurg.errors import FormatError, ModsurgError, SaveError, TrustError
-from modsurg.structure.build import build, draw
+from modsurg.structure.build import build, describe_model
 from modsurg.structure.schema import KEY, read_tree
 from modsurg.structure.trust import Renames, Trusted
 
@@ -57,9 +57,9 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         if path.suffix in PICKLED:
             save_pickled(model, path)
         elif path.suffix == ".safetensors":
-            blueprint = draw(model)
-            tree = json.dumps(blueprint.data, separators=(",", ":"), allow_nan=False)
-            write_safetensors(path, MemorySource(blueprint.state, {KEY: tree}))
+            description = describe_model(model)
+            tree = json.dumps(description.data, separators=(",", ":"), allow_nan=False)
+            write_safetensors(path, MemorySource(description.state, {KEY: tree}))
         else:
             raise SaveError(f"the suffix does not name a format. Try: {_SUFFIXES}")
     except SaveError as error:

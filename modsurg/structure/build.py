@@ -14,7 +14,7 @@ from torch import nn
 
 from modsurg.errors import FormatError, TrustError
 from modsurg.structure.decode import Unpacker, check_child_name, set_attributes
-from modsurg.structure.describe import Drawing, children_first, may_replace
+from modsurg.structure.describe import ModelDescriber, children_first, may_replace
 from modsurg.structure.module_state import (
     SLOTS,
     add_norm_hooks,
@@ -29,7 +29,7 @@ from modsurg.tree.wrappers import unwrap
 
 
 @dataclass(frozen=True, slots=True)
-class Blueprint:
+class ModelDescription:
     """A model as data: its structure and its state.
 
     Attributes:
@@ -56,10 +56,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
         >>> data["names"], data["modules"][0]["parameters"]
         (['torch.nn.modules.linear:Linear'], {'weight': 0, 'bias': 1})
     """
-    return draw(module).data
+    return describe_model(module).data
 
 
-def draw(module: nn.Module) -> Blueprint:
+def describe_model(module: nn.Module) -> ModelDescription:
     """Take a model apart into its structure and its state; see `describe`."""
     root = unwrap(module)
     order = children_first(root)
@@ -69,12 +69,12 @@ def draw(module: nn.Module) -> Blueprint:
     names: dict[int, str] = {}
     for key, value in state.items():
         names.setdefault(id(value), key)
-    drawing = Drawing(order, TensorTable(names))
-    data = drawing.data()
-    for tensor, entry in zip(drawing.table.tensors, data["tensors"], strict=True):
+    describer = ModelDescriber(order, TensorTable(names))
+    data = describer.data()
+    for tensor, entry in zip(describer.table.tensors, data["tensors"], strict=True):
         if "name" in entry:
             state.setdefault(entry["name"], tensor)
-    return Blueprint(data, state)
+    return ModelDescription(data, state)
 
 
 def build(
@@ -89,8 +89,8 @@ def build(
         data: What `describe` gave, also by way of JSON.
         trust: Packages and classes besides torch.nn and torchvision, as in `load_model`.
         rename: Old dotted name -> the class that took its place, as in `load_model`.
-        values: The tensors in the state of `draw`, used as they are. Without them parameters and buffers are empty, on
-            the meta device.
+        values: The tensors in the state of `describe_model`, used as they are. Without them parameters and buffers are
+            empty, on the meta device.
 
     Raises:
         TrustError: Classes or functions that are not trusted, all of them; nothing was imported.

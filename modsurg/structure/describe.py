@@ -21,7 +21,7 @@ from modsurg.tree.walk import walk
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
 
-class Drawing:
+class ModelDescriber:
     """A model, and what has been said of it so far.
 
     Args:

@@ -1,6 +1,6 @@
 """What a whole-model file says of its tree, read without torch and without looking up a single class.
 
-`blueprint` writes the tree; here it is read by whoever only wants to look: `modsurg summary FILE`, `diff`.
+`describe` writes the tree. Here it is read for those who only look at it: `modsurg summary FILE`, `diff`.
 """
 
 import json
@@ -168,7 +168,7 @@ def outline(data: Mapping[str, Any]) -> Iterator[Place]:
     """Every path of the tree in module order, a module with several paths at each of them.
 
     Args:
-        data: What `read_tree` or `blueprint.describe` gives.
+        data: What `read_tree` or `describe` gives.
 
     Example:
         >>> data = {

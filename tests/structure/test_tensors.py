@@ -4,7 +4,7 @@ from blueprints import Net, again, assert_same
 from torch import nn
 
 from modsurg.errors import FormatError
-from modsurg.structure.build import build, draw
+from modsurg.structure.build import build, describe_model
 
 
 def test_buffers_and_tensors_outside_the_state():
@@ -20,7 +20,7 @@ def test_buffers_and_tensors_outside_the_state():
     assert torch.equal(back.anchors[0], torch.ones(2))
     assert back.anchors[1].shape == (0, 4)
     assert list(back.state_dict()) == ["inner.weight", "inner.bias"]
-    assert [key for key in draw(model).state if key not in model.state_dict()] == ["modsurg.beside.1"]
+    assert [key for key in describe_model(model).state if key not in model.state_dict()] == ["modsurg.beside.1"]
 
 
 def test_memory_that_two_tensors_share_stays_shared():
@@ -48,25 +48,25 @@ def test_strides_dtypes_and_odd_tensors():
 
 
 def test_a_tensor_in_the_tree_takes_no_more_than_the_file_has():
-    blueprint = draw(nn.Linear(2, 3))
+    description = describe_model(nn.Linear(2, 3))
     for shape in ([2**30], [2**18, 2]):
-        blueprint.data["tensors"][0] = {"data": "eJwDAAAAAAE=", "dtype": "float32", "shape": shape}
+        description.data["tensors"][0] = {"data": "eJwDAAAAAAE=", "dtype": "float32", "shape": shape}
         with pytest.raises(FormatError, match=r"the tensors inside the tree take more than 1,048,588 bytes"):
-            build(blueprint.data, values=blueprint.state)
-        assert build(blueprint.data).weight.is_meta
+            build(description.data, values=description.state)
+        assert build(description.data).weight.is_meta
 
 
 def test_a_tensor_of_the_file_is_copied_once():
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    blueprint = draw(model)
-    blueprint.data["tensors"] += [blueprint.data["tensors"][0]] * 9
+    description = describe_model(model)
+    description.data["tensors"] += [description.data["tensors"][0]] * 9
     with pytest.raises(FormatError, match="is named twice, each time with strides of its own"):
-        build(blueprint.data, values=blueprint.state)
+        build(description.data, values=description.state)
 
 
 def test_values_of_another_shape_are_refused():
-    blueprint = draw(nn.Linear(2, 3))
+    description = describe_model(nn.Linear(2, 3))
     with pytest.raises(FormatError, match=r"'weight' is torch.float32 \[5\] in the file"):
-        build(blueprint.data, values={**blueprint.state, "weight": torch.ones(5)})
+        build(description.data, values={**description.state, "weight": torch.ones(5)})
     with pytest.raises(FormatError, match="no tensor 'bias'"):
-        build(blueprint.data, values={"weight": blueprint.state["weight"]})
+        build(description.data, values={"weight": description.state["weight"]})

@@ -12,7 +12,7 @@ from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.registry import open_source
 from modsurg.checkpoints.formats.safetensors.source import write_safetensors
 from modsurg.errors import FormatError
-from modsurg.structure.build import draw
+from modsurg.structure.build import describe_model
 from modsurg.structure.schema import KEY
 from modsurg.views.diff import nodes
 from modsurg.views.diff.build import two_sides
@@ -85,9 +85,9 @@ def test_a_key_that_is_also_the_start_of_another():
 
 
 def test_a_tree_that_names_what_the_file_has_not(tmp_path):
-    blueprint = draw(nn.Linear(1, 1))
+    description = describe_model(nn.Linear(1, 1))
     path = tmp_path / "a.safetensors"
-    data = json.dumps(blueprint.data)
+    data = json.dumps(description.data)
     write_safetensors(path, MemorySource({"bias": torch.ones(1)}, {KEY: data}))
     with pytest.raises(FormatError, match="the tree is damaged: KeyError: 'weight'"):
         diff(path, path)

@@ -9,8 +9,8 @@ What a new module has of the model itself (the old module that it wraps, a weigh
 {"modules": {path in it: path in the model}, "parameters": {...}}. A part of the module that the same verb made for the
 site "a" is written "+a:path in that module".
 
-It holds no pickle. A new module is built from its blueprint, without a call to its constructor, and then initialised by
-its own `reset_parameters`.
+It holds no pickle. A new module is built from its description, without a call to its constructor, and then initialised
+by its own `reset_parameters`.
 """
 
 import json
@@ -41,7 +41,7 @@ class Recipe:
 
     Attributes:
         edits: The verbs in their order, with the paths that they met.
-        modules: Blueprints of the new modules.
+        modules: Descriptions of the new modules.
 
     Example:
         >>> import modsurg
