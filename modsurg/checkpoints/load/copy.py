@@ -53,7 +53,7 @@ def fill(source: Source, fills: Sequence[Fill]) -> None:
             read_all([(read.region, read.fill.target.tensor) for read in batch])
         for each in copies:
             filled.append(each.target.name)
-            _copy_values(source, each)
+            _write(each.target.tensor, each.read(source))
     tensors = [read.fill.target.tensor for read in reads]
     torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
@@ -98,18 +98,12 @@ def _distinct(fills: Sequence[Fill]) -> list[Fill]:
 
 def _direct_region(source: Source, each: Fill) -> Region | None:
     tensor = each.target.tensor
-    if each.overlap or each.resampling or not is_plain(tensor) or tensor.dtype != source[each.key].dtype:
+    if each.adapt or not is_plain(tensor) or tensor.dtype != source[each.key].dtype:
         return None
     return source.region(each.key)
 
 
-def _copy_values(source: Source, each: Fill) -> None:
-    tensor, values = each.target.tensor, source.read(each.key)
-    if each.resampling:
-        values = each.resampling.apply(values)
-    if each.overlap:
-        common = tuple(slice(0, min(sizes)) for sizes in zip(tensor.shape, values.shape, strict=True))
-        tensor, values = tensor.detach()[common], values[common]
+def _write(tensor: torch.Tensor, values: torch.Tensor) -> None:
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         tensor.detach().copy_(values)
 
@@ -121,8 +115,7 @@ def _restore_on_failure(source: Source, fills: Sequence[Fill]) -> Iterator[list[
         yield []
     except BaseException as error:
         for each, values in zip(fills, before, strict=True):
-            with torch.inference_mode(values.is_inference()), torch.no_grad():
-                each.target.tensor.detach().copy_(values)
+            _write(each.target.tensor, values)
         if isinstance(error, OSError):
             reason = error.strerror or error
             raise LoadError(f"{source.path} can't be read ({reason}); nothing was loaded") from error

@@ -78,14 +78,7 @@ def _restore(tensor: torch.Tensor, kind: type, values: torch.Tensor) -> None:
 def _state(model: nn.Module, source: Source, plan: Plan) -> OrderedDict[str, Any]:
     state: OrderedDict[str, Any] = OrderedDict()
     for fill in plan.fills:
-        values = source.read(fill.key)
-        if fill.resampling:
-            values = fill.resampling.apply(values)
-        if fill.overlap:
-            common = tuple(slice(0, min(sizes)) for sizes in zip(values.shape, fill.target.tensor.shape, strict=True))
-            values, part = fill.target.tensor.detach().clone(), values[common]
-            values[common] = part.to(values)
-        state[fill.target.name] = values
+        state[fill.target.name] = fill.read(source)
     for name, key in [*plan.reshaped.items(), *plan.leftover.items(), *((name, key) for name, _, key in plan.extra)]:
         state[name] = source.read(key) if key in source else source.notes.extra[key]
     if source.notes.versions:

@@ -8,10 +8,11 @@ from torch import nn
 
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.source import Source
+from modsurg.checkpoints.load.advice import check_missing_and_unexpected
 from modsurg.checkpoints.load.copy import fill
 from modsurg.checkpoints.load.custom import load_through_torch, snapshot
 from modsurg.checkpoints.load.model_tensors import Targets, fill_meta, find_targets
-from modsurg.checkpoints.load.plan import Options, Plan, check_missing_and_unexpected, make_plan
+from modsurg.checkpoints.load.plan import Options, Plan, make_plan
 from modsurg.checkpoints.load.report import LoadReport, Problems
 from modsurg.checkpoints.verify import require_verified
 from modsurg.errors import LoadError, warn
@@ -33,7 +34,7 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
     if verify:
         require_verified(source, plan.keys(source))
     if isinstance(source, MemorySource):
-        stays = {fill.key: fill.target.tensor for fill in plan.fills if not fill.overlap}
+        stays = {fill.key: fill.target.tensor for fill in plan.fills if fill.adapt is None}
         unasked = [key for key in plan.leftover.values() if key in source] if custom else []
         source.keep_apart([*plan.keys(source), *unasked], (target.tensor for target in targets.tensors.values()), stays)
     with ExitStack() as way_back:

@@ -54,6 +54,11 @@ class Targets:
     unfilled: list[str]
     model: nn.Module
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor; None for extra state, and for a lazy tensor."""
+        target = self.tensors.get(name)
+        return None if target is None or is_lazy(target.tensor) else tuple(target.tensor.shape)
+
 
 def find_targets(model: nn.Module) -> Targets:
     """Collect the places of a model.

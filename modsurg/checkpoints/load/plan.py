@@ -1,7 +1,8 @@
 """The plan of a load: what goes where, or all the reasons why it can't. Nothing is changed here."""
 
-import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -9,16 +10,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.derived import count_overflows, is_general
-from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Entry, Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, pair, renamer
 from modsurg.checkpoints.load.model_tensors import Target, Targets
-from modsurg.checkpoints.load.report import SHOWN, LoadReport, Problems, as_code
+from modsurg.checkpoints.load.report import LoadReport, Problems, as_code
 from modsurg.checkpoints.load.sharing import check_sharing
-from modsurg.checkpoints.load.suggestions import Shapes, nearest_key, suggest_rules, suggest_tensor_rules
-from modsurg.checkpoints.rules import Concat, Interpolate, Split, Transpose, apply_rules, rule_as_code
+from modsurg.checkpoints.rules import Interpolate, rule_as_code
 from modsurg.errors import LoadError, counted
-from modsurg.structure.positions import Resampling, find_grid, guess_grids, holds_positions, plan_resampling
+from modsurg.structure.positions import find_grid, guess_grids, holds_positions, plan_resampling
 
 OnMismatch = Literal["error", "skip", "slice", "interpolate"]
 
@@ -40,14 +39,17 @@ class Fill:
     Attributes:
         target: Where.
         key: The source's key.
-        overlap: Only the part that both shapes have.
-        resampling: How position embeddings get the target's shape.
+        adapt: Gives the values the target's shape; None where they have it.
     """
 
     target: Target
     key: str
-    overlap: bool = False
-    resampling: Resampling | None = None
+    adapt: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def read(self, source: Source) -> torch.Tensor:
+        """Read the values, in the target's shape."""
+        values = source.read(self.key)
+        return values if self.adapt is None else self.adapt(values)
 
 
 @dataclass
@@ -118,7 +120,7 @@ def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan,
     names = [name for name in everything if chosen(name)]
     if not names and options.only is not None:
         raise LoadError(f"only={options.only!r} fits no key of the model; nothing was loaded")
-    renamed = _renamed(source, options)
+    renamed = rename_keys(source, options)
     homes = {name: renamed[key] for key, name in pair(renamed, everything).items()}
     planner = _Planner(source, targets, options)
     for name in names:
@@ -167,7 +169,7 @@ class _Planner:
         elif self.options.on_mismatch == "skip":
             self.plan.skipped[name] = problem
         elif self._sliceable(target, entry) and not lossy:
-            self.plan.fills.append(Fill(target, entry.name, overlap=True))
+            self.plan.fills.append(Fill(target, entry.name, partial(_put_into_copy, target)))
             self.plan.sliced[name] = problem
         elif self.options.on_mismatch == "interpolate" and not lossy and holds_positions(name):
             self._resample(target, entry, problem)
@@ -191,7 +193,7 @@ class _Planner:
             self._misfit(name, problem, skippable=True)
             return
         if resampling := plan_resampling(name, entry.shape, shape, grid):
-            self.plan.fills.append(Fill(target, entry.name, resampling=resampling))
+            self.plan.fills.append(Fill(target, entry.name, resampling.apply))
             self.plan.resampled[name] = problem
             return
         rules = []
@@ -234,92 +236,15 @@ class _Planner:
         self.plan.covered = sharing.covered
 
 
-def check_missing_and_unexpected(
-    source: Source, targets: Targets, plan: Plan, problems: Problems, options: Options
-) -> None:
-    """Add what is missing and what is too much to the problems, with the `rename=` that would mend it."""
-    left = {key: source[key].shape if key in source else None for key in plan.leftover.values()}
-    wanted = {name: _shape(targets, name) for name in (*plan.missing, *plan.dispensable)}
-    rules, served = _suggestion(source, targets, plan, options, (left, wanted))
-    for place, name in enumerate(plan.missing):
-        near = nearest_key(name, list(left)) if place < SHOWN and not rules else None
-        problems.missing[name] = f'; nearest: "{near}"' if near else ""
-    for name, key in plan.leftover.items():
-        problems.unexpected[key] = f', as "{name}"' if name != key else ""
-    problems.part = _part(plan)
-    whole = index_of(source.path) if source.path and plan.missing else None
-    if whole is not None:
-        problems.advice = f"{source.path} is one of several files: load_state(model, {as_code(str(whole))})"
-    elif rules:
-        matched = _matches_all(source, targets, replace(options, rename=rules))
-        problems.mended = matched and not any(map(_renumbers, rules.items()))
-        share = "They match" if matched else counted(served, "of them matches", "of them match")
-        problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
-    elif advice := _advise_tensor_rules(source, targets, plan, options, (left, wanted)):
-        problems.advice, problems.mended = advice, True
-    elif problems.misfits and _matches_all(source, targets, replace(options, on_mismatch="interpolate")):
-        problems.advice = 'They match with load_state(..., on_mismatch="interpolate")'
+def _put_into_copy(target: Target, values: torch.Tensor) -> torch.Tensor:
+    """The target's own values, with those that the file has for the same places."""
+    new = target.tensor.detach().clone()
+    common = tuple(slice(0, min(sizes)) for sizes in zip(new.shape, values.shape, strict=True))
+    new[common] = values[common].to(new)
+    return new
 
 
-def _advise_tensor_rules(
-    source: Source, targets: Targets, plan: Plan, options: Options, apart: tuple[Shapes, Shapes]
-) -> str:
-    """The `rules=` under which everything matches; empty if none is found."""
-    misfits = {key: (source[key].shape, _shape(targets, name)) for name, key in plan.reshaped.items()}
-    rules = suggest_tensor_rules(*apart, misfits)
-    if not rules or options.rename is not None:
-        return ""
-    try:
-        if not _matches_all(apply_rules(source, rules), targets, options):
-            return ""
-    except LoadError:
-        return ""
-    advice = f"They match with load_state(..., rules=[{', '.join(map(rule_as_code, rules))}]) (from modsurg.rules)"
-    square = any(fill.target.tensor.dim() == 2 and len(set(fill.target.tensor.shape)) == 1 for fill in plan.fills)
-    if any(isinstance(rule, Transpose) for rule in rules) and square:
-        advice += ". A square matrix does not show whether it is transposed: add those that are"
-    if any(isinstance(rule, Concat | Split) for rule in rules):
-        advice += ". Shapes do not show the order of the parts: check it"
-    return advice
-
-
-def _matches_all(source: Source, targets: Targets, options: Options) -> bool:
-    """Whether these options give a plan without a problem: every key has a name, and every name a key."""
-    plan, problems = make_plan(source, targets, options)
-    return not (problems or plan.missing or plan.leftover)
-
-
-def _part(plan: Plan) -> list[str]:
-    """What `only=` would have to be, if the source has some children of the model whole, and nothing of the others."""
-    whole = dict.fromkeys(fill.target.name.split(".")[0] for fill in plan.fills)
-    return [] if plan.leftover or any(name.split(".")[0] in whole for name in plan.missing) else list(whole)
-
-
-def _renumbers(rule: tuple[str, str | None]) -> bool:
-    """Whether a layer gets another number, as after an edit, where more of them may have moved than keys tell."""
-    old, new = (re.findall(r"(?<![^.])\d+(?![^.])", name or "") for name in rule)
-    return bool(old and new and old != new)
-
-
-def _suggestion(
-    source: Source, targets: Targets, plan: Plan, options: Options, apart: tuple[Shapes, Shapes]
-) -> tuple[dict[str, str | None], int]:
-    """A `rename=` that was tried, and how many keys without a name it brings to one; none if it spoils others."""
-    left, wanted = apart
-    if callable(options.rename) or not left or not wanted:
-        return {}, 0
-    rules = {**(options.rename or {}), **suggest_rules(left, wanted, [fill.key for fill in plan.fills])}
-    try:
-        renamed = _renamed(source, replace(options, rename=rules))
-        homes = {renamed[new]: name for new, name in pair(renamed, [*targets.tensors, *targets.extra]).items()}
-    except LoadError:
-        return {}, 0
-    served = sum(homes[key] in wanted and wanted[homes[key]] == shape for key, shape in left.items() if key in homes)
-    spoilt = any(homes.get(fill.key) != fill.target.name for fill in plan.fills)
-    return ({}, 0) if spoilt or not served else (rules, served)
-
-
-def _renamed(source: Source, options: Options) -> dict[str, str]:
+def rename_keys(source: Source, options: Options) -> dict[str, str]:
     """New name -> the source's key."""
     try:
         new_name = renamer(options.rename, source.keys_in_order)
@@ -334,11 +259,6 @@ def _renamed(source: Source, options: Options) -> dict[str, str]:
             raise LoadError(f"rename: {renamed[name]!r} and {key!r} both become {name!r}; nothing was loaded")
         renamed[name] = key
     return renamed
-
-
-def _shape(targets: Targets, name: str) -> tuple[int, ...] | None:
-    target = targets.tensors.get(name)
-    return None if target is None or is_lazy(target.tensor) else tuple(target.tensor.shape)
 
 
 def _rank(dtype: torch.dtype) -> int:
