@@ -17,7 +17,7 @@ ModsurgError (a ValueError)
 ├── TrustError               a class or function that the caller did not trust; nothing of it ran
 ├── CheckpointError          keeping a model
 │   ├── SaveError            what can't be kept, by its path; no file was touched
-│   ├── LoadError            a state that does not fit; nothing was loaded
+│   ├── LoadError            a state that does not match; nothing was loaded
 │   ├── MergeError           checkpoints that can't be merged; nothing was written
 │   ├── FormatError          a file that is not what its name says: cut off, lying, foreign
 │   └── IntegrityError       a stored hash that does not hold

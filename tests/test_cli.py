@@ -232,7 +232,7 @@ def test_env(capsys):
         (["diff", "page.safetensors", "a.safetensors"], "HTML page"),
         (["summary", "a.safetensors", "--depth", "0"], "depth=0"),
         (["convert", "a.safetensors", "c.pt", "--dtype", "float3"], "torch has no such dtype"),
-        (["convert", "a.safetensors", "c.pt", "--only", "nothing"], "fits no key"),
+        (["convert", "a.safetensors", "c.pt", "--only", "nothing"], "matches no key"),
         (["convert", "a.safetensors", "c.unknown"], "c.unknown"),
     ],
 )

@@ -28,7 +28,7 @@ class Conversion:
         tensors: How many there are in it, tied ones included.
         nbytes: Their size in bytes, tied ones once.
         taken: Where in a checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
-        left: What lay in the source and was not taken: keys that were not chosen, and what is no state.
+        left: What lay in the source and was not written: keys that were not chosen, and what is not part of the state.
         kept: Keys that kept their own floating dtype, because `dtype` can't hold what they mean.
     """
 
@@ -64,7 +64,7 @@ def convert(
 ) -> Conversion:
     r"""Write a checkpoint in another format, under other names, in another dtype, or split into shards.
 
-    Tensor by tensor: a file larger than the memory is no matter. Ties, key order, metadata, extra state and module
+    Tensor by tensor, so that a file may be larger than the memory. Ties, key order, metadata, extra state and module
     versions come along. The target appears when it is whole; it may be the source itself.
 
     Args:
@@ -88,9 +88,9 @@ def convert(
     Raises:
         FileNotFoundError: No source.
         FormatError: The source is not what its name says.
-        TrustError: The source wants something done that is no data. Nothing of it ran.
-        SaveError: A name or value that the target's format can't keep, `only` or a rule of `rename` that fits no key,
-            finite values that `dtype` can't hold, or a full disk. The target is as it was.
+        TrustError: Opening the source would run code. Nothing of it ran.
+        SaveError: A name or value that the target's format can't keep, `only` or a rule of `rename` that matches no
+            key, finite values that `dtype` can't hold, or a full disk. The target keeps what it held.
 
     Example:
         >>> import tempfile
@@ -159,7 +159,7 @@ def _names(source: Source, rename: Rename, only: Only) -> dict[str, str]:
         if not keys and only is not None:
             shown = ", ".join(source.keys_in_order[:3])
             raise SaveError(
-                f"only={only!r} fits no key of {source.path}; nothing was written. The keys are like {shown}"
+                f"only={only!r} matches no key of {source.path}; nothing was written. The keys are like {shown}"
             )
         new_name = renamer(rename, keys)
         renamed = [(key, new_name(key)) for key in keys]

@@ -52,7 +52,7 @@ def check_random_states(states: dict[str, Any]) -> None:
             numpy.random.RandomState().set_state(states["numpy"])
         accelerators = [*states.get("cuda", ()), *([states["mps"]] if "mps" in states else [])]
         if not all(isinstance(state, torch.Tensor) and state.dtype == torch.uint8 for state in accelerators):
-            raise TypeError("the state of an accelerator that is no tensor of bytes")
+            raise TypeError("the state of an accelerator is not a tensor of bytes")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise FormatError(f"the random states in it are damaged: {error}") from error
 

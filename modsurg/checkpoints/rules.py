@@ -285,7 +285,7 @@ class RuledSource(Source):
 
     Args:
         source: Where the values come from; closed with this one.
-        outputs: What is made. It stands where the first of its parts stood.
+        outputs: What is made. Its place in the order is that of its first part.
 
     Raises:
         LoadError: A name that the source has already, or two outputs of one name.

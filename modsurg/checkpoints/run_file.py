@@ -34,7 +34,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 @dataclass
-class Run:
+class RunState:
     """What a file of `save_checkpoint` holds, in memory and in plain data.
 
     Attributes:
@@ -72,7 +72,8 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
         The file to load: `path`.
 
     Raises:
-        SaveError: Something without a state, or with one that is no plain data and no tensors. No file was touched.
+        SaveError: Something without a state, or with one that holds more than plain data and tensors; no file was
+            touched.
 
     Example:
         >>> import tempfile
@@ -109,7 +110,7 @@ def save_checkpoint(path: str | os.PathLike[str], *, step: int = 0, **stateful: 
 def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
     """Set everything given to what the file holds, and the random states too; returns the step.
 
-    All of it is checked first: where something does not fit, nothing at all is changed. What is in the file and is
+    All of it is checked first: where something does not match, nothing is changed. What is in the file and is
     not asked for stays unread. To get weights only, `load_state(model, path)` reads the same file.
 
     Args:
@@ -119,22 +120,22 @@ def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
     Raises:
         LoadError: A name that the file does not hold, an optimizer or scheduler of another class, a model with other
             parameters or shapes.
-        FormatError: The file is no run, or is damaged.
+        FormatError: The file is not a run, or is damaged.
 
     Example:
         >>> import tempfile
         >>> path = save_checkpoint(tempfile.mkdtemp() + "/run.safetensors", model=nn.Linear(2, 1))
         >>> load_checkpoint(path, model=nn.Linear(3, 1))
         Traceback (most recent call last):
-        modsurg.errors.LoadError: ...run.safetensors does not fit; nothing was loaded.
-          model.weight  file (1, 2), here (1, 3): build it as it was when it was saved
+        modsurg.errors.LoadError: ...run.safetensors does not match; nothing was loaded.
+          model.weight  file (1, 2), here (1, 3): build it with the arguments of the saved one
     """
     run = read_run(path)
     restore(run, stateful)
     return run.step
 
 
-def read_run(path: str | os.PathLike[str]) -> Run:
+def read_run(path: str | os.PathLike[str]) -> RunState:
     """Read a file of `save_checkpoint` into memory; see `load_checkpoint` for what it raises."""
     path = Path(path)
     with open_source(path) as source:
@@ -145,16 +146,16 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             tensors = {key: source.read(key) for key in source}
             states = {name: decode(state, tensors) for name, state in data["states"].items()}
             random = decode(data["random"], tensors)
-            run = Run(path, data["step"], data["classes"], states, random, data.get("versions"))
+            run = RunState(path, data["step"], data["classes"], states, random, data.get("versions"))
             if type(run.step) is not int or not all(type(run.classes[name]) is str for name in states):
                 raise TypeError("a step or a class that can't be")
             check_random_states(run.random)
         except UNREADABLE as error:
-            raise FormatError(f"{path}: what it says of its run can't be read ({error!r:.200}).") from error
+            raise FormatError(f"{path}: its run metadata is corrupt ({error!r:.200}).") from error
     return run
 
 
-def restore(run: Run, stateful: Mapping[str, object]) -> None:
+def restore(run: RunState, stateful: Mapping[str, object]) -> None:
     """Set everything in `stateful` to what the run holds, all or nothing, and the random states."""
     stateful = _unwrapped(stateful)
     absent = [name for name in stateful if name not in run.states]
@@ -168,7 +169,7 @@ def restore(run: Run, stateful: Mapping[str, object]) -> None:
     if problems:
         more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
         lines = "\n  ".join(problems[:10] + more)
-        raise LoadError(f"{run.path} does not fit; nothing was loaded.\n  {lines}")
+        raise LoadError(f"{run.path} does not match; nothing was loaded.\n  {lines}")
     before = random_states()
     undo: dict[str, Callable[[], object]] = {}
     filled: list[str] = []
@@ -205,11 +206,11 @@ def _describe_rest(lost: Sequence[str], filled: Sequence[str]) -> str:
         new = f"{', '.join(whole)} {'has' if len(whole) == 1 else 'have'} the new values and " if whole else ""
         parts.append(f"{new}{last} may have some of them: load again")
     if lost:
-        parts.append(f"{', '.join(lost)} did not take the old state either: create it again")
+        parts.append(f"{', '.join(lost)} could not get its old state back: create it again")
     return "; ".join(parts) or "nothing was loaded."
 
 
-def _given(run: Run, name: str, value: object, names: Mapping[int, str]) -> Any:
+def _given(run: RunState, name: str, value: object, names: Mapping[int, str]) -> Any:
     """The state in the file as `value` takes it."""
     state = run.states[name]
     if isinstance(value, Optimizer):
@@ -273,7 +274,7 @@ def _kind(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _problems(run: Run, name: str, value: object, names: Mapping[int, str]) -> list[str]:
+def _problems(run: RunState, name: str, value: object, names: Mapping[int, str]) -> list[str]:
     if isinstance(value, nn.Module):
         return _model_problems(name, run.states[name], value)
     if run.classes[name] != _kind(value):
@@ -295,7 +296,7 @@ def _model_problems(name: str, saved: Mapping[str, Any], model: nn.Module) -> li
             if there.shape != here.shape:
                 sizes = list(zip(there.shape, here.shape, strict=False))
                 advice = _resizing(name, layers, key, sizes) or (
-                    "" if advised else ": build it as it was when it was saved"
+                    "" if advised else ": build it with the arguments of the saved one"
                 )
                 advised = True
                 lines.append(f"{name}.{key}  file {tuple(there.shape)}, here {tuple(here.shape)}{advice}")

@@ -117,7 +117,7 @@ def save_state(
         The file to load: `path`, or the index of the shards.
 
     Raises:
-        SaveError: Something that can't be kept, by its key; a full disk. The old file is as it was.
+        SaveError: Something that can't be kept, by its key; a full disk. The old file keeps what it held.
 
     Example:
         >>> import tempfile
@@ -173,7 +173,7 @@ def read_state(
     Raises:
         FileNotFoundError: Nothing there.
         FormatError: The file is not what its name says, or has no such part.
-        LoadError: `where` fits no key, or `dtype` is no floating one.
+        LoadError: `where` matches no key, or `dtype` is not a floating dtype.
 
     Example:
         >>> import tempfile
@@ -188,7 +188,7 @@ def read_state(
     if not keys and where is not None:
         shown = ", ".join(source.keys_in_order[:3])
         source.close()
-        raise LoadError(f"{where!r} fits no key of {path}. The keys are like {shown}")
+        raise LoadError(f"{where!r} matches no key of {path}. The keys are like {shown}")
     if dtype is not None:
         source = DerivedSource(source, dtype=dtype, allow_overflow=allow_overflow)
     return State(source, keys, device)
@@ -214,7 +214,7 @@ def load_state(
         model: Filled in place.
         path_or_state: A file of any format, a `state_dict`, or what `read_state` gives. Of a run (`save_checkpoint`,
             or the trainer's `best.safetensors`) the model's weights are taken.
-        strict: Every key of the model is in the file, and the other way round. False loads what fits by name.
+        strict: Every key of the model is in the file, and the other way round. False loads what matches by name.
         rename: From the file's keys to the model's: `{"backbone.": "", "head": "fc"}` (None leaves out), rules
             `{r"re:blocks\.(\d+)\.(.*)": r"layer\1.\2"}`, or a function.
         rules: `modsurg.rules`, for tensors that the file stores otherwise: packed, apart, transposed, or for another
@@ -229,7 +229,7 @@ def load_state(
         What was loaded, and what was not.
 
     Raises:
-        LoadError: The state does not fit; the message lists what, and the argument that mends it.
+        LoadError: The state does not match; the message lists what, and the argument that mends it.
         FormatError: The file is not what its name says.
         IntegrityError: A stored hash does not hold (only with `verify`).
 
@@ -294,6 +294,6 @@ def _check_metadata(metadata: Mapping[str, str] | None) -> None:
         try:
             (name + text).encode()
         except UnicodeEncodeError as error:
-            raise SaveError(f"metadata[{name!r}] is no valid text ({error.reason}): encode it, as by repr()") from None
+            raise SaveError(f"metadata[{name!r}] is not valid text ({error.reason}): encode it, as by repr()") from None
         if name.startswith("modsurg."):
             raise SaveError(f"metadata[{name!r}]: names that begin with 'modsurg.' are taken; give it another name")

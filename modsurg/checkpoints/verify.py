@@ -45,7 +45,7 @@ class Verification:
             return visible(self.problem)
         parts = []
         if self.checked:
-            parts.append(counted(len(self.checked), "tensor is as it was", "tensors are as they were") + " written")
+            parts.append(counted(len(self.checked), "tensor holds", "tensors hold") + " what was written")
         if self.unhashed:
             parts.append(counted(len(self.unhashed), "has", "have") + " no stored hash (places and sizes are right)")
         if self.damaged:
@@ -129,7 +129,7 @@ def _begins_like_checkpoint(path: Path) -> bool:
 
 
 def require_verified(source: Source, keys: Iterable[str]) -> None:
-    """Raise unless every one of these tensors is as it was written.
+    """Raise unless every one of these tensors holds what was written.
 
     Raises:
         IntegrityError: A hash does not hold, or there is none.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modsurg.checkpoints.optimizer_state import carried, parameter_names
-from modsurg.checkpoints.run_file import Run
+from modsurg.checkpoints.run_file import RunState
 from modsurg.errors import RecipeError, TrainingError, TrustError, warn
 from modsurg.training.device import place
 
@@ -82,7 +82,7 @@ def again(trainer: "Trainer", recipes: list[str | None], file: Path) -> None:
         follow(trainer, report, before)
 
 
-def carry(trainer: "Trainer", run: Run) -> None:
+def carry(trainer: "Trainer", run: RunState) -> None:
     """Bring a file from before the trainer's latest edits under the present names; what is new keeps its own values."""
     own = run.states["trainer"]
     reports = trainer.reports[len(own["recipes"]) :]

@@ -30,7 +30,7 @@ def test_rules(rules, expected):
 
 @pytest.mark.parametrize("old", ["a.c", "b", "weight", "re:head.", "a.b.weigh"])
 def test_a_rule_that_fits_nothing_is_a_mistake(old):
-    with pytest.raises(LoadError, match="fits no key; nothing was loaded"):
+    with pytest.raises(LoadError, match="matches no key; nothing was loaded"):
         renamer({old: "x"}, KEYS)
 
 

@@ -141,13 +141,15 @@ def test_a_sparse_place():
 
 
 def test_arguments_that_fit_nothing():
-    refused(net(), net().state_dict(), r"only='encoder' fits no key of the model", only="encoder")
-    refused(net(), net().state_dict(), r"rename: 'fc' fits no key.*The keys are like 0\.weight", rename={"fc": "a"})
+    refused(net(), net().state_dict(), r"only='encoder' matches no key of the model", only="encoder")
+    refused(net(), net().state_dict(), r"rename: 'fc' matches no key.*The keys are like 0\.weight", rename={"fc": "a"})
     refused(net(), net().state_dict(), r"on_mismatch='crop' must be", on_mismatch="crop")
     refused(net(), net().state_dict(), r"rename: 're:\(': 'a' does not parse", PatternError, rename={"re:(": "a"})
-    refused(net(), net().state_dict(), r"'0\.weight' the name 3, which is no text.*None leaves", rename=lambda key: 3)
+    refused(
+        net(), net().state_dict(), r"'0\.weight' the name 3, which is not a string.*None leaves", rename=lambda key: 3
+    )
     for wrong in ([("0", "1")], {"0": 3}, {3: "0"}, "0"):
-        refused(net(), net().state_dict(), r'has to be a dict such as {"old": "new", .*or a function', rename=wrong)
+        refused(net(), net().state_dict(), r'must be a dict such as {"old": "new", .*or a function', rename=wrong)
     for wrong in (3, [3], b"0", nn.Linear, net()[0], net()):
         refused(net(), net().state_dict(), "chooses no keys: give a name, a glob or 're:...'", only=wrong)
     for new in (r"\2", r"\g<layer>"):

@@ -120,7 +120,7 @@ def test_a_damaged_run(text, tmp_path):
     with open_source(tmp_path / "run.safetensors") as source:
         write_source(tmp_path / "bad.safetensors", DerivedSource(source, metadata={"modsurg.run": text}))
     for attempt in (lambda path: load_state(nn.Linear(2, 1), path), lambda path: read_state(path, part="model")):
-        with pytest.raises(FormatError, match="what it says of its run can't be read"):
+        with pytest.raises(FormatError, match="its run metadata is corrupt"):
             attempt(tmp_path / "bad.safetensors")
 
 
@@ -134,5 +134,5 @@ def test_a_run_of_torchs_suffix_has_parts_too(tmp_path):
 
 def test_a_rule_with_the_name_of_the_run(run):
     model, path = run
-    with pytest.raises(LoadError, match=r"'model\.' fits no key.*0\.weight.*, of its 'model'"):
+    with pytest.raises(LoadError, match=r"'model\.' matches no key.*0\.weight.*, of its 'model'"):
         load_state(model, path, rename={"model.": ""})

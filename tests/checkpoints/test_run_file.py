@@ -218,7 +218,9 @@ class TestRefusals:
 
     def test_a_layer_that_has_no_such_line(self, tmp_path):
         save_checkpoint(tmp_path / "run.safetensors", model=nn.Sequential(nn.Conv2d(1, 4, 3)))
-        text = r"here \(2, 1, 3, 3\): build it as it was when it was saved\n  model.0.bias  file \(4,\), here \(2,\)$"
+        text = (
+            r"\(2, 1, 3, 3\): build it with the arguments of the saved one\n  model.0.bias  file \(4,\), here \(2,\)$"
+        )
         with pytest.raises(LoadError, match=text):
             load_checkpoint(tmp_path / "run.safetensors", model=nn.Sequential(nn.Conv2d(1, 2, 3)))
 
@@ -267,7 +269,7 @@ class TestRefusals:
         path = run[0].with_name("other.safetensors")
         note = {"mine": 1}
         save_checkpoint(path, note={"mine": 2}, broken=Broken())
-        with pytest.raises(LoadError, match=r"loading broken failed.*; broken did not take the old state"):
+        with pytest.raises(LoadError, match=r"loading broken failed.*; broken could not get its old state back"):
             load_checkpoint(path, note=note, broken=Broken())
         assert note == {"mine": 1}
 

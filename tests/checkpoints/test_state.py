@@ -234,7 +234,7 @@ def test_the_order_of_metadata_does_not_change_a_byte(tmp_path):
 def test_metadata(tmp_path):
     path = save_state(net(), tmp_path / "net.safetensors", metadata={"epoch": "3"})
     assert read_state(path).metadata == {"epoch": "3"}
-    with pytest.raises(SaveError, match=r"metadata\['a'\] is no valid text .*repr\(\)"):
+    with pytest.raises(SaveError, match=r"metadata\['a'\] is not valid text .*repr\(\)"):
         save_state(net(), tmp_path / "b.safetensors", metadata={"a": "\ud800"})
     with pytest.raises(SaveError, match=r"metadata is of type list: give names and texts"):
         save_state(net(), tmp_path / "b.safetensors", metadata=["a"])
@@ -282,7 +282,7 @@ class TestReadState:
 
     def test_where_fits_nothing(self, tmp_path):
         path = save_state(net(), tmp_path / "net.safetensors")
-        with pytest.raises(LoadError, match=r"'encoder' fits no key of .*The keys are like 0\.weight, 0\.bias"):
+        with pytest.raises(LoadError, match=r"'encoder' matches no key of .*The keys are like 0\.weight, 0\.bias"):
             read_state(path, "encoder")
 
     def test_device_and_dtype(self, tmp_path):

@@ -24,7 +24,7 @@ def test_a_good_file(suffix, tmp_path):
     found = verify(path)
     assert found
     assert found.checked == tuple(model.state_dict())
-    assert str(found) == f"{path}: 9 tensors are as they were written"
+    assert str(found) == f"{path}: 9 tensors hold what was written"
     assert load_state(net(), path, verify=True)
 
 
@@ -60,7 +60,7 @@ def test_a_bit_flipped_anywhere(suffix, tmp_path):
 
 def test_a_file_of_one_tensor(tmp_path):
     path = save_state({"a": torch.ones(2)}, tmp_path / "a.safetensors")
-    assert str(verify(path)) == f"{path}: 1 tensor is as it was written"
+    assert str(verify(path)) == f"{path}: 1 tensor holds what was written"
     save_file({"a": torch.ones(2)}, path)
     assert str(verify(path)) == f"{path}: 1 has no stored hash (places and sizes are right)"
 

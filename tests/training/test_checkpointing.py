@@ -416,7 +416,7 @@ def test_a_file_of_another_model_changes_nothing(tmp_path):
     model = nn.Linear(6, 3)
     before = model.weight.clone()
     other = Trainer(model, torch.optim.SGD(model.parameters()), nn.CrossEntropyLoss(), progress=False)
-    with pytest.raises(LoadError, match="does not fit; nothing was loaded"):
+    with pytest.raises(LoadError, match="does not match; nothing was loaded"):
         other.fit(loader, resume=tmp_path / "last.safetensors")
     assert torch.equal(model.weight, before)
     assert other.step == 0

@@ -89,7 +89,7 @@ def test_the_params_of_a_run_are_those_of_its_models(tmp_path):
 def test_a_run_that_says_nothing_of_itself(tmp_path):
     for text in ("{", "{}", "[]", '{"states": [], "classes": {}, "step": 1}', '{"states": {"a": 1}}', "[" * 100_000):
         write_safetensors(tmp_path / "run.safetensors", MemorySource({"a": torch.ones(1)}, {"modsurg.run": text}))
-        with pytest.raises(FormatError, match="what it says of its run can't be read"):
+        with pytest.raises(FormatError, match="its run metadata is corrupt"):
             summary(tmp_path / "run.safetensors")
 
 

@@ -58,7 +58,7 @@ def run_part(source: Source, part: str | None = None) -> Source:
         if chosen in found and (usual or part is not None or len(found) == 1):
             return RunPart(source, document, str(chosen))
     except UNREADABLE as error:
-        raise FormatError(f"{source.path}: what it says of its run can't be read ({error!r:.200}).") from error
+        raise FormatError(f"{source.path}: its run metadata is corrupt ({error!r:.200}).") from error
     if part is None and not found:
         return source
     if part is None:

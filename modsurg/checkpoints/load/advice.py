@@ -7,7 +7,7 @@ from typing import Any
 from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.key_mapping import pair
-from modsurg.checkpoints.load.model_tensors import Targets
+from modsurg.checkpoints.load.model_tensors import ModelTensors
 from modsurg.checkpoints.load.plan import Options, Plan, make_plan, rename_keys
 from modsurg.checkpoints.load.report import SHOWN, Problems, as_code
 from modsurg.checkpoints.load.suggestions import nearest_key, suggest_rules, suggest_tensor_rules
@@ -16,7 +16,7 @@ from modsurg.errors import LoadError, counted
 
 
 def check_missing_and_unexpected(
-    source: Source, targets: Targets, plan: Plan, problems: Problems, options: Options
+    source: Source, targets: ModelTensors, plan: Plan, problems: Problems, options: Options
 ) -> None:
     """Add what is missing and what is unexpected to the problems, with the argument that would mend it."""
     attempt = _Attempt(source, targets, plan, options)
@@ -49,7 +49,7 @@ class _Attempt:
         missing: Names that only the model has, and their shapes.
     """
 
-    def __init__(self, source: Source, targets: Targets, plan: Plan, options: Options) -> None:
+    def __init__(self, source: Source, targets: ModelTensors, plan: Plan, options: Options) -> None:
         self._source, self._targets, self._plan, self._options = source, targets, plan, options
         self.unexpected = {key: source[key].shape if key in source else None for key in plan.leftover.values()}
         self.missing = {name: targets.shape(name) for name in (*plan.missing, *plan.dispensable)}

@@ -19,13 +19,13 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
     r"""A function from a state's key to the model's; None leaves the key out.
 
     Args:
-        rename: A function; or rules, the longest that fits wins: `{"old": "new"}` for a key or everything below it,
+        rename: A function; or rules, the longest that matches wins: `{"old": "new"}` for a key or everything below it,
             `{"": "backbone."}` to add a prefix, `{r"re:blocks\.(\d+)\.(.*)": r"layer\1.\2"}` for a whole key, None as
-            the new name to leave out. A rule that fits no key as it is sees them without `module.` and `_orig_mod.`.
-        keys: The state's keys: a rule that fits none of them is an error.
+            the new name to leave out. A rule that matches no key as it is sees them without `module.` and `_orig_mod.`.
+        keys: The state's keys: a rule that matches none of them is an error.
 
     Raises:
-        LoadError: A rule that fits no key.
+        LoadError: A rule that matches no key.
         PatternError: A regular expression that does not parse.
 
     Example:
@@ -40,7 +40,7 @@ def renamer(rename: Rename, keys: Iterable[str]) -> Callable[[str], str | None]:
     if not isinstance(rename, Mapping) or not all(
         isinstance(text, str | None) for pair in rename.items() for text in pair
     ):
-        raise LoadError(f'rename={rename!r:.80} has to be a dict such as {{"old": "new", "head": None}}, or a function')
+        raise LoadError(f'rename={rename!r:.80} must be a dict such as {{"old": "new", "head": None}}, or a function')
     keys = list(keys)
     rules = [_fitting(old, rename[old], keys) for old in sorted(rename, key=len, reverse=True)]
 
@@ -127,7 +127,8 @@ def _checked(rename: Callable[[str], str | None]) -> Callable[[str], str | None]
         name = rename(key)
         if name is not None and not isinstance(name, str):
             raise LoadError(
-                f"rename gives {key!r} the name {name!r}, which is no text; nothing was loaded. None leaves a key out"
+                f"rename gives {key!r} the name {name!r}, which is not a string; nothing was loaded. "
+                "None leaves a key out"
             )
         return name
 
@@ -135,7 +136,7 @@ def _checked(rename: Callable[[str], str | None]) -> Callable[[str], str | None]
 
 
 def _fitting(old: str, new: str | None, keys: Sequence[str]) -> Rule:
-    """The rule for the keys as they are, or, where it fits none, for the keys without what wrappers put in."""
+    """The rule for the keys as they are, or, where it matches none, for the keys without what wrappers put in."""
     rule = as_rule(old, new)
 
     def within(key: str) -> tuple[str | None] | None:
@@ -147,11 +148,11 @@ def _fitting(old: str, new: str | None, keys: Sequence[str]) -> Rule:
     for each in (rule, within):
         if any(map(each, keys)):
             return each
-    raise LoadError(f"rename: {old!r} fits no key; nothing was loaded. The keys are like {', '.join(keys[:3])}")
+    raise LoadError(f"rename: {old!r} matches no key; nothing was loaded. The keys are like {', '.join(keys[:3])}")
 
 
 def as_rule(old: str, new: str | None) -> Rule:
-    """A function that gives the new name in a tuple, or None where the rule does not fit."""
+    """A function that gives the new name in a tuple, or None where the rule does not match."""
     if old.startswith("re:"):
         try:
             pattern = re.compile(old[3:])

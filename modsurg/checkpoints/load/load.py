@@ -11,7 +11,7 @@ from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.advice import check_missing_and_unexpected
 from modsurg.checkpoints.load.copy import fill
 from modsurg.checkpoints.load.custom import load_through_torch, snapshot
-from modsurg.checkpoints.load.model_tensors import Targets, fill_meta, find_targets
+from modsurg.checkpoints.load.model_tensors import ModelTensors, fill_meta, find_targets
 from modsurg.checkpoints.load.plan import Options, Plan, make_plan
 from modsurg.checkpoints.load.report import LoadReport, Problems
 from modsurg.checkpoints.verify import require_verified
@@ -52,7 +52,7 @@ def load(model: nn.Module, source: Source, options: Options, verify: bool = Fals
     return _report(source, targets, plan, options)
 
 
-def _report(source: Source, targets: Targets, plan: Plan, options: Options) -> LoadReport:
+def _report(source: Source, targets: ModelTensors, plan: Plan, options: Options) -> LoadReport:
     """What was done, and what would have done more."""
     hints = Problems()
     check_missing_and_unexpected(source, targets, plan, hints, options)
@@ -63,7 +63,7 @@ def _report(source: Source, targets: Targets, plan: Plan, options: Options) -> L
 
 
 def _load_custom(
-    model: nn.Module, source: Source, plan: Plan, targets: Targets, problems: Problems, options: Options
+    model: nn.Module, source: Source, plan: Plan, targets: ModelTensors, problems: Problems, options: Options
 ) -> None:
     try:
         load_through_torch(model, source, plan)
@@ -96,7 +96,7 @@ def _load_extra(source: Source, plan: Plan) -> Callable[[], None]:
     return undo
 
 
-def _refuse_leftover_meta(targets: Targets, options: Options) -> None:
+def _refuse_leftover_meta(targets: ModelTensors, options: Options) -> None:
     if targets.unfilled and options.strict and options.only is None:
         name = targets.unfilled[0]
         path, _, attribute = name.rpartition(".")

@@ -18,7 +18,7 @@ _MIGRATING = ("torch.nn.", "torchvision.")
 
 
 @dataclass(slots=True)
-class Target:
+class ModelTensor:
     """One tensor of a model.
 
     Attributes:
@@ -35,7 +35,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Targets:
+class ModelTensors:
     """All the places of a model.
 
     Attributes:
@@ -47,7 +47,7 @@ class Targets:
         model: The model.
     """
 
-    tensors: Mapping[str, Target]
+    tensors: Mapping[str, ModelTensor]
     extra: Mapping[str, nn.Module]
     custom: list[str]
     migrating: list[str]
@@ -60,14 +60,14 @@ class Targets:
         return None if target is None or is_lazy(target.tensor) else tuple(target.tensor.shape)
 
 
-def find_targets(model: nn.Module) -> Targets:
+def find_targets(model: nn.Module) -> ModelTensors:
     """Collect the places of a model.
 
     Raises:
         LoadError: A tensor whose values are not in one place (DTensor).
     """
-    found = Targets({}, {}, [], [], [], model)
-    tensors: dict[str, Target] = {}
+    found = ModelTensors({}, {}, [], [], [], model)
+    tensors: dict[str, ModelTensor] = {}
     extra: dict[str, nn.Module] = {}
     for path, module in walk(model).modules.items():
         prefix = f"{path}." if path else ""
@@ -75,7 +75,7 @@ def find_targets(model: nn.Module) -> Targets:
             if tensor.is_meta and name in module._non_persistent_buffers_set:
                 found.unfilled.append(prefix + name)
             if name not in module._non_persistent_buffers_set:
-                tensors[prefix + name] = _checked(Target(prefix + name, module, name, tensor))
+                tensors[prefix + name] = _checked(ModelTensor(prefix + name, module, name, tensor))
         found.unfilled.extend(
             prefix + name for name, value in vars(module).items() if isinstance(value, torch.Tensor) and value.is_meta
         )
@@ -85,10 +85,10 @@ def find_targets(model: nn.Module) -> Targets:
         if owners:
             ours = all(owner.startswith(_MIGRATING) for owner in owners)
             (found.migrating if ours else found.custom).append(path)
-    return Targets(tensors, extra, found.custom, found.migrating, found.unfilled, model)
+    return ModelTensors(tensors, extra, found.custom, found.migrating, found.unfilled, model)
 
 
-def fill_meta(targets: Iterable[Target]) -> Callable[[Container[str] | None], None]:
+def fill_meta(targets: Iterable[ModelTensor]) -> Callable[[Container[str] | None], None]:
     """Give memory to those targets that are on meta; what was tied or a view stays so.
 
     Returns:
@@ -96,7 +96,7 @@ def fill_meta(targets: Iterable[Target]) -> Callable[[Container[str] | None], No
     """
     storages: dict[int, torch.UntypedStorage] = {}
     made: dict[int, torch.Tensor] = {}
-    before: list[tuple[Target, torch.Tensor]] = []
+    before: list[tuple[ModelTensor, torch.Tensor]] = []
     for target in targets:
         old = target.tensor
         if not old.is_meta:
@@ -119,9 +119,9 @@ def fill_meta(targets: Iterable[Target]) -> Callable[[Container[str] | None], No
     return undo
 
 
-def shared_groups(targets: Iterable[Target]) -> list[list[Target]]:
-    """Targets that have memory in common, in groups of two or more; one alone if it overlaps itself."""
-    spans: dict[int, list[tuple[int, int, Target]]] = {}
+def shared_groups(targets: Iterable[ModelTensor]) -> list[list[ModelTensor]]:
+    """Tensors of the model that have memory in common, in groups of two or more; one alone if it overlaps itself."""
+    spans: dict[int, list[tuple[int, int, ModelTensor]]] = {}
     for target in targets:
         tensor = target.tensor
         if not is_lazy(tensor) and tensor.numel() and tensor.layout is torch.strided:
@@ -132,7 +132,7 @@ def shared_groups(targets: Iterable[Target]) -> list[list[Target]]:
     groups = []
     for members in spans.values():
         members.sort(key=lambda span: span[:2])
-        group: list[Target] = []
+        group: list[ModelTensor] = []
         end = -1
         for start, stop, target in members:
             if start >= end and group:
@@ -145,7 +145,7 @@ def shared_groups(targets: Iterable[Target]) -> list[list[Target]]:
 
 
 def overlaps_itself(tensor: torch.Tensor) -> bool:
-    """Whether two elements of the tensor may stand at the same place, as after `expand`."""
+    """Whether two elements of the tensor may have the same address, as after `expand`."""
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride <= reach:
@@ -161,7 +161,7 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensor
 
 
-def _checked(target: Target) -> Target:
+def _checked(target: ModelTensor) -> ModelTensor:
     kind = type(target.tensor)
     if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise LoadError(
@@ -182,7 +182,7 @@ def find_loading_code(module: nn.Module) -> Iterator[str]:
             function = getattr(hook, "hook", hook)
             yield getattr(function, "__module__", "")
     if any(tensor is not None and is_lazy(tensor) for tensor in module._parameters.values()):
-        yield ""  # its shapes are the file's, which is the affair of torch's own hooks
+        yield ""  # its shapes are the file's, so torch's own hooks set them
 
 
 def _on_storage(old: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
@@ -194,6 +194,6 @@ def _on_storage(old: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tenso
     return typed
 
 
-def _put(target: Target, tensor: torch.Tensor) -> None:
+def _put(target: ModelTensor, tensor: torch.Tensor) -> None:
     target.tensor = tensor
     setattr(target.module, target.attribute, tensor)

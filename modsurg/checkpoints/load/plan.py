@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from modsurg.checkpoints.formats.derived import count_overflows, is_general
 from modsurg.checkpoints.formats.source import Entry, Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, pair, renamer
-from modsurg.checkpoints.load.model_tensors import Target, Targets
+from modsurg.checkpoints.load.model_tensors import ModelTensor, ModelTensors
 from modsurg.checkpoints.load.report import LoadReport, Problems, as_code
 from modsurg.checkpoints.load.sharing import check_sharing
 from modsurg.checkpoints.rules import Interpolate, rule_as_code
@@ -42,7 +42,7 @@ class Fill:
         adapt: Gives the values the target's shape; None where they have it.
     """
 
-    target: Target
+    target: ModelTensor
     key: str
     adapt: Callable[[torch.Tensor], torch.Tensor] | None = None
 
@@ -65,8 +65,8 @@ class Plan:
         skipped: Name -> why it is left alone.
         sliced: Name -> the two shapes.
         resampled: Name -> the two shapes.
-        reshaped: Name -> the source's key, for shapes that do not fit: loading code of the model's own may mend them.
-        translated: Names that loading code of the model's own filled from keys that mean nothing to the model.
+        reshaped: Name -> the source's key, for shapes that do not match: loading code of the model's own may mend them.
+        translated: Names that loading code of the model's own filled from keys that are not names of the model.
         dispensable: Names that the file lacks, which does not matter.
     """
 
@@ -87,7 +87,7 @@ class Plan:
         extra = [key for _, _, key in self.extra if key in source]
         return [*(fill.key for fill in self.fills), *extra, *self.reshaped.values()]
 
-    def places(self, targets: Targets) -> list[Target]:
+    def places(self, targets: ModelTensors) -> list[ModelTensor]:
         """All targets that get their values."""
         filled = {fill.target.name for fill in self.fills} | self.covered | self.reshaped.keys()
         return [target for name, target in targets.tensors.items() if name in filled]
@@ -107,7 +107,7 @@ class Plan:
         )
 
 
-def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan, Problems]:
+def make_plan(source: Source, targets: ModelTensors, options: Options) -> tuple[Plan, Problems]:
     """Match a source with a model.
 
     Raises:
@@ -119,7 +119,7 @@ def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan,
     everything = [*targets.tensors, *targets.extra]
     names = [name for name in everything if chosen(name)]
     if not names and options.only is not None:
-        raise LoadError(f"only={options.only!r} fits no key of the model; nothing was loaded")
+        raise LoadError(f"only={options.only!r} matches no key of the model; nothing was loaded")
     renamed = rename_keys(source, options)
     homes = {name: renamed[key] for key, name in pair(renamed, everything).items()}
     planner = _Planner(source, targets, options)
@@ -140,7 +140,7 @@ def make_plan(source: Source, targets: Targets, options: Options) -> tuple[Plan,
 class _Planner:
     """Decides about one name after the other."""
 
-    def __init__(self, source: Source, targets: Targets, options: Options) -> None:
+    def __init__(self, source: Source, targets: ModelTensors, options: Options) -> None:
         self.source = source
         self.targets = targets
         self.options = options
@@ -156,7 +156,7 @@ class _Planner:
         else:
             self.plan.extra.append((name, self.targets.extra[name], key))
 
-    def _place_tensor(self, target: Target, entry: Entry) -> None:
+    def _place_tensor(self, target: ModelTensor, entry: Entry) -> None:
         name = target.name
         if is_lazy(target.tensor):
             self.plan.reshaped[name] = entry.name
@@ -180,12 +180,12 @@ class _Planner:
             if not lossy:
                 self.plan.reshaped[name] = entry.name
 
-    def _sliceable(self, target: Target, entry: Entry) -> bool:
+    def _sliceable(self, target: ModelTensor, entry: Entry) -> bool:
         """A part can be filled, and the rest has values already."""
         fits = len(entry.shape) == target.tensor.dim() and not target.tensor.is_meta
         return self.options.on_mismatch == "slice" and fits
 
-    def _resample(self, target: Target, entry: Entry, problem: str) -> None:
+    def _resample(self, target: ModelTensor, entry: Entry, problem: str) -> None:
         """Plan the resampling of position embeddings, or give the rule that tells how the file's are laid out."""
         name, shape = target.name, tuple(target.tensor.shape)
         grid = find_grid(self.targets.model, name)
@@ -236,7 +236,7 @@ class _Planner:
         self.plan.covered = sharing.covered
 
 
-def _put_into_copy(target: Target, values: torch.Tensor) -> torch.Tensor:
+def _put_into_copy(target: ModelTensor, values: torch.Tensor) -> torch.Tensor:
     """The target's own values, with those that the file has for the same places."""
     new = target.tensor.detach().clone()
     common = tuple(slice(0, min(sizes)) for sizes in zip(new.shape, values.shape, strict=True))

@@ -9,7 +9,7 @@ import xxhash
 from modsurg.checkpoints.formats.file_io import as_plain, memory
 from modsurg.checkpoints.formats.hashes import hash_region
 from modsurg.checkpoints.formats.source import Source
-from modsurg.checkpoints.load.model_tensors import Target, overlaps_itself, shared_groups
+from modsurg.checkpoints.load.model_tensors import ModelTensor, overlaps_itself, shared_groups
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Sharing:
     conflicts: Mapping[str, str]
 
 
-def check_sharing(source: Source, targets: Sequence[Target], keys: Mapping[str, str]) -> Sharing:
+def check_sharing(source: Source, targets: Sequence[ModelTensor], keys: Mapping[str, str]) -> Sharing:
     """Find the targets that share memory, and those of them that can't all have their values from the file.
 
     Args:
@@ -49,12 +49,12 @@ def check_sharing(source: Source, targets: Sequence[Target], keys: Mapping[str, 
     return Sharing(frozenset(covered), conflicts)
 
 
-def _covers(one: Target, other: Target) -> bool:
+def _covers(one: ModelTensor, other: ModelTensor) -> bool:
     (start, stop), (first, last) = _span(one.tensor), _span(other.tensor)
     return start <= first and last <= stop and one.tensor.nbytes == stop - start
 
 
-def _overlap(one: Target, other: Target) -> bool:
+def _overlap(one: ModelTensor, other: ModelTensor) -> bool:
     (start, stop), (first, last) = _span(one.tensor), _span(other.tensor)
     return first < stop and start < last
 
@@ -65,7 +65,7 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     return start, start + (int(reach) + 1) * tensor.element_size()
 
 
-def _agree(source: Source, one: Target, other: Target, keys: Mapping[str, str]) -> bool:
+def _agree(source: Source, one: ModelTensor, other: ModelTensor, keys: Mapping[str, str]) -> bool:
     """Whether the file has the same values for both where they overlap."""
     a, b = one.tensor, other.tensor
     same_view = bool(

@@ -168,7 +168,7 @@ def _from_run(path: Path, text: str, stored: Mapping[str, Stored], ties: Mapping
         kinds = {name: kind.rpartition(".")[2] for name, kind in run["classes"].items()}
         note = f"a run at step {run['step']:,}"
     except UNREADABLE as error:
-        raise FormatError(f"{path}: what it says of its run can't be read ({error!r:.200})") from None
+        raise FormatError(f"{path}: its run metadata is corrupt ({error!r:.200})") from None
     others: dict[str, list[Stored]] = {}
     for key, tensor in stored.items():
         name = key.partition(".")[0]
