@@ -10,11 +10,14 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from cifar_net import EXAMPLE, MODELS, STATES, CifarNet, accuracy
 from pictures import Batches, Data, PicturesError, load_pictures
+from predictions import draw_predictions
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -113,6 +116,12 @@ def make_trainer(options: argparse.Namespace, batches: Batches) -> Trainer:
     )
 
 
+def draw_test_pictures(trainer: Trainer, test: Batches) -> None:
+    """Show on TensorBoard what the network makes of the first test pictures."""
+    images, labels = next(iter(test))
+    draw_predictions(trainer, images, labels, test.dataset.classes)
+
+
 def edit(trainer: Trainer, batch_norm: bool) -> None:
     """One line for each kind of layer; the optimizer follows, and the kept run knows the edit."""
     with trainer.edit(example=EXAMPLE) as e:
@@ -177,14 +186,15 @@ def run(options: argparse.Namespace, data: Data) -> int:
     test = Batches(data.test, options.batch_size, like=data.train)
     trainer = make_trainer(options, train)
     print(summary(trainer.model, EXAMPLE), end="\n\n")
-    history = trainer.fit(train, test, options.epochs, resume=options.resume)
+    seen: dict[str, Any] = {"resume": options.resume, "on_epoch": partial(draw_test_pictures, test=test)}
+    history = trainer.fit(train, test, options.epochs, **seen)
     if trainer.reports:
-        history = trainer.fit(train, test, 2 * options.epochs, resume=options.resume)
+        history = trainer.fit(train, test, 2 * options.epochs, **seen)
     elif not history.stopped:
         keep_and_check(trainer, "trained", test, options)
         edit(trainer, options.batch_norm)
         print(summary(trainer.model, EXAMPLE), end="\n\n")
-        history = trainer.fit(train, test, options.epochs)
+        history = trainer.fit(train, test, options.epochs, **seen | {"resume": False})
     if history.stopped:
         return interrupted()
     keep_and_check(trainer, "edited", test, options)

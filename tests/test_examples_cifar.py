@@ -152,7 +152,7 @@ class TestBadInput:
 
     def test_a_resume_file_that_is_not_there(self, capsys, tmp_path):
         error = self.told(capsys, "--resume", str(tmp_path / "x.safetensors"), "--out", str(tmp_path))
-        assert "there is no such file" in error
+        assert "the file does not exist" in error
 
     @pytest.mark.parametrize("length", [0, 7, 500, -1])
     def test_a_cut_off_resume_file(self, capsys, tmp_path, finished, length):

@@ -1,4 +1,4 @@
-"""What a batch is: how it reaches the device, what of it goes to the model, how many samples it holds."""
+"""What a batch is: how it reaches the device, and what of it goes to the model."""
 
 import copy
 import dataclasses
@@ -26,30 +26,29 @@ def move(batch: Any, device: torch.device) -> Any:
         >>> move((torch.ones(2), {"y": "cat"}), torch.device("meta"))
         (tensor(..., device='meta', size=(2,)), {'y': 'cat'})
     """
-
-    def there(item: Any) -> Any:
-        if type(item) is torch.Tensor and item.device == device:
-            return item
-        pinned = device.type == "cuda" and isinstance(item, torch.Tensor)
-        return item.to(device, non_blocking=True) if pinned else item.to(device)
-
-    return changed(batch, there)
-
-
-def changed(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """The batch with every tensor, and everything else that has a method `to`, changed."""
     kind = type(batch)
-    if isinstance(batch, torch.Tensor) or callable(getattr(kind, "to", None)):
-        return change(batch)
+    if kind is torch.Tensor and batch.device == device:
+        return batch
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=device.type == "cuda")
+    if callable(getattr(kind, "to", None)):
+        return batch.to(device)
     if kind is list or kind is tuple:
-        return kind([changed(item, change) for item in batch])
+        return kind([move(item, device) for item in batch])
     if isinstance(batch, tuple):
-        return kind(*[changed(item, change) for item in batch])
-    return _opened(batch, change)
+        return kind(*[move(item, device) for item in batch])
+    if isinstance(batch, Mapping):
+        return _move_mapping(batch, device)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        copied = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            object.__setattr__(copied, field.name, move(getattr(batch, field.name), device))
+        return copied
+    return batch
 
 
 def fields(batch: Any) -> Mapping[str, Any] | None:
-    """The named parts of a mapping or a dataclass, None for anything else.
+    """Give the named parts of a mapping or a dataclass, None for anything else.
 
     Example:
         >>> fields({"x": 1}), fields((1, 2))
@@ -130,7 +129,9 @@ def read_signature(model: nn.Module) -> Signature:
     )
 
 
-def predict_batch(model: Callable[..., Any], signature: Signature, batch: Any, *, has_targets: bool) -> Any:
+def predict_batch(
+    model: Callable[..., Any], signature: Signature, batch: Any, *, has_targets: bool, where: object = "batch 1"
+) -> Any:
     """Call the model on a batch that may come without a target.
 
     Args:
@@ -139,6 +140,7 @@ def predict_batch(model: Callable[..., Any], signature: Signature, batch: Any, *
         batch: On the model's device. Of a tuple the model gets everything if its forward requires as much, and all
             but the last if it takes no more.
         has_targets: The last of a tuple is known to be the target.
+        where: The batch, by its number.
 
     Raises:
         BatchError: The last of a tuple may be an optional input or a target.
@@ -154,57 +156,13 @@ def predict_batch(model: Callable[..., Any], signature: Signature, batch: Any, *
         return model(*batch)
     if not has_targets and (signature.most is None or signature.most >= parts):
         most = "any number of" if signature.most is None else f"up to {signature.most}"
-        text = f"of {describe(batch)} the last may be a target or an input, as forward takes {most} inputs"
+        text = f"{where}: of {describe(batch)} the last may be a target or an input, as forward takes {most} inputs"
         raise BatchError(f"{text}. Try: batches ((a, b),) or dicts to give the model all of it, (a,) to leave b out.")
     return forward(model, signature.names, batch)[0]
 
 
-def count(batch: Any) -> int:
-    """How many samples a batch holds: the first size of the first tensor in it, 1 if there is none.
-
-    Example:
-        >>> count({"x": torch.ones(5, 3), "name": "a"})
-        5
-    """
-    tensor = batch[0] if type(batch) in (list, tuple) and batch else batch
-    if not isinstance(tensor, torch.Tensor) or not tensor.ndim:
-        tensor = first_tensor(batch)
-    return 1 if tensor is None else len(tensor)
-
-
-def first_tensor(batch: Any) -> torch.Tensor | None:
-    """The first tensor with a size in a batch."""
-    found: list[torch.Tensor] = []
-
-    def look(item: Any) -> Any:
-        if not isinstance(item, torch.Tensor):
-            return _opened(item, look)
-        if item.ndim:
-            found.append(item)
-        return item
-
-    changed(batch, look)
-    return found[0] if found else None
-
-
-def part(batch: Any, size: int) -> Any:
-    """The first `size` samples of a batch.
-
-    Example:
-        >>> part((torch.arange(4), "x"), 2)
-        (tensor([0, 1]), 'x')
-    """
-
-    def cut(item: Any) -> Any:
-        if not isinstance(item, torch.Tensor):
-            return _opened(item, cut)
-        return item[:size] if item.ndim else item
-
-    return changed(batch, cut)
-
-
 def describe(batch: Any) -> str:
-    """A batch in a few words, for messages.
+    """Describe a batch in a few words, for messages.
 
     Example:
         >>> print(describe([torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)]))
@@ -228,19 +186,11 @@ def _spread(model: Callable[..., Any], inputs: Any) -> Any:
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
-def _opened(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """A mapping or dataclass with every tensor in it changed; anything else as it is."""
-    if isinstance(batch, Mapping):
-        parts = {key: changed(item, change) for key, item in batch.items()}
-        if type(batch) is dict or not isinstance(batch, MutableMapping):
-            return parts
-        like = copy.copy(batch)
-        for key, item in parts.items():
-            like[key] = item
-        return like
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        copied = copy.copy(batch)
-        for field in dataclasses.fields(batch):
-            object.__setattr__(copied, field.name, changed(getattr(batch, field.name), change))
-        return copied
-    return batch
+def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Mapping[Any, Any]:
+    parts = {key: move(item, device) for key, item in batch.items()}
+    if type(batch) is dict or not isinstance(batch, MutableMapping):
+        return parts
+    copied = copy.copy(batch)
+    for key, item in parts.items():
+        copied[key] = item
+    return copied

@@ -1,4 +1,4 @@
-"""The order of the batches: a loader that can be taken up again in the middle of an epoch."""
+"""The order of the batches: a loader that can go on in the middle of an epoch."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -23,28 +23,28 @@ class ResumableLoader:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
-        self.order: _Order | None = None
+        self.order: _ResumableOrder | None = None
         self.source = loader
         if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset):
-            self.order = _Order(
+            self.order = _ResumableOrder(
                 loader.sampler if loader.batch_sampler is None else loader.batch_sampler, loader.num_workers > 0
             )
-            self.source = _again(loader, self.order)
+            self.source = _with_resumable_order(loader, self.order)
         self.states: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return length(self.loader) or 0
 
     def begin(self, epoch: int) -> Iterator[Any]:
-        """The batches of an epoch, from its first."""
+        """Give the batches of an epoch, from its first."""
         for part in parts(self.loader):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         self.states = {**random_states(), "generators": [g.get_state() for g in generators(self.loader)]}
         return iter(self.source)
 
-    def again(self, epoch: int, skip: int, states: dict[str, Any], position: Any) -> Iterator[Any]:
-        """The batches of an epoch that was left after `skip` of them.
+    def resume(self, epoch: int, skip: int, states: dict[str, Any], position: Any) -> Iterator[Any]:
+        """Give the batches of an epoch that was left after `skip` of them.
 
         Args:
             epoch: Its number.
@@ -70,7 +70,7 @@ class ResumableLoader:
         self.source = ()
 
     def position(self) -> Any:
-        """The loader's own state, if it has one."""
+        """Give the loader's own state, if it has one."""
         return self.loader.state_dict() if hasattr(self.loader, "state_dict") else None
 
     def _after(self, epoch: int, skip: int) -> Iterator[Any]:
@@ -89,7 +89,7 @@ class ResumableLoader:
 
 
 def length(loader: object) -> int | None:
-    """How many batches a loader has, None if it does not know.
+    """Count the batches of a loader, None if it does not know.
 
     Example:
         >>> length([1, 2]), length(iter([]))
@@ -102,7 +102,7 @@ def length(loader: object) -> int | None:
 
 
 def generators(*loaders: Any) -> list[torch.Generator]:
-    """The generators of their own from which loaders draw.
+    """Find the generators of their own from which loaders draw.
 
     Example:
         >>> generators(DataLoader([1, 2], shuffle=True, generator=torch.Generator()), [3])
@@ -113,7 +113,7 @@ def generators(*loaders: Any) -> list[torch.Generator]:
 
 
 def rebuilt(loader: DataLoader[Any], dataset: Any, **options: Any) -> DataLoader[Any]:
-    """A loader with the workers and habits of another one; its samples and their order are given anew.
+    """Make a loader with the workers and options of another one, but other samples or another order.
 
     Example:
         >>> rebuilt(DataLoader([1, 2], num_workers=2), [3, 4, 5], batch_size=2).num_workers
@@ -124,7 +124,7 @@ def rebuilt(loader: DataLoader[Any], dataset: Any, **options: Any) -> DataLoader
     return DataLoader(dataset, **{name: getattr(loader, name) for name in same} | options)
 
 
-class _Order:
+class _ResumableOrder:
     """A sampler's order, from the batch after `skip` on; every key comes with a seed if workers need one."""
 
     def __init__(self, sampler: Iterable[Any], seeded: bool) -> None:
@@ -187,8 +187,8 @@ class _WorkerInit:
             self.function(worker)
 
 
-def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:
-    """The same loader over another order."""
+def _with_resumable_order(loader: DataLoader[Any], order: _ResumableOrder) -> DataLoader[Any]:
+    """Make the same loader over another order."""
     single = loader.batch_sampler is None
     options: dict[str, Any] = {"sampler": order, "batch_size": None} if single else {"batch_sampler": order}
     if loader.persistent_workers:  # they draw their seed once a loader: not from the generator of the order
@@ -200,7 +200,7 @@ def _again(loader: DataLoader[Any], order: _Order) -> DataLoader[Any]:
 
 
 def parts(loader: Any) -> list[Any]:
-    """A loader, its samplers and its dataset, as far as it has them."""
+    """Give a loader, its samplers and its dataset, as far as it has them."""
     samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
     inner = getattr(samplers[1], "sampler", None)
     found = [loader, *samplers, inner, getattr(loader, "dataset", None)]

@@ -1,17 +1,15 @@
 """From an exception inside a step to a message that names the batch and the fix."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from modsurg.errors import BatchError, TrainingError, counted
-from modsurg.training.batches import count, describe, fields, first_tensor, forward, part
-from modsurg.training.distributed import farewell, lost
-
-if TYPE_CHECKING:
-    from modsurg.training.trainer import Trainer
+from modsurg.errors import BatchError, TrainingError
+from modsurg.training.batches import describe, fields, forward
+from modsurg.training.distributed import is_peer_lost, peer_lost_error
+from modsurg.training.state import Runtime, TrainingState
 
 _LOOKUPS = (KeyError, IndexError, AttributeError, AssertionError, ZeroDivisionError)
 EXPECTED = (RuntimeError, ValueError, TypeError, MemoryError, *_LOOKUPS)
@@ -23,38 +21,12 @@ _CASTS = {
     "expected scalar type Long": "Class numbers are whole numbers: target.long().",  # the same in torch 2.6
     "multi-target not supported": "It takes one class number for each sample: target.squeeze(1).",
     "to the desired output type Long": "It compares with floating numbers: target.float().",
+    "required positional argument": "Of a tuple the last is the target; to give the model all of it: ((a, b), target).",
 }
 
 
-def measured(trainer: "Trainer", model: Any, batch: Any, where: object, *, look: bool) -> tuple[torch.Tensor, Any, Any]:
-    """Loss, output and target of a batch on the device, in the trainer's precision.
-
-    Args:
-        trainer: For its loss.
-        model: What to call.
-        batch: See `forward`.
-        where: The batch's name in messages.
-        look: Look at class numbers before an accelerator does.
-
-    Raises:
-        BatchError: Model or loss can't take the batch.
-    """
-    output = None
-    try:
-        with trainer.autocast:
-            output, target = forward(model, trainer.signature.names, batch)
-            if look and trainer.place.type != "cpu":
-                check_labels(where, trainer.loss, output, target)
-            loss = trainer.loss(output, target)
-    except EXPECTED as error:
-        raise explain(error, trainer, where, batch, output) from error
-    if look and isinstance(batch, tuple | list) and len(batch) > 1:
-        trainer.has_targets = True
-    return loss, output, target
-
-
 def check_scalar(loss: Any, where: object) -> None:
-    """Refuse a loss that is no scalar.
+    """Refuse a loss that is not a scalar.
 
     Raises:
         BatchError: With the fix.
@@ -68,42 +40,63 @@ def check_scalar(loss: Any, where: object) -> None:
     raise BatchError(f"{where}: the loss {fix}")
 
 
-def explain(error: Exception, trainer: "Trainer", where: object, batch: Any, output: Any = None) -> Exception:
-    """Give the error to raise in place of one that model, loss or backward (then there is no batch) raised.
+def explain_forward(
+    error: Exception, state: TrainingState, runtime: Runtime, where: object, batch: Any, output: Any = None
+) -> Exception:
+    """Give the error to raise in place of one that the model or the loss raised.
 
-    The output is there if the model came to its end, so that the loss failed.
+    Args:
+        error: The original one.
+        state: Of the run.
+        runtime: Of the run.
+        where: The batch, by its number.
+        batch: What the model got.
+        output: What the model gave, if it was the loss that failed.
     """
-    if lost(error):
-        return farewell(error)
-    if out_of_memory(error):
-        return TrainingError(f"{where}: {_memory(trainer, batch)} {error}")
-    if isinstance(error, TrainingError) or type(error) not in EXPECTED:
-        return error
-    if batch is None:
-        return TrainingError(f"{where}: backward failed: {error}{_no_gradient(error, trainer)}")
-    labels = _labels(error, trainer, batch)
-    if labels:
+    if (common := explain_common(error, where, describe(batch))) is not None:
+        return common
+    if (labels := _explain_labels(error, state, runtime, batch)) != "":
         return BatchError(f"{where}: {labels}")
     if "more than 1 value per channel" in str(error):
-        fix = "DataLoader(..., drop_last=True) leaves a last batch of one out"
-        return BatchError(
-            f"{where}: BatchNorm can't train on {describe(batch)}, a single value of each channel: {fix}."
-        )
-    model = type(trainer.model).__name__
-    if isinstance(error, TypeError) and (named := fields(batch)) is not None:
-        if trainer.signature.names and not trainer.signature.names & set(named):
-            return BatchError(f"{where}: {_unlike(model, trainer.signature.names, list(map(str, named)))}")
-        error = TypeError(
-            f'{error}. The loss gets the whole batch: loss=lambda output, batch: f(output, batch["name"]).'
-        )
-    has = describe(batch)
+        text = f"{where}: BatchNorm can't train on {describe(batch)}, a single value of each channel"
+        return BatchError(f"{text}: DataLoader(..., drop_last=True) leaves a last batch of one out.")
+    model, names = type(state.model).__name__, runtime.signature.names
     said = f"{type(error).__name__}: {error}" if isinstance(error, _LOOKUPS) else str(error)
+    if isinstance(error, TypeError) and (named := fields(batch)) is not None:
+        if names and not names & set(named):
+            return BatchError(f"{where}: {_explain_names(model, names, list(map(str, named)))}")
+        said += '. The loss gets the whole batch: loss=lambda output, batch: f(output, batch["name"]).'
+    has = describe(batch)
     given = f", of which {model} makes {describe(output)}" if isinstance(error, _LOOKUPS) and output is not None else ""
-    return BatchError(f"{where}: {model} and the loss can't take {has}{given}: {said}{_cast(error, has)}")
+    return BatchError(f"{where}: {model} and the loss can't take {has}{given}: {said}{_find_cast(error, has)}")
+
+
+def explain_backward(error: Exception, model: nn.Module, where: object) -> Exception:
+    """Give the error to raise in place of one that the backward pass raised."""
+    if (common := explain_common(error, where, "backward")) is not None:
+        return common
+    hint = ""
+    if "does not require grad" in str(error):
+        hint = ". The loss does not depend on any parameter that trains."
+        if not any(p.requires_grad for p in model.parameters()):
+            hint = '. Every parameter is frozen: modsurg.unfreeze(model, "...") what shall train.'
+    return TrainingError(f"{where}: backward failed: {error}{hint}")
+
+
+def explain_common(error: Exception, where: object, what: str) -> Exception | None:
+    """Give the error in place of one that has nothing to do with the batch's contents; None for any other."""
+    if is_peer_lost(error):
+        return peer_lost_error(error)
+    if out_of_memory(error):
+        fix = "a smaller batch_size"
+        if torch.is_grad_enabled():
+            fix += ", with accumulate=2 for the same step"
+        return TrainingError(f"{where}: out of memory in {what}. Try: {fix}. ({error})")
+    return error if isinstance(error, TrainingError) or type(error) not in EXPECTED else None
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that there is no memory left, on any device.
+    """Tell whether an error says that the memory of a device is full.
 
     Example:
         >>> out_of_memory(MemoryError()), out_of_memory(ValueError("shape"))
@@ -112,58 +105,6 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(s in str(error) for s in ("out of memory", "can't allocate memory"))
-
-
-def _memory(trainer: "Trainer", batch: Any) -> str:
-    if batch is None:
-        return "out of memory in backward: a smaller batch, with accumulate=2 for the same step."
-    size = count(batch)
-    if not torch.is_grad_enabled():
-        return counted(size, "sample is", "samples are") + " out of memory: a smaller batch_size in this loader."
-    fits = _largest(trainer, batch)
-    if not fits:
-        return "out of memory, and one sample is already too much: a smaller model or input."
-    more = -(-size // fits) * trainer.accumulate
-    return f"{size} samples are out of memory, {fits} fit: batch_size={fits}, accumulate={more}."
-
-
-def _largest(trainer: "Trainer", batch: Any) -> int:
-    """The largest half, quarter, ... of the batch that goes forward and backward; 0 if none does."""
-    buffers = [(buffer, buffer.clone()) for buffer in trainer.model.buffers()]
-    size = count(batch) // 2
-    while size:
-        try:
-            _try(trainer, part(batch, size))
-            break
-        except EXPECTED:
-            size //= 2
-        finally:
-            trainer.optimizer.zero_grad()
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
-    return size
-
-
-def _try(trainer: "Trainer", batch: Any) -> None:
-    with trainer.autocast:
-        loss = trainer.loss(*forward(trainer.model, trainer.signature.names, batch))
-    torch.autograd.backward(loss)
-
-
-def _labels(error: Exception, trainer: "Trainer", batch: Any) -> str:
-    """What to say of class numbers that are out of range, empty if that is not what is wrong."""
-    target = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    if not isinstance(target, torch.Tensor) or target.is_floating_point() or not target.numel():
-        return ""
-    if "out of bounds" not in str(error):
-        return ""
-    try:
-        with torch.no_grad():
-            classes = first_tensor(forward(trainer.model, trainer.signature.names, batch)[0])
-    except EXPECTED:
-        return ""
-    return "" if classes is None or classes.ndim < 2 else _range(target, classes.shape[1])
 
 
 def check_labels(where: object, loss: Any, output: Any, target: Any) -> None:
@@ -176,22 +117,27 @@ def check_labels(where: object, loss: Any, output: Any, target: Any) -> None:
         return
     if target.is_floating_point() or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
-    wrong = _range(target[target != loss.ignore_index], output.shape[1])
+    wrong = _explain_range(target[target != loss.ignore_index], output.shape[1])
     if wrong:
         raise BatchError(f"{where}: {wrong}")
 
 
-def _unlike(model: str, takes: Iterable[str], has: list[str]) -> str:
-    """What to say of a batch none of whose named parts is an argument of forward."""
-    pair = f'[(s["{has[0]}"], s["{has[-1]}"]) for s in samples]'
-    return (
-        f"forward of {model} takes {', '.join(sorted(takes))}, and the batch has {', '.join(has)}: call them alike; "
-        f"or, where the model is not yours, make tuples: DataLoader(..., collate_fn=lambda samples: "
-        f"torch.utils.data.default_collate({pair}))."
-    )
+def _explain_labels(error: Exception, state: TrainingState, runtime: Runtime, batch: Any) -> str:
+    """What to say of class numbers that are out of range, empty if that is not what is wrong."""
+    target = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    if not isinstance(target, torch.Tensor) or target.is_floating_point() or not target.numel():
+        return ""
+    if "out of bounds" not in str(error):
+        return ""
+    try:
+        with torch.no_grad():
+            output = forward(state.model, runtime.signature.names, batch)[0]
+    except EXPECTED:
+        return ""
+    return _explain_range(target, output.shape[1]) if isinstance(output, torch.Tensor) and output.ndim > 1 else ""
 
 
-def _range(target: torch.Tensor, classes: int) -> str:
+def _explain_range(target: torch.Tensor, classes: int) -> str:
     if not target.numel():
         return ""
     lowest, highest, top = int(target.min()), int(target.max()), classes - 1
@@ -202,21 +148,21 @@ def _range(target: torch.Tensor, classes: int) -> str:
         fix = "subtract 1 from the labels"
     elif lowest < 0:
         fix = f"CrossEntropyLoss(ignore_index={lowest}) leaves {lowest} out"
-    return f"labels go from {lowest} to {highest}, the model's {classes} outputs stand for 0 to {top}: {fix}."
+    return f"labels go from {lowest} to {highest}, the model's {classes} outputs are the classes 0 to {top}: {fix}."
 
 
-def _cast(error: Exception, has: str) -> str:
+def _explain_names(model: str, takes: Iterable[str], has: list[str]) -> str:
+    """What to say of a batch none of whose named parts is an argument of forward."""
+    pair = f'[(s["{has[0]}"], s["{has[-1]}"]) for s in samples]'
+    return (
+        f"forward of {model} takes {', '.join(sorted(takes))}, and the batch has {', '.join(has)}: call them alike; "
+        f"or, where the model is not yours, make tuples: DataLoader(..., collate_fn=lambda samples: "
+        f"torch.utils.data.default_collate({pair}))."
+    )
+
+
+def _find_cast(error: Exception, has: str) -> str:
     """What to write where the batch has the right numbers in another dtype or shape."""
-    if "required positional argument" in str(error):
-        return ". Of a tuple the last is the target; to give the model all of it: ((a, b), target)."
     if "ndarray" in has:
         return ". Make tensors of the arrays: torch.as_tensor(array)."
     return next((f". {fix}" for said, fix in _CASTS.items() if said in str(error)), "")
-
-
-def _no_gradient(error: Exception, trainer: "Trainer") -> str:
-    if "does not require grad" not in str(error):
-        return ""
-    if not any(p.requires_grad for p in trainer.model.parameters()):
-        return '. Every parameter is frozen: modsurg.unfreeze(model, "...") what shall train.'
-    return ". The loss does not depend on any parameter that trains."

@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 
 from modsurg.errors import BatchError, TrainingError, warn
 from modsurg.training.batches import describe, fields
-from modsurg.training.distributed import gathered, lost, summed
+from modsurg.training.distributed import gathered, is_peer_lost, summed
 from modsurg.training.error_messages import EXPECTED, out_of_memory
 
 _UNREAD = 4096
@@ -53,21 +53,6 @@ class _Batch:
     where: str | object
 
 
-@dataclass
-class MetricSums:
-    """The sums of an epoch that is under way, as a checkpoint holds them.
-
-    Attributes:
-        sums: Of each value times its samples.
-        seen: How many samples gave each value.
-        objects: The states of the metrics that have one; None for one that can't be kept.
-    """
-
-    sums: dict[str, float]
-    seen: dict[str, float]
-    objects: dict[str, Any] = field(default_factory=dict)
-
-
 class Meter:
     """Sums of the loss and the metrics over samples.
 
@@ -103,10 +88,10 @@ class Meter:
         return self.seen["loss"]
 
     def add(self, loss: torch.Tensor, samples: float, output: Any, target: Any, where: object) -> None:
-        """Add a batch: its mean loss, and each metric of `(output, target)` unless there is no output.
+        """Add a batch: its mean loss, and each metric of `(output, target)` if there is an output.
 
         Raises:
-            BatchError: A metric can't take the batch `where`, or gives no number.
+            BatchError: A metric can't take the batch `where`, or gives something else than a number.
         """
         batch = _Batch([("loss", loss.detach())], samples, None, None, where)
         if output is not None and (self.functions or self.objects):
@@ -184,17 +169,17 @@ class Meter:
                     values[column] = _common_value(name, value)
         return values
 
-    def state(self) -> MetricSums:
-        """Give everything that was kept, to go on from."""
+    def state(self) -> dict[str, Any]:
+        """Give everything that was kept, as a file can hold it: sums, samples, and the states of the objects."""
         self.read()
         objects = {name: _object_state(metric) for name, metric in self.objects.items()} if self._updated else {}
-        return MetricSums(self.sums, self.seen, objects)
+        return {"sums": self.sums, "seen": self.seen, "objects": objects}
 
-    def load(self, state: MetricSums, where: object) -> None:
+    def load(self, state: Mapping[str, Any], where: object) -> None:
         """Go on from what `state` gave."""
-        self.sums, self.seen = state.sums, state.seen
+        self.sums, self.seen = state["sums"], state["seen"]
         for name, metric in self.objects.items():
-            kept = state.objects.get(name)
+            kept = state.get("objects", {}).get(name)
             if kept is not None:
                 self._updated = True
                 _load_object_state(metric, kept)
@@ -215,7 +200,7 @@ def _call_metric(name: str, function: Callable[[Any, Any], Any], output: Any, ta
     try:
         return function(output, target)
     except EXPECTED as error:
-        if lost(error) or out_of_memory(error):
+        if is_peer_lost(error) or out_of_memory(error):
             raise
         kinds = f"output {describe(output)} and target {describe(target)}"
         raise BatchError(f"{where}: metric {name} can't take {kinds}: {error!r:.200}.{_whole_batch(target)}") from error

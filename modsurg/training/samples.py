@@ -15,13 +15,16 @@ Samples = Callable[[Any], "float | torch.Tensor"]
 _CHANNELS = (1, 3, 4)
 
 
-def count_samples(batch: Any, output: Any = None, said: Samples | float | torch.Tensor | None = None) -> float:
+def count_samples(
+    batch: Any, output: Any = None, said: Samples | float | torch.Tensor | None = None, where: object = "batch 1"
+) -> float:
     """Count the samples of a batch, by which its loss and metrics are weighted.
 
     Args:
         batch: Each of its tensors, and each list in it, has as many entries as there are samples.
         output: Of the model; one of its tensors, or a list, has that length too. None if it is not known.
         said: The number, or a function that gives it for the batch; then the parts need not agree.
+        where: The batch, by its number.
 
     Raises:
         BatchError: The lengths disagree and nothing was said, or what was said is not a number.
@@ -30,10 +33,10 @@ def count_samples(batch: Any, output: Any = None, said: Samples | float | torch.
         >>> count_samples((torch.ones(4, 3), torch.ones(4)), torch.ones(4, 2))
         4
         >>> count_samples((torch.ones(7, 4), torch.ones(4)), said=lambda batch: len(batch[1]))
-        4
+        4.0
     """
     if said is not None:
-        return _said_samples(said, batch)
+        return _said_samples(said, batch, where)
     lengths, found = batch_lengths(batch), _output_lengths(output)
     if lengths is None:
         lengths = tuple(dict.fromkeys(found)) or (1,)
@@ -41,7 +44,7 @@ def count_samples(batch: Any, output: Any = None, said: Samples | float | torch.
     elif found:
         lengths = tuple(length for length in lengths if length in found)
     if not lengths:
-        raise BatchError(_describe_disagreement(batch, output, found))
+        raise BatchError(f"{where}: {_describe_disagreement(batch, output, found)}")
     return lengths[0]
 
 
@@ -101,14 +104,16 @@ def _output_lengths(output: Any) -> list[int]:
     return []
 
 
-def _said_samples(said: Any, batch: Any) -> float:
+def _said_samples(said: Any, batch: Any, where: object) -> float:
     try:
         value = said(batch) if callable(said) else said
         number = value.item() if isinstance(value, torch.Tensor) else value
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise BatchError(f"samples= failed on {describe(batch)}: {error!r:.200}") from error
+        raise BatchError(f"{where}: samples= failed on {describe(batch)}: {error!r:.200}") from error
     if not isinstance(number, Real) or not math.isfinite(number) or number < 0:
-        raise BatchError(f"samples= gave {number!r:.80} for {describe(batch)}: it must be a number, 0 or more.")
+        raise BatchError(
+            f"{where}: samples= gave {number!r:.80} for {describe(batch)}: it must be a number, 0 or more."
+        )
     return float(number)
 
 

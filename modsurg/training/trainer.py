@@ -1,37 +1,35 @@
-"""The trainer: its options and what can be asked of it. What a run does is in `run.py`."""
+"""The trainer: its options, and what can be asked of it."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import KW_ONLY, dataclass, fields
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from modsurg.errors import TrainingError
-from modsurg.training import checkpointing as keeping
-from modsurg.training import distributed as processes
-from modsurg.training import edits, evaluation
-from modsurg.training.batches import read_signature
-from modsurg.training.checkpointing import Position
-from modsurg.training.device import Precision, autocast, check_precision, pick_device, place
+from modsurg.errors import warn
+from modsurg.surgery.api import edit
+from modsurg.surgery.edit import Edit
+from modsurg.training import checkpointing, distributed, edits, evaluation
+from modsurg.training.device import Precision, check_precision, pick_device, place
 from modsurg.training.distributed import Strategy
-from modsurg.training.epochs import Epoch
 from modsurg.training.history import History
-from modsurg.training.logs import Board, Screen
-from modsurg.training.loop import Watch
+from modsurg.training.loop import Epoch, TrainingLoop
 from modsurg.training.metrics import Metric, is_object
-from modsurg.training.run import Run
+from modsurg.training.progress_display import ProgressDisplay
 from modsurg.training.samples import Samples
-from modsurg.training.validation import check_options, named_metrics, split_schedulers
+from modsurg.training.schedules import split_schedulers
+from modsurg.training.state import RunOptions, Runtime, TrainingState
+from modsurg.training.stopping import StopRequest
+from modsurg.training.tensorboard import TensorBoard
+from modsurg.training.validation import as_functions, check_options, check_parts, named_metrics
 from modsurg.tree.selection import Where
-
-if TYPE_CHECKING:
-    from modsurg.surgery.edit import Edit
-    from modsurg.surgery.report import Report
 
 Functions: TypeAlias = "Callable[[Trainer], object] | Sequence[Callable[[Trainer], object]] | None"
 
@@ -74,9 +72,8 @@ class Trainer:
         average: An `AveragedModel` of the model (EMA or SWA): updated after every step, and validated in its place.
         strategy: Under torchrun, `"ddp"` gives every process the model, `"fsdp"` a part of it (FSDP2).
         channels_last: Lay out the weights of 2-d convolutions so that they compute faster.
-        progress: Show a progress bar, or lines where there is no terminal.
+        progress: Show a progress bar in a terminal, lines elsewhere.
         trust: Packages or classes from which a resumed run may build the modules of an edit.
-        runner: The model as it is to be called in training: compiled with `compile`, data-parallel under torchrun.
         history: The rows of all epochs so far, and why the run ended early (`history.stopped`).
         reports: The reports of all edits so far, those included that a resumed run made again: a script that edits
             between two calls of `fit` asks `if not trainer.reports`.
@@ -118,60 +115,69 @@ class Trainer:
     trust: Any = ()
 
     def __post_init__(self) -> None:
-        check_options(self)
-        self.place = processes.local_device(pick_device(self.device))
-        self.world = processes.join(self.place)
-        if self.world > 1:
-            processes.check_loss(self.loss, self.optimizer)
-        check_precision(self.place, self.precision)
-        self.scaler = torch.GradScaler(self.place.type) if self.precision == "fp16" else None
+        check_parts(self.model, self.optimizer, self.loss, self.precision, self.average)
+        check_options({field.name: getattr(self, field.name) for field in fields(self)})
+        device = distributed.local_device(pick_device(self.device))
+        world = distributed.join_processes(device)
+        if world > 1:
+            distributed.check_loss(self.loss, self.optimizer)
+        check_precision(device, self.precision)
+        sharded = world > 1 and self.strategy == "fsdp"
+        self.runtime = Runtime(device, self.precision, world, sharded, self.compile, self.channels_last)
+        scaler = torch.GradScaler(device.type) if self.precision == "fp16" else None
+        schedulers = split_schedulers(self.scheduler, self.optimizer)
+        self._state = TrainingState(self.model, self.optimizer, self.loss, schedulers, scaler, self.average)
+        clip_norm = None if self.clip_norm is None else float(self.clip_norm)
+        self._state.options |= {"accumulate": self.accumulate, "clip_norm": clip_norm, "precision": self.precision}
+        self._state.options |= {"processes": world, "optimizer": checkpointing.group_options(self.optimizer)}
         self.named_metrics = named_metrics(self.metrics)
-        self.position = Position()
-        self.history = History()
-        self.given_groups = keeping.group_options(self.optimizer)
-        self.recipes: list[str | None] = []
-        self.reports: list[Report] = []
-        self.resumed = 0  # how many of them the file had from which the run went on
-        self.generators: list[torch.Generator] = []
-        self.stopping = self.wanted = ""
-        self.has_targets = False
-        self.screen = Screen(self.progress and processes.rank() == 0)
-        self.board: Board | None = None
-        self.running: Run | None = None
-        self.runner: Any = None
-        place(self.model, self.place, channels_last=self.channels_last)
+        self.history = History(self._state.progress.rows)
+        self.reports = self._state.reports
+        self.display = ProgressDisplay(self.progress and distributed.rank() == 0)
+        self._stop = StopRequest(world)
+        self._loop: TrainingLoop | None = None
+        self._resumed_edits = 0
+        place(self.model, device, channels_last=self.channels_last)
         for one in (self.loss, self.average, *self.named_metrics.values()):
             if isinstance(one, nn.Module) or (is_object(one) and hasattr(one, "to")):
-                one.to(self.place)
-        if self.sharded:
-            processes.check_sharding(self.place, self.precision, self.average)
-            processes.shard(self.model, self.optimizer, self.place)
-        self.prepare()
+                one.to(device)
+        if sharded:
+            distributed.check_sharding(device, self.precision, self.average)
+            distributed.shard(self.model, self.optimizer, device)
+        self.runtime.prepare(self.model)
 
     @property
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context of a forward pass in the trainer's precision."""
-        return autocast(self.place, self.precision)
+        return self.runtime.autocast()
 
     @property
-    def schedulers(self) -> dict[str, Any]:
-        """What `scheduler` says: which one steps with the optimizer, which one once an epoch."""
-        return split_schedulers(self.scheduler, self.optimizer)
+    def runner(self) -> Any:
+        """The model as it is to be called in training: compiled with `compile`, data-parallel under torchrun."""
+        return self.runtime.runner
 
     @property
-    def sharded(self) -> bool:
-        """Whether each process holds a part of the model only."""
-        return self.world > 1 and self.strategy == "fsdp"
+    def board(self) -> TensorBoard | None:
+        """TensorBoard during a run with `log_dir`, in the process that writes."""
+        return self._loop.board if self._loop is not None else None
+
+    @property
+    def state(self) -> TrainingState:
+        """What a checkpoint of the run holds."""
+        state = self._state
+        state.model, state.optimizer, state.loss, state.average = self.model, self.optimizer, self.loss, self.average
+        state.schedulers = split_schedulers(self.scheduler, self.optimizer)
+        return state
 
     @property
     def step(self) -> int:
         """How many times the optimizer has moved the weights."""
-        return self.position.step
+        return self._state.progress.step
 
     @property
     def epoch(self) -> int:
         """How many epochs are finished."""
-        return self.position.epoch
+        return self._state.progress.epoch
 
     def fit(
         self,
@@ -217,15 +223,14 @@ class Trainer:
         """
         stop: dict[str, Any] = {"patience": patience, "restore_best": restore_best, "min_delta": min_delta}
         functions: dict[str, Any] = {"on_step": on_step, "on_epoch": on_epoch}
-        run = Run(self, train_loader, val_loader, epochs, thaw=thaw or {}, **stop, **functions)
+        loop = self._make_loop(train_loader, val_loader, epochs=epochs, resume=resume, thaw=thaw, **stop, **functions)
         try:
-            for epoch in run.epochs(resume):
+            for epoch in self._run(loop):
                 for batch in epoch:
                     if epoch.step(*epoch.forward(batch)):
-                        for function in run.on_step:
-                            function(self)
+                        loop.after_step()
         except KeyboardInterrupt:
-            if self.stopping != "SIGINT":
+            if self._stop.reason != "SIGINT":
                 raise
             raise KeyboardInterrupt("the second Ctrl-C") from None  # whose traceback is that of fit alone
         return self.history
@@ -242,7 +247,7 @@ class Trainer:
         min_delta: float = 0.0,
         thaw: Mapping[int, Where] | None = None,
     ) -> Iterator[Epoch]:
-        """The same as `fit`, as a generator, for a loop body of one's own; the arguments are those of `fit`.
+        """The same as `fit`, as a generator, for your own loop body; the arguments are those of `fit`.
 
         Example:
             >>> model = nn.Linear(3, 1)
@@ -254,8 +259,7 @@ class Trainer:
             2
         """
         stop: dict[str, Any] = {"patience": patience, "restore_best": restore_best, "min_delta": min_delta}
-        run = Run(self, train_loader, val_loader, epochs, thaw=thaw or {}, **stop)
-        yield from run.epochs(resume)
+        yield from self._run(self._make_loop(train_loader, val_loader, epochs=epochs, resume=resume, thaw=thaw, **stop))
 
     def evaluate(self, loader: Iterable[Any], model: nn.Module | None = None) -> dict[str, float]:
         """Give the mean loss and metrics over the samples of a loader, in evaluation mode, without gradients.
@@ -270,14 +274,18 @@ class Trainer:
             >>> list(trainer.evaluate([(torch.ones(4, 3), torch.ones(4, 1))]))
             ['loss']
         """
-        return evaluation.evaluate(self, loader, self.model if model is None else model)
+        metrics, epoch = self.named_metrics, self._loop.epoch if self._loop is not None else None
+        if epoch is not None and epoch.opened and not epoch.closed:  # the state of its metrics is that of the epoch
+            metrics = {name: copy.deepcopy(one) if is_object(one) else one for name, one in metrics.items()}
+        model = self.model if model is None else model
+        return evaluation.evaluate(self.state, self.runtime, loader, model, metrics, self.samples)
 
     def predict(self, loader: Any, model: nn.Module | None = None) -> Any:
         """Give the model's outputs for all batches of a loader, or for one tensor of inputs, on the CPU.
 
         Returns:
-            One tensor, joined along the first dimension; a list of the batches' outputs where they are no tensors, or
-            do not go together.
+            One tensor, joined along the first dimension; a list of the batches' outputs where these are not tensors
+            or have different shapes.
 
         Example:
             >>> model = nn.Linear(3, 1)
@@ -285,10 +293,10 @@ class Trainer:
             >>> trainer.predict([torch.ones(4, 3), torch.ones(2, 3)]).shape
             torch.Size([6, 1])
         """
-        return evaluation.predict(self, loader, self.model if model is None else model)
+        return evaluation.predict(self.state, self.runtime, loader, self.model if model is None else model)
 
     @contextlib.contextmanager
-    def edit(self, example: Any = None) -> Iterator["Edit"]:
+    def edit(self, example: Any = None) -> Iterator[Edit]:
         """Change the model between two steps; the optimizer, schedulers and averaged weights follow.
 
         The checkpoints that are written afterwards know the edit, and a run that resumes from them makes it again.
@@ -304,56 +312,51 @@ class Trainer:
             >>> print(e.report)
             ~ 1  ReLU -> GELU(approximate='none')
         """
-        from modsurg.surgery.api import edit
-
-        if self.running is not None:
-            self.running.keep_best()
-        before = edits.averages(self)
-        with edit(self.model, optimizer=self.optimizer, scheduler=list(self.schedulers.values()), example=example) as e:
+        state, progress = self.state, self._state.progress
+        if self._loop is not None:
+            self._loop.write_best()
+        averaged = edits.averaged_state(state)
+        with edit(
+            self.model, optimizer=self.optimizer, scheduler=list(state.schedulers.values()), example=example
+        ) as e:
             yield e
-        edits.follow(self, e.report, before)
-        edits.warn_of_twins(self)
+        edits.follow_edit(state, self.runtime, e.report, averaged)
+        recipe = progress.recipes[-1]
+        if self._loop is None and recipe is not None and recipe in progress.recipes[: self._resumed_edits]:
+            warn("the resumed run has this edit already, and now the model has it twice: if not trainer.reports:")
 
     def stop(self, reason: str = "trainer.stop()") -> None:
         """End the run after the present step, as Ctrl-C does; `history.stopped` is the reason.
 
         Several processes agree on it every 16 steps and after each epoch.
         """
-        self.wanted = reason
-        if self.world == 1:
-            self.stopping = reason
-
-    def agree(self) -> None:
-        """Stop if any process wants to."""
-        if self.world > 1 and processes.any_of(bool(self.wanted), self.place):
-            self.stopping = self.wanted or "another process was stopped"
-
-    def histograms(self) -> None:
-        """Write the spread of weights and gradients to TensorBoard now; from `on_epoch`, for one."""
-        if self.board is None:
-            raise TrainingError("histograms() writes to TensorBoard during fit: Trainer(..., log_dir=...).")
-        self.board.histograms(self.model, self.step)
+        self._stop.request(reason)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole run to a file from which `fit(resume=path)` goes on.
 
-        From `on_step`, `on_epoch`, between the steps of a loop of one's own, or after `fit`; by all processes together.
+        From `on_step`, `on_epoch`, between the steps of your own loop, or after `fit`; by all processes together.
 
         Raises:
             TrainingError: In the middle of a window of `accumulate` batches.
         """
-        run = self.running
-        keeping.save(self, path, run.left() if run else None, run.batches if run else None)
+        state = self.state
+        if self._loop is not None:
+            self._loop.record_position()
+        checkpointing.save(state, self.runtime, path)
 
-    def prepare(self) -> None:
-        """What has to be made anew when the model is another."""
-        runner: nn.Module = self.model
-        if self.world > 1 and not self.sharded:
-            self.runner = None  # lets go of the wrapper before, and of its hooks
-            runner = processes.parallel(self.model, self.place)
-        self.wrapped = processes.trained(self.model)
-        self.runner = torch.compile(runner) if self.compile else runner
-        if runner is not self.model:
-            processes.watch(self.runner)
-        self.signature = read_signature(self.model)
-        self.watch = Watch(self.model, self.place)
+    def _make_loop(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None, **asked: Any) -> TrainingLoop:
+        for name in ("on_step", "on_epoch"):
+            asked[name] = tuple(partial(function, self) for function in as_functions(name, asked.get(name)))
+        asked["thaw"] = asked["thaw"] or {}
+        same = {field.name: getattr(self, field.name) for field in fields(RunOptions) if hasattr(self, field.name)}
+        options = RunOptions(**same | {"metrics": self.named_metrics} | asked)
+        return TrainingLoop(self.state, self.runtime, options, train_loader, val_loader, self._stop, self.display)
+
+    def _run(self, loop: TrainingLoop) -> Iterator[Epoch]:
+        self._loop = loop
+        try:
+            yield from loop.epochs(self.history)
+        finally:
+            self._loop = None
+            self._resumed_edits = max(self._resumed_edits, loop.edits)

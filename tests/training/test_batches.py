@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg.training.batches import count, describe, fields, forward, move, part, read_signature
+from modsurg.training.batches import describe, fields, forward, move, read_signature
 
 Pair = collections.namedtuple("Pair", "image label")
 
@@ -52,7 +52,6 @@ def test_a_mapping_of_a_class_of_its_own_keeps_it(kind):
     assert type(moved) is kind
     assert (str(moved["x"].device), str(batch["x"].device)) == ("meta", "cpu")
     assert move(types.MappingProxyType(batch), torch.device("meta"))["x"].is_meta
-    assert part(kind({"x": torch.arange(4)}), 2)["x"].tolist() == [0, 1]
 
 
 def test_what_is_there_already_is_not_copied():
@@ -63,23 +62,6 @@ def test_what_is_there_already_is_not_copied():
 def test_an_object_that_can_move_itself_is_asked():
     packed = nn.utils.rnn.pack_sequence([torch.ones(3, 1), torch.ones(1, 1)])
     assert move(packed, torch.device("meta")).data.is_meta
-
-
-def test_samples_are_counted_in_the_first_tensor_with_a_size():
-    assert count((torch.tensor(1.0), {"x": torch.ones(4, 2)})) == 4
-    assert count(Pair(torch.ones(3), torch.ones(3))) == 3
-    assert count(Movable("a", torch.ones(5, 2))) == 5
-    assert count([{"inner": Movable("a", torch.ones(5, 2))}, torch.ones(())]) == 5
-    assert count("text") == 1
-
-
-def test_a_part_of_every_structure():
-    x = torch.arange(4)
-    assert part(Pair(x, x), 2).label.tolist() == [0, 1]
-    assert part({"x": x, "n": "a"}, 1)["x"].tolist() == [0]
-    assert part(Sample(x), 3).x.tolist() == [0, 1, 2]
-    cut = part(Movable("a", x), 3)
-    assert (type(cut), cut.name, cut.x.tolist()) == (Movable, "a", [0, 1, 2])
 
 
 def test_descriptions():

@@ -291,7 +291,7 @@ def test_a_record_of_another_value_is_none(tmp_path):
     trainer.fit(loader, loader)
     trainer.fit(loader)
     assert read_run(tmp_path / "best.safetensors").states["trainer"]["position"]["epoch"] == 2
-    assert trainer.position.record == trainer.history[-1]["loss"]
+    assert trainer.state.progress.record == trainer.history[-1]["loss"]
 
 
 def test_where_best_is_higher(tmp_path):
@@ -308,7 +308,7 @@ def test_epochs_of_a_run_that_goes_on_are_those_of_all_its_fits(tmp_path, capsys
     again, loader = build(tmp_path)
     assert len(again.fit(loader, epochs=3, resume=True)) == 3
     over, loader = build(tmp_path)
-    over.screen.on = True
+    over.display.on = True
     assert len(over.fit(loader, epochs=2, resume=True)) == 3
     file = tmp_path / "last.safetensors"
     told = f"nothing to do: {file} has 3 finished epochs, step 12, and epochs=2 counts them all\n"
@@ -335,12 +335,12 @@ def test_what_is_skipped_takes_no_time_of_the_epoch(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["Ctrl-C", "trainer.stop()"])
 def test_a_stop_says_how_to_go_on(tmp_path, capsys, how):
     trainer, loader = build(tmp_path)
-    trainer.screen.on = True
+    trainer.display.on = True
     trainer.fit(loader, on_step=lambda t: signal.raise_signal(signal.SIGINT) if how == "Ctrl-C" else t.stop())
     told = f"stopped at step 1 ({how}); {tmp_path / 'last.safetensors'} goes on with fit(..., resume=True)\n"
     assert capsys.readouterr().out == told
     trainer, loader = build(None)
-    trainer.screen.on = True
+    trainer.display.on = True
     trainer.fit(loader, on_step=lambda t: t.stop())
     assert (
         capsys.readouterr().out
@@ -365,9 +365,9 @@ def test_a_second_ctrl_c_has_a_short_traceback(tmp_path):
 def test_resume_begins_anew_where_there_is_nothing_and_refuses_a_name_that_is_not_there(tmp_path):
     trainer, loader = build(tmp_path)
     assert len(run(trainer, loader, resume=True)) == 3
-    with pytest.raises(TrainingError, match=r"nothing.safetensors': there is no such file. resume=True begins anew"):
+    with pytest.raises(TrainingError, match=r"nothing.safetensors': the file does not exist. resume=True begins"):
         run(trainer, loader, resume=tmp_path / "nothing.safetensors")
-    with pytest.raises(TrainingError, match=r"is no run: name a file in it, resume='.*last.safetensors'"):
+    with pytest.raises(TrainingError, match=r"does not hold a run: name a file, resume='.*last.safetensors'"):
         run(trainer, loader, resume=tmp_path)
     trainer, loader = build(None)
     with pytest.raises(TrainingError, match=r"resume=True needs Trainer\(..., checkpoint_dir=...\)"):

@@ -77,7 +77,7 @@ def test_the_rest_of_an_epoch_is_the_same(name, make):
     from modsurg.checkpoints.rng import set_random_states
 
     set_random_states(now)
-    rest = list(again.again(1, 2, kept, None))
+    rest = list(again.resume(1, 2, kept, None))
     assert len(rest) == len(expected)
     assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(rest, expected, strict=True))
 
@@ -86,7 +86,7 @@ def test_what_was_seen_is_not_decoded_again():
     feed = ResumableLoader(DataLoader(Decoding(), batch_size=4, shuffle=True))
     list(feed.begin(0))
     Decoding.decoded = 0
-    assert len(list(feed.again(0, 3, feed.states, None))) == 2
+    assert len(list(feed.resume(0, 3, feed.states, None))) == 2
     assert Decoding.decoded == 8
 
 

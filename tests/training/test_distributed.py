@@ -23,9 +23,18 @@ from torch.utils.data import (
 )
 
 from modsurg.errors import BatchError, TrainingError
-from modsurg.training import distributed as under_test
+from modsurg.training import distributed_data as under_test
 from modsurg.training.data import ResumableLoader
-from modsurg.training.distributed import check_sharding, divided, farewell, gathered, join, lost, rank, share_of, summed
+from modsurg.training.distributed import (
+    check_sharding,
+    gathered,
+    is_peer_lost,
+    join_processes,
+    peer_lost_error,
+    rank,
+    summed,
+)
+from modsurg.training.distributed_data import split_training, split_validation
 
 OLD = torch.__version__ < "2.9"
 SCRIPT = str(Path(__file__).with_name("data_parallel.py"))
@@ -281,7 +290,7 @@ VALIDATED = {
 @pytest.mark.parametrize("how", VALIDATED)
 def test_each_sample_that_a_sampler_gives_is_validated_once(two, how):
     options, expected = VALIDATED[how]
-    first, second = two(share_of, DataLoader(range(7), **options))
+    first, second = two(split_validation, DataLoader(range(7), **options))
     samples = [[int(n) for batch in part for n in torch.as_tensor(batch).reshape(-1)] for part in (first, second)]
     assert all(samples)
     assert sorted(samples[0] + samples[1]) == expected
@@ -293,7 +302,7 @@ def test_what_is_distributed_already_stays(two):
         DataLoader(range(8), 2, sampler=sampler),
         DataLoader(range(8), batch_sampler=BatchSampler(sampler, 2, True)),
     ):
-        assert [len(part) for part in (*two(share_of, loader), *two(divided, loader, 0))] == [2, 2, 2, 2]
+        assert [len(part) for part in (*two(split_validation, loader), *two(split_training, loader, 0))] == [2, 2, 2, 2]
 
 
 def test_loaders_of_another_class_keep_their_habits(two):
@@ -304,8 +313,13 @@ def test_loaders_of_another_class_keep_their_habits(two):
     told = []
     sampler = DistributedSampler(range(8), num_replicas=2, rank=0)
     distributed = Own(range(8), 2, sampler=sampler)
-    assert [len(part) for part in (*two(share_of, distributed), *two(divided, distributed, 0))] == [2, 2, 2, 2]
-    first, second = two(lambda loader: ResumableLoader(divided(loader, 0)).begin(3), Own(range(8), 2))
+    assert [len(part) for part in (*two(split_validation, distributed), *two(split_training, distributed, 0))] == [
+        2,
+        2,
+        2,
+        2,
+    ]
+    first, second = two(lambda loader: ResumableLoader(split_training(loader, 0)).begin(3), Own(range(8), 2))
     assert [batch.tolist() for batch in (*first, *second)] == [[0, 1], [4, 5], [2, 3], [6, 7]]
     assert told == [3, 3]
 
@@ -325,26 +339,26 @@ def test_a_sampler_is_not_replaced_in_silence(sampler, name):
         DataLoader(range(8), batch_sampler=BatchSampler(sampler, 2, True)),
     ):
         with pytest.raises(BatchError, match=rf"{name} gives every process all .*sampler=DistributedSampler"):
-            divided(loader, 0)
+            split_training(loader, 0)
     fix = r"batch_sampler=Backwards\(DistributedSampler\(dataset\), ...\), whose `sampler` is that one"
     with pytest.raises(BatchError, match=f"Backwards gives every process all of its samples: {fix}"):
-        divided(DataLoader(range(8), batch_sampler=Backwards()), 0)
+        split_training(DataLoader(range(8), batch_sampler=Backwards()), 0)
 
 
 def test_shuffled_batches_are_dealt_out(two):
-    first, second = two(divided, DataLoader(range(8), 2, shuffle=True), 0)
+    first, second = two(split_training, DataLoader(range(8), 2, shuffle=True), 0)
     assert sorted(int(n) for batch in (*first, *second) for n in batch) == list(range(8))
 
 
 def test_alone_there_is_nothing_to_agree_on():
     device = torch.device("cpu")
-    assert (join(device), rank(), gathered(3), summed({"a": 2.0}, device)) == (1, 0, [3], {"a": 2.0})
+    assert (join_processes(device), rank(), gathered(3), summed({"a": 2.0}, device)) == (1, 0, [3], {"a": 2.0})
 
 
 def test_a_lost_peer_is_told_from_other_errors():
-    assert lost(RuntimeError("[pair.cc:534] Connection reset by peer"))
-    assert not lost(RuntimeError("shape mismatch"))
-    assert "process 0: another process" in str(farewell(RuntimeError("Connection closed by peer")))
+    assert is_peer_lost(RuntimeError("[pair.cc:534] Connection reset by peer"))
+    assert not is_peer_lost(RuntimeError("shape mismatch"))
+    assert "process 0: another process" in str(peer_lost_error(RuntimeError("Connection closed by peer")))
 
 
 def test_what_does_not_go_with_sharding(monkeypatch):

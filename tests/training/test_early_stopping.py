@@ -47,7 +47,7 @@ def test_by_how_much_it_must_get_better(min_delta, epochs):
     history = fit(trainer, patience=2, min_delta=min_delta)
     assert len(history) == epochs
     assert bool(history.stopped) == (epochs < 6)
-    assert trainer.position.record == min(history["loss"])  # `best` is the best, by however little
+    assert trainer.state.progress.record == min(history["loss"])  # `best` is the best, by however little
 
 
 @pytest.mark.parametrize("patience", [None, 2])
@@ -64,7 +64,7 @@ def test_the_weights_of_the_best_epoch_come_back(patience, tmp_path):
 def test_a_higher_value_may_be_the_best_and_the_average_comes_back(capsys):
     trainer = make(1.0, 3.0, 2.0, best="max:loss")
     trainer.average = torch.optim.swa_utils.AveragedModel(trainer.model)
-    trainer.screen.on = True
+    trainer.display.on = True
     fit(trainer, restore_best=True)
     assert weight(trainer) == -2.0
     assert float(trainer.average.module.weight) == -1.5
@@ -109,7 +109,12 @@ def test_what_cannot_come_back_is_said(tmp_path):
     with pytest.warns(ModsurgWarning, match="can't be restored: no best.safetensors holds it. They stay"):
         fit(again, resume=True, restore_best=True)
     assert weight(again) == -3.0
-    edited = make(1.0, 2.0)
+
+
+def test_weights_from_before_an_edit_do_not_come_back():
+    model = nn.Sequential(nn.Linear(1, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = Trainer(model, optimizer, Given(1.0, 2.0), progress=False)
 
     def on_epoch(trainer):
         trainer.loss.epoch = trainer.epoch
@@ -117,7 +122,5 @@ def test_what_cannot_come_back_is_said(tmp_path):
             with trainer.edit() as e:
                 e.wrap("0", nn.Sequential)
 
-    edited.model = nn.Sequential(edited.model)
-    edited.prepare()
     with pytest.warns(ModsurgWarning, match="can't be restored: the model was edited since"):
-        edited.fit(BATCHES, epochs=2, restore_best=True, on_epoch=on_epoch)
+        trainer.fit(BATCHES, epochs=2, restore_best=True, on_epoch=on_epoch)

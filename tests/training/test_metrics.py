@@ -79,7 +79,7 @@ def test_entries_of_a_dict_become_columns_and_best_may_be_one():
     history = trainer.fit(BATCHES, BATCHES)
     assert history[0]["val_share"] == pytest.approx(expected(trainer.model))
     assert history[0]["called"] == history[0]["val_called"]
-    assert trainer.position.record == -history[0]["val_called"]
+    assert trainer.state.progress.record == -history[0]["val_called"]
     with pytest.raises(TrainingError, match="epoch 1: no val_f1: .*; there are loss, .*val_share, val_called"):
         make(metrics=Pair(), best="val_f1").fit(BATCHES, BATCHES)
 

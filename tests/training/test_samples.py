@@ -164,7 +164,7 @@ def test_a_mean_over_something_else_is_weighted_by_it():
     torch.testing.assert_close(parts.weight, whole.weight)
     assert history[0]["loss"] == pytest.approx(float(loss))
     assert history[0]["counted"] == pytest.approx((4 * 4 + 1) / 5)
-    assert trainer.position.record == history[0]["val_loss"]
+    assert trainer.state.progress.record == history[0]["val_loss"]
 
 
 def test_a_batch_that_weighs_nothing():

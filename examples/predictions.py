@@ -1,18 +1,18 @@
-"""Pictures of a run for TensorBoard: predictions, and the model's graph."""
+"""A grid of pictures with what a network makes of them, for TensorBoard."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
-from modsurg.errors import TrainingError
+from modsurg import Trainer
 
 _SHOWN, _IN_A_ROW = 16, 4
 _LONGEST = 14
 _RIGHT, _WRONG = "#1a7f37", "#b3261e"
 
 
-def pictures(images: torch.Tensor, output: torch.Tensor, target: Any, names: Sequence[str]) -> Any:
+def pictures(images: torch.Tensor, output: torch.Tensor, target: torch.Tensor, names: Sequence[str]) -> Figure:
     """Give a matplotlib figure of up to 16 pictures: what was predicted, and below it what it is where that was wrong.
 
     Args:
@@ -20,14 +20,7 @@ def pictures(images: torch.Tensor, output: torch.Tensor, target: Any, names: Seq
         output: `(n, classes)` scores.
         target: `(n,)` class numbers.
         names: What the classes are called; numbers where there are none.
-
-    Raises:
-        TrainingError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TrainingError('pictures need matplotlib: pip install "modsurg[tensorboard]".') from error
     count = min(len(images), _SHOWN)
     rows = -(-count // _IN_A_ROW)
     figure = Figure(figsize=(8, 2.5 * rows), layout="constrained")
@@ -46,18 +39,11 @@ def pictures(images: torch.Tensor, output: torch.Tensor, target: Any, names: Seq
     return figure
 
 
-def are_pictures(images: Any, output: Any, target: Any) -> bool:
-    """Whether a batch can be shown: pictures in, scores of classes out, class numbers beside them."""
-    return (
-        isinstance(images, torch.Tensor)
-        and isinstance(output, torch.Tensor)
-        and isinstance(target, torch.Tensor)
-        and images.ndim == 4
-        and images.shape[1] in (1, 3)
-        and output.ndim == 2
-        and target.ndim == 1
-        and not target.is_floating_point()
-    )
+def draw_predictions(trainer: Trainer, images: torch.Tensor, target: torch.Tensor, names: Sequence[str]) -> None:
+    """Add the grid to the TensorBoard of a run that has one."""
+    if trainer.board is not None:
+        figure = pictures(images, trainer.predict(images[:_SHOWN]), target, names)
+        trainer.board.writer.add_figure("predictions", figure, trainer.step)
 
 
 def _name(names: Sequence[str], number: int) -> str:

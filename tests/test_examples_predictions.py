@@ -5,11 +5,12 @@ import io
 import pytest
 import torch
 
-from modsurg.training.sketches import are_pictures, pictures
+pytest.importorskip("matplotlib")
+
+from predictions import pictures
 
 
 def test_each_picture_says_what_was_predicted_and_what_it_is():
-    pytest.importorskip("matplotlib")
     scores = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
     figure = pictures(torch.rand(3, 3, 8, 8), scores, torch.tensor([0, 1, 1]), ["cat"])
     assert [axis.get_title() for axis in figure.axes] == ["cat, 100%\n", "cat, 100%\nis 1", "1, 100%\n", ""]
@@ -19,7 +20,6 @@ def test_each_picture_says_what_was_predicted_and_what_it_is():
 
 
 def test_long_names_do_not_run_into_each_other():
-    pytest.importorskip("matplotlib")
     names = ["Mediterranean sea anemone", "golden retriever"]
     figure = pictures(torch.rand(16, 3, 8, 16), torch.tensor([[9.0, 0.0]] * 16), torch.arange(16) % 2, names)
     figure.savefig(io.BytesIO(), format="png")
@@ -28,14 +28,5 @@ def test_long_names_do_not_run_into_each_other():
 
 
 def test_few_pictures_leave_no_empty_rows():
-    pytest.importorskip("matplotlib")
     figure = pictures(torch.rand(5, 1, 8, 8), torch.rand(5, 2), torch.tensor([0] * 5), ())
     assert len(figure.axes) == 8
-
-
-def test_what_can_be_shown():
-    images, scores, labels = torch.rand(2, 1, 4, 4), torch.rand(2, 3), torch.tensor([0, 1])
-    assert are_pictures(images, scores, labels)
-    assert not are_pictures(images.expand(2, 5, 4, 4), scores, labels)
-    assert not are_pictures(images, scores, labels.float())
-    assert not are_pictures(images, (scores,), labels)
