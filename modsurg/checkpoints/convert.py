@@ -1,6 +1,9 @@
 """From one checkpoint format to another, tensor by tensor: `convert`."""
 
+import contextlib
+import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +16,10 @@ from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, renamer
 from modsurg.checkpoints.rules import TensorRule, apply_rules
-from modsurg.errors import LoadError, SaveError, counted, listed, visible, warn
+from modsurg.errors import FormatError, LoadError, SaveError, TrustError, counted, listed, visible, warn
 
 Progress = Callable[[int, int], None]
+_NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|random", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ def convert(
         FileNotFoundError: No source.
         FormatError: The source is not what its name says.
         TrustError: Opening the source would run code. Nothing of it ran.
-        SaveError: A name or value that the target's format can't keep, `only` or a rule of `rename` that matches no
-            key, finite values that `dtype` can't hold, or a full disk. The target keeps what it held.
+        SaveError: Tensors outside of the state that would be left out, unless `part` or `only` says so; a name or value
+            that the target's format can't keep, `only` or a rule of `rename` that matches no key, finite values that
+            `dtype` can't hold, or a full disk. The target keeps what it held.
 
     Example:
         >>> import tempfile
@@ -102,6 +107,8 @@ def convert(
     """
     dtype = floating(dtype, SaveError)
     with open_source(source, part) as opened:
+        if part is None and only is None:
+            _check_left_tensors(Path(source), opened.left_tensors)
         try:
             ruled = apply_rules(opened, rules)
         except LoadError as error:
@@ -121,6 +128,28 @@ def convert(
         nbytes = sum(derived[key].nbytes for key in derived.stored)
         own = tuple(cast.keep_own_dtype)
         return Conversion(Path(source), written, len(derived), nbytes, opened.taken, left, own)
+
+
+def _check_left_tensors(path: Path, names: Sequence[str]) -> None:
+    """Refuse to leave out tensors that may be weights; those of an optimizer or a random generator are not.
+
+    Raises:
+        SaveError: There are some; the message has a line that writes some of them, and one that leaves them.
+    """
+    names = [name for name in names if not _NO_WEIGHTS.search(name)]
+    if not names:
+        return
+    lines = ['only="**" to leave them out']
+    for name in names[:5]:
+        with contextlib.suppress(FormatError, TrustError), open_source(path, name):
+            lines.append(f"part={json.dumps(name, ensure_ascii=False)} to write that")
+            break
+    raise SaveError(
+        visible(
+            f"{path}: it holds tensors outside of the state, in {listed(names, 5)}; nothing was written. "
+            f"Try: convert(source, target, ...) with {', or '.join(lines)}"
+        )
+    )
 
 
 class _Watched(Source):

@@ -313,6 +313,7 @@ class RuledSource(Source):
         }
         super().__init__(source.path, entries, replace(notes, ties=ties, versions=versions, order=order))
         self.taken, self.left, self.plain = source.taken, source.left, source.plain
+        self.left_tensors = source.left_tensors
 
     def region(self, key: str) -> Region | None:
         """Where the values lie, if they are in the file as they are wanted."""

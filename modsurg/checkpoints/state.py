@@ -263,7 +263,7 @@ def load_state(
         names = {key: key for key in path_or_state}
         whole = path_or_state.source
         source = run_part(DerivedSource(whole, names=names, metadata=whole.notes.metadata))
-        return replace(load_ruled(source), taken=source.taken or whole.taken)
+        return replace(load_ruled(source), taken=source.taken or whole.taken, left=whole.left_tensors)
     if isinstance(path_or_state, Mapping):
         try:
             memory = MemorySource(path_or_state)
@@ -274,7 +274,7 @@ def load_state(
             raise LoadError(f"the state can't be loaded: {error}") from error
     with open_source(path_or_state) as opened:
         source = run_part(opened)
-        return replace(load_ruled(source), taken=source.taken)
+        return replace(load_ruled(source), taken=source.taken, left=opened.left_tensors)
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -216,7 +216,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*a\.safetensors"):
         load_state(net(), tmp_path / "a.safetensors")
     (tmp_path / "a.npz").touch()
-    with pytest.raises(FormatError, match=r"does not say which format.*name\.safetensors"):
+    with pytest.raises(FormatError, match=r"neither its name nor its first bytes say which format.*name\.safetensors"):
         read_state(tmp_path / "a.npz")
     with pytest.raises(SaveError, match="does not say which format to write"):
         save_state(net(), tmp_path / "a.npz")

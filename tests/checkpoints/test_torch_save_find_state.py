@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from modsurg import load_state, read_state, save_state
+from modsurg import convert, diff, load_state, read_state, save_state, summary
 from modsurg.checkpoints.formats.torch_save.reader import TorchSource
-from modsurg.errors import FormatError, TrustError
+from modsurg.errors import FormatError, SaveError, TrustError
 
 
 class Evil:
@@ -298,3 +298,33 @@ class TestParts:
         save_state(nn.Linear(2, 2), tmp_path / "x.safetensors")
         with pytest.raises(FormatError, match="has one state and no parts: leave the part out"):
             read_state(tmp_path / "x.safetensors", part="ema")
+
+
+def test_tensors_outside_of_the_state_are_never_left_out_in_silence(tmp_path):
+    state = {"weight": torch.ones(2, 2), "packed": (torch.ones(3), 0.5)}
+    torch.save(state, tmp_path / "a.pt")
+    with TorchSource(tmp_path / "a.pt") as source:
+        assert source.left_tensors == ["packed"]
+    assert "packed" in str(summary(tmp_path / "a.pt"))
+    with pytest.raises(SaveError, match=r'tensors outside of the state, in packed; nothing was written.*only="\*\*"'):
+        convert(tmp_path / "a.pt", tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
+    assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors", only="**").left == ("packed",)
+    torch.save({**state, "packed": (torch.zeros(3), 0.5)}, tmp_path / "c.pt")
+    found = diff(tmp_path / "a.pt", tmp_path / "c.pt")
+    assert found
+    assert "packed" in str(found)
+    assert not found.to_dict()["same"]
+
+
+def test_optimizers_and_losses_beside_the_state_are_no_weights(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    run = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loss": torch.tensor(0.5), "epoch": 3}
+    torch.save(run, tmp_path / "a.pt")
+    with TorchSource(tmp_path / "a.pt") as source:
+        assert source.left_tensors == ["optimizer"]
+    assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors").left == ("optimizer", "loss", "epoch")
+    assert diff(tmp_path / "a.pt", tmp_path / "b.safetensors").left == ("optimizer",)

@@ -397,6 +397,31 @@ def test_what_of_a_file_was_not_compared_is_said(net, tmp_path):
     assert "only model was compared, not epoch" in str(found).replace("\n ", "")
 
 
+PACKED = (torch.ones(3), {"scale": [torch.zeros(2)]})
+
+
+@pytest.mark.parametrize("place", ["beside", "within"])
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (PACKED, True),
+        ((torch.ones(3), {"scale": [torch.ones(2)]}), False),
+        ((torch.ones(3),), False),
+        ((torch.ones(3), {"scale": []}), False),
+        ("nothing", False),
+    ],
+)
+def test_tensors_beside_the_state_count(tmp_path, place, other, same):
+    for name, packed in (("a", PACKED), ("b", other)):
+        state = {"w": torch.ones(2)}
+        data = {"model": state, "packed": packed} if place == "beside" else {**state, "packed": packed}
+        torch.save(data, tmp_path / f"{name}.pt")
+    found = diff(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert (bool(found), found.to_dict()["same"], found.left) == (not same, same, () if same else ("packed",))
+    assert ("not packed" in str(found).replace("\n ", "")) is not same
+    assert diff({"w": torch.ones(2)}, tmp_path / "a.pt")
+
+
 def test_whole_pickled_models(tmp_path):
     model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, activation=nn.functional.gelu), nn.ReLU())
     torch.save(model, tmp_path / "a.pt")
@@ -442,7 +467,17 @@ def test_to_dict_is_json_with_stable_keys(net):
     with torch.no_grad():
         new.stem.weight[0, 0, 0, 0] = float("nan")
     data = json.loads(json.dumps(diff(net, new).to_dict(), allow_nan=False))
-    assert list(data) == ["old", "new", "same", "tensors_compared", "bytes_compared", "counts", "changes", "notes"]
+    assert list(data) == [
+        "old",
+        "new",
+        "same",
+        "tensors_compared",
+        "bytes_compared",
+        "counts",
+        "changes",
+        "notes",
+        "left",
+    ]
     assert all(list(change) == ["kind", "path", "old_path", "old", "new", "values"] for change in data["changes"])
     assert data["changes"][0]["values"] == {
         "differing": 1,

@@ -8,6 +8,7 @@ from pathlib import Path
 from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.dcp.reader import DistributedSource
 from modsurg.checkpoints.formats.parts import run_part
+from modsurg.checkpoints.formats.safetensors.header import foreign
 from modsurg.checkpoints.formats.safetensors.sharded import INDEX, ShardedSource, remove_set, write_shards
 from modsurg.checkpoints.formats.safetensors.source import SafetensorsSource, write_safetensors
 from modsurg.checkpoints.formats.source import Source
@@ -16,7 +17,6 @@ from modsurg.checkpoints.formats.torch_save.writer import write_torch
 from modsurg.errors import FormatError, SaveError, listed
 
 _TORCH = (".pt", ".pth", ".bin")
-_TORCH_TOO = (".ckpt", ".tar", ".jit", ".th")  # other names under which such files are found
 _SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 _BESIDE = re.compile(r"optim|sched|scaler|random|rng|sampler|training_args|trainer_state", re.I)  # no model's weights
 _KNOWN = f"name.safetensors, name{INDEX}, name.pt, name.pth and name.bin"
@@ -40,7 +40,7 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
         path = index
     if not os.path.exists(path):  # unlike Path.exists it says no to a name that no file can have
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
-    if path.is_file() and path.suffix in (*_TORCH, *_TORCH_TOO):
+    if path.is_file() and path.suffix != ".safetensors" and not path.name.endswith(".json") and _is_torch(path):
         return TorchSource(path, part) if part is None else _torch_part(path, part)
     if part is not None:
         return _part(open_source(path), part)
@@ -54,7 +54,20 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
         return ShardedSource(path, open_source)
     if path.suffix == ".safetensors":
         return SafetensorsSource(path)
-    raise FormatError(f"{path}: the name does not say which format it has. Known are {_KNOWN}")
+    return _open_by_content(path)
+
+
+def _open_by_content(path: Path) -> Source:
+    """Open a file whose name is that of no format, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start[8:9] == b"{":
+        return SafetensorsSource(path)
+    if problem := foreign(start, path):
+        raise FormatError(problem)
+    if path.suffix == ".onnx":
+        raise FormatError(f"{path} is a model of ONNX: read it with the onnx package")
+    raise FormatError(f"{path}: neither its name nor its first bytes say which format it has. Known are {_KNOWN}")
 
 
 def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: int | str | None = None) -> Path:
@@ -84,6 +97,14 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
         write_torch(path, source)
         return path
     raise SaveError(f"{path}: the name does not say which format to write. Known are {_KNOWN}")
+
+
+def _is_torch(path: Path) -> bool:
+    """Whether the name says so, or the first bytes where it says nothing."""
+    if path.suffix in (*_TORCH, ".ckpt", ".tar", ".jit", ".th"):  # names under which such files are found
+        return True
+    with open(path, "rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _torch_part(path: Path, part: str) -> Source:

@@ -60,11 +60,13 @@ class Source(Mapping[str, Entry]):
         taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
         left: What lay beside it in that checkpoint.
         plain: What of that is a number, a text or None, by name.
+        left_tensors: What of that holds tensors.
     """
 
     taken: str = ""
     left: Sequence[str] = ()
     plain: Mapping[str, object] = MappingProxyType({})
+    left_tensors: Sequence[str] = ()
 
     def __init__(self, path: Path | None, entries: Mapping[str, Entry], notes: Notes) -> None:
         self.path = path

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from modsurg.errors import LoadError, counted, visible
+from modsurg.errors import LoadError, counted, listed, visible
 
 SHOWN = 10
 
@@ -21,6 +21,7 @@ class LoadReport:
         sliced: Names filled where file and model overlap, and both shapes.
         resampled: Names of position embeddings that were interpolated, and both shapes.
         taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
+        left: What else in that checkpoint holds tensors, which were not loaded.
         advice: The argument with which more keys would match; empty if none is known.
     """
 
@@ -31,6 +32,7 @@ class LoadReport:
     sliced: Mapping[str, str] = field(default_factory=dict)
     resampled: Mapping[str, str] = field(default_factory=dict)
     taken: str = ""
+    left: Sequence[str] = ()
     advice: str = ""
 
     def __bool__(self) -> bool:
@@ -39,7 +41,8 @@ class LoadReport:
     def __str__(self) -> str:
         count = len(self.loaded) + len(self.missing) + len(self.skipped)
         taken = f" from its {self.taken!r}" if self.taken else ""
-        lines = [f"loaded {len(self.loaded)} of {counted(count, 'key', 'keys')}{taken}"]
+        left = f"; left out: {visible(listed(self.left, 5))}" if self.left else ""
+        lines = [f"loaded {len(self.loaded)} of {counted(count, 'key', 'keys')}{taken}{left}"]
         lines += table({**self.skipped}, "skipped  ")
         lines += table({**self.sliced}, "sliced  ")
         lines += table({**self.resampled}, "resampled  ")

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modsurg.checkpoints.formats.registry import open_source
 from modsurg.checkpoints.formats.source import Source
-from modsurg.errors import SummaryError, counted, listed
+from modsurg.errors import FormatError, SummaryError, TrustError, counted, listed
 from modsurg.views.diff.build import Side, two_sides
 from modsurg.views.diff.changes import Changes
 from modsurg.views.diff.match import Matching
@@ -39,7 +39,8 @@ def diff(old: object, new: object, *, atol: float = 0.0, progress: Progress | No
         progress: Called with the bytes compared so far and in all, after each tensor.
 
     Returns:
-        Empty and false if nothing differs. Prints as a tree: + added, - removed, ~ changed.
+        Empty and false if nothing differs. A file with tensors beside its state, such as an optimizer's, is the same
+        only if those are; a note names them. Prints as a tree: + added, - removed, ~ changed.
 
     Raises:
         FileNotFoundError: No file there.
@@ -63,15 +64,41 @@ def diff(old: object, new: object, *, atol: float = 0.0, progress: Progress | No
     with ExitStack() as stack:
         opened = [_opened(thing, stack) for thing in (old, new)]
         comparison = _Comparison(*two_sides(*opened), _checked_tolerance(atol), progress)
-        return comparison.result(_notes(*opened))
+        old, new = opened
+        left = _find_left_tensors(old, new)
+        return comparison.result(_notes(old, new, left), left)
 
 
 def _opened(thing: object, stack: ExitStack) -> object:
     return stack.enter_context(open_source(Path(thing))) if isinstance(thing, (str, os.PathLike)) else thing
 
 
-def _notes(old: object, new: object) -> list[str]:
-    """What lies in the files beside the states: numbers and texts that differ, and what was not looked at."""
+def _find_left_tensors(old: object, new: object) -> tuple[str, ...]:
+    """What lies in the files beside the states, holds tensors, and is not the same in both."""
+    sources = [thing for thing in (old, new) if isinstance(thing, Source)]
+    names = dict.fromkeys(name for source in sources for name in source.left_tensors)
+    both = len(sources) == 2 and sources[0].left_tensors and sources[1].left_tensors
+    return tuple(name for name in names if not (both and _is_same_part(sources[0], sources[1], name)))
+
+
+def _is_same_part(old: Source, new: Source, name: str) -> bool:
+    """Whether both files have the same tensors under this name; False where they can't be read."""
+    with ExitStack() as stack:
+        try:
+            parts = [stack.enter_context(open_source(source.path, name)) for source in (old, new) if source.path]
+        except (FormatError, TrustError):
+            return False
+        return len(parts) == 2 and not diff(*parts)
+
+
+def _notes(old: object, new: object, left_tensors: Collection[str]) -> list[str]:
+    """What lies in the files beside the states: numbers and texts that differ, and what was not looked at.
+
+    Args:
+        old: One side.
+        new: The other.
+        left_tensors: The names of what holds tensors and is not the same in both.
+    """
     sources = [thing for thing in (old, new) if isinstance(thing, Source)]
     notes: list[str] = []
     both: set[str] = set()
@@ -84,7 +111,8 @@ def _notes(old: object, new: object) -> list[str]:
             if key in both and repr(before[key]) != repr(after[key])
         ]
     for source in sources:
-        if left := [name for name in source.left if name not in both]:
+        same = {*both, *source.left_tensors}.difference(left_tensors)
+        if left := [name for name in source.left if name not in same]:
             notes.append(f"of {source.path} only {source.taken or 'the state'} was compared, not {listed(left, 5)}")
     return list(dict.fromkeys(notes))
 
@@ -114,8 +142,8 @@ class _Comparison:
         self._values: dict[tuple[Hashable, Hashable], Values | None] = {}
         self._done = self._tensors = self._absent = 0
 
-    def result(self, notes: list[str]) -> Diff:
-        """All that differs, and the notes."""
+    def result(self, notes: list[str], left: tuple[str, ...]) -> Diff:
+        """All that differs, the notes, and what was not compared."""
         changed = self._compare()
         moved = changed and repair(self._matching, changed)
         if moved:
@@ -131,7 +159,7 @@ class _Comparison:
             notes = [*notes, f"the values of {self._absent:,} tensors are not there (meta), and were not compared"]
         if opaque := [new.path for old, new in self._matching.new_of.items() if old.is_opaque and new.is_opaque]:
             notes = [*notes, f"of {listed(opaque, 5)} only the class is known, and it was not compared further"]
-        return Diff(self._old.label, self._new.label, changes, tuple(notes), self._tensors, self._done)
+        return Diff(self._old.label, self._new.label, changes, tuple(notes), self._tensors, self._done, left)
 
     def _compare(self) -> list[Node]:
         """Compare the pairs of tensors of one shape that were not yet compared; returns the old nodes that differ."""

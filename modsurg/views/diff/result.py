@@ -85,7 +85,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Diff:
-    """What differs between two models, states or files. False if nothing does.
+    """What differs between two models, states or files. False if they are the same.
 
     Attributes:
         old: Name of the first: a class or a file.
@@ -94,6 +94,7 @@ class Diff:
         notes: What could not be compared.
         tensors: How many pairs of tensors were compared value by value.
         nbytes: How many bytes of the first side that took.
+        left: What else in the files holds tensors and is not the same in both, or can't be compared.
     """
 
     old: str
@@ -102,9 +103,10 @@ class Diff:
     notes: tuple[str, ...] = ()
     tensors: int = 0
     nbytes: int = 0
+    left: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.changes)
+        return bool(self.changes or self.left)
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -136,12 +138,13 @@ class Diff:
         return {
             "old": self.old,
             "new": self.new,
-            "same": not self.changes,
+            "same": not self,
             "tensors_compared": self.tensors,
             "bytes_compared": self.nbytes,
             "counts": self.counts,
             "changes": [change.to_dict() for change in self.changes],
             "notes": list(self.notes),
+            "left": list(self.left),
         }
 
     @property

@@ -99,13 +99,14 @@ def _contents(path: Path, part: str | None) -> tuple[dict[str, Stored], Mapping[
 
 def _part(source: "Source") -> str:
     """Which part of the file is shown, and what lies beside it."""
-    if not source.taken:
+    if not source.taken and not source.left_tensors:
         return ""
     plain = [f"{key} {repr(value) if isinstance(value, str) else value}" for key, value in source.plain.items()]
     left = [key for key in source.left if key not in source.plain]
     lists = [("beside it", plain), ("left out", left)]
     beside = [f"; {name}: {listed(each, 5)}" for name, each in lists if each]
-    return f"shown is its {source.taken!r}{''.join(beside)}"
+    shown = f"shown is its {source.taken!r}" if source.taken else "shown is its state"
+    return shown + "".join(beside)
 
 
 def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:

@@ -82,7 +82,7 @@ class DistributedSource(Source):
         except (FormatError, TrustError) as error:
             self.close()
             raise type(error)(f"{path}: {error}") from None
-        self.taken, self.left = found.taken, found.left
+        self.taken, self.left, self.left_tensors = found.taken, list(found.left), found.left_tensors()
         entries = {key: Entry(key, item.dtype, item.shape, item.nbytes) for key, item in found.tensors.items()}
         super().__init__(path, entries, notes)
 

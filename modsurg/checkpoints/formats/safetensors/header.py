@@ -17,6 +17,12 @@ HEADER_LIMIT = 100_000_000
 METADATA = "__metadata__"
 ALIGNMENT = 64
 
+_OTHERS: Mapping[bytes, str] = {
+    b"\x1f\x8b": "packed by gzip: unpack it first (gunzip)",
+    b"\x89HDF\r\n": "an HDF5 file, as Keras writes: read it with h5py",
+    b"GGUF": "a GGUF file of llama.cpp: read it with the gguf package",
+    b"\x93NUMPY": "an array of numpy: read it with numpy.load",
+}
 BITS: Mapping[str, int] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -111,6 +117,9 @@ def foreign(start: bytes, path: Path) -> str | None:
         )
     if start.startswith(b"version https://git-lfs"):
         return f"{path} is a git-LFS pointer, not the file it stands for: run `git lfs pull` in its repository"
+    for beginning, kind in _OTHERS.items():
+        if start.startswith(beginning):
+            return f"{path} is {kind}"
     if start.startswith(b"PK\x03\x04") and path.suffix == ".safetensors":
         return f"{path} is a zip archive, as torch.save writes: rename it to {path.stem}.pt"
     return None

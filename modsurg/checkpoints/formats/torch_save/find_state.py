@@ -1,12 +1,14 @@
 """Where the state_dict is in what somebody gave to torch.save: at the top, inside a checkpoint, or in TorchScript."""
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
 import torch
 
+from modsurg.checkpoints.formats.documents import EXTRA_STATE
 from modsurg.checkpoints.formats.torch_save.module import is_module, module_state, module_tree
 from modsurg.checkpoints.formats.torch_save.tensors import Stored
 from modsurg.checkpoints.formats.torch_save.torchscript import is_scripted, scripted_state
@@ -28,20 +30,30 @@ STATE_NAMES: Final = (
     "model_ema",
     "ema",
 )
-_HARMLESS: Final = (
-    "numpy.",
-    "collections.",
-    "datetime.",
-    "pathlib.",
-    "builtins.range",
-    "builtins.slice",
-    "builtins.frozenset",
-    "copyreg._reconstructor",
-    "torch.serialization._get_layout",
-    "torch._utils._rebuild_",
-    "torch._tensor._rebuild_from_type_v2",
-    "torch.jit._pickle.",
+_PLAIN_BUILTINS: Final = (
+    *("bool", "int", "float", "complex", "str", "bytes", "bytearray", "object"),
+    *("list", "tuple", "dict", "set", "frozenset", "range", "xrange", "slice", "getattr"),
 )
+_DANGEROUS: Final = (
+    *("os", "posix", "nt", "posixpath", "ntpath", "io", "_io", "sys", "site", "shutil", "tempfile", "linecache"),
+    *("subprocess", "multiprocessing", "threading", "asyncio", "commands", "signal", "pty", "platform", "webbrowser"),
+    *("importlib", "imp", "pkgutil", "runpy", "code", "codeop", "bdb", "pdb", "profile", "trace", "timeit", "pydoc"),
+    *("pickle", "_pickle", "dill", "joblib", "shelve", "marshal", "sqlite3", "ctypes", "operator", "_operator"),
+    *("socket", "ssl", "http", "urllib", "requests", "ftplib", "smtplib"),
+)
+_DANGEROUS_PARTS: Final = (
+    "torch.hub.",
+    "torch.load",
+    "torch.serialization.load",
+    "torch.jit.load",
+    "torch.package.",
+    "torch.utils.cpp_extension.",
+    "types.FunctionType",
+    "types.CodeType",
+    "types.MethodType",
+)
+_REBUILDS: Final = ("torch._utils.", "torch._tensor.", "torch.nn.parameter.")
+_OPTIMIZER: Final = re.compile(r"((?<![A-Za-z])[oO]ptim|Optim)(i[sz]er)?s?(?![a-z])")
 _KINDS: Final = {
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
     "torch._utils._rebuild_qtensor": "a quantised tensor",
@@ -51,6 +63,8 @@ _KINDS: Final = {
 }
 _DEEPEST: Final = 100
 _NESTED: Final = 4
+_MOST_NAMES: Final = 250_000
+_LONGEST_NAME: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -66,8 +80,7 @@ class Found:
 
     Attributes:
         taken: Where in the file it was, `""` for the top.
-        left: What lay beside it and was left.
-        plain: What of that is a number, a text or None.
+        left: What lay beside it, by its place in the file.
         tensors: By key, in the order of the file.
         extra: Values of `get_extra_state`, by key, tensors in them still `Stored`.
         order: All the keys.
@@ -76,13 +89,22 @@ class Found:
     """
 
     taken: str
-    left: list[str]
-    plain: dict[str, object] = field(default_factory=dict)
+    left: dict[str, object] = field(default_factory=dict)
     tensors: dict[str, Stored] = field(default_factory=dict)
     extra: dict[str, object] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     versions: Mapping[str, int] = field(default_factory=dict)
     tree: Mapping[str, Any] | None = None
+
+    @property
+    def plain(self) -> dict[str, object]:
+        """What of `left` is a number, a text or None."""
+        return {name: item for name, item in self.left.items() if _is_plain(item)}
+
+    def left_tensors(self) -> list[str]:
+        """Find the names in `left` under which there are tensors, at any depth."""
+        known: dict[int, bool] = {}
+        return [name for name, item in self.left.items() if _holds_tensors(item, known)]
 
 
 def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", part: str | None = None) -> Found:
@@ -104,28 +126,58 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", 
     value = pickle.value if part is None else _at(pickle.value, part)
     path = [part] if part else []
     if isinstance(value, Made) and is_scripted(value):
-        return _collect(scripted_state(value, code), Found("", []))
+        return _collect(scripted_state(value, code), Found(""))
     if is_module(value):
-        return _collect(module_state(value), Found(".".join(path), [], tree=module_tree(value).of_state()))
-    _refuse_calls(pickle.made)
+        return _collect(module_state(value), Found(".".join(path), tree=module_tree(value).of_state()))
+    _refuse_dangerous(pickle.made)
+    if part is not None and isinstance(value, list | tuple):
+        value = dict(_flat(value))
+    if part is not None and isinstance(value, Stored):
+        value = {part: value}
     if not isinstance(value, dict):
         raise FormatError(
             f"it holds {_kind(value)}, not a state_dict: use torch.load(path, weights_only=True), or save a state_dict"
         )
-    left: list[str] = []
-    plain: dict[str, object] = {}
+    left: dict[str, object] = {}
     while len(path) < _NESTED and (name := _inner(value)) is not None:
-        beside = {".".join((*path, shown(key))): item for key, item in value.items() if key != name}
-        left += beside
-        plain |= {key: item for key, item in beside.items() if _is_plain(item)}
+        left |= {_place(path, key): item for key, item in value.items() if key != name}
         path.append(name)
         value = value[name]
         if is_module(value):
-            return _collect(module_state(value), Found(".".join(path), left, plain, tree=module_tree(value).of_state()))
-    state = _joined(value)
-    if part is not None and not any(isinstance(item, Stored) for item in state.values()):
+            return _collect(module_state(value), Found(".".join(path), left, tree=module_tree(value).of_state()))
+    state = _joined(value, path, left)
+    if (part is not None or _is_optimizer(value)) and not any(isinstance(item, Stored) for item in state.values()):
         state = dict(_flat(value))
-    return _collect(state, Found(".".join(path), left, plain))
+    return _collect(state, Found(".".join(path), left), path if part is None else ())
+
+
+def _place(path: Sequence[str], key: object) -> str:
+    return ".".join((*path, shown(key)))
+
+
+def _holds_tensors(value: object, known: dict[int, bool], depth: int = 0) -> bool:
+    """Whether there are tensors in a value; so deep that nobody looks there may be."""
+    if (isinstance(value, Stored) and value.shape) or depth > _DEEPEST:
+        return True
+    if isinstance(value, Made):
+        if shown(value.maker).startswith(_REBUILDS):
+            return True
+        inside = [value.args, value.state, value.items, value.pairs]
+    elif isinstance(value, dict):
+        inside = [*value.values(), getattr(value, "state", None)]
+    elif isinstance(value, list | tuple | set | frozenset):
+        inside = list(value)
+    else:
+        return False
+    if id(value) not in known:
+        known[id(value)] = False
+        known[id(value)] = any(_holds_tensors(item, known, depth + 1) for item in inside)
+    return known[id(value)]
+
+
+def _is_optimizer(value: Mapping[Any, Any]) -> bool:
+    """Whether it is the state_dict of an optimizer."""
+    return isinstance(value.get("state"), dict) and isinstance(value.get("param_groups"), list)
 
 
 def find_models(value: Any, part: str | None = None) -> dict[str, Made]:
@@ -197,56 +249,79 @@ class _Rebuilding:
 
 
 def _at(value: Any, part: str) -> Any:
-    """What lies at a dotted path of keys, each of which may have dots in it."""
+    """What lies at a dotted path of keys, each of which may have dots in it, and of places in lists and tuples."""
     if not part:
         return value
-    keys = [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
-    for key in keys:
-        if part == key or part.startswith(f"{key}."):
-            return _at(value[key], part[len(key) + 1 :])
-    raise FormatError(f"there is no part {part!r} in it. It holds: {', '.join(map(shown, keys[:8])) or _kind(value)}")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    names = [(str(key), item) for key, item in items if isinstance(key, str | int)]
+    for name, item in names:
+        if part == name or part.startswith(f"{name}."):
+            return _at(item, part[len(name) + 1 :])
+    here = ", ".join(shown(name) for name, _ in names[:8]) or _kind(value)
+    raise FormatError(f"there is no part {part!r} in it. It holds: {here}")
 
 
 def _inner(value: Mapping[Any, Any]) -> str | None:
     """The key under which the state is, None if this is the state."""
     for name in STATE_NAMES:
-        if name in value and _leads(value[name]):
+        if name in value and _count(value[name]):
             return name
-    if any(isinstance(item, Stored) for item in value.values()):
-        return None
-    inner = _dicts(value)
+    inner = _states(value)
     return inner[0] if len(inner) == 1 else None
 
 
-def _dicts(value: Mapping[Any, Any]) -> list[str]:
-    """The keys of the dictionaries and models in which there are tensors; an optimizer's do not count."""
-    return [key for key, item in value.items() if isinstance(key, str) and "optim" not in key and _leads(item)]
+def _states(value: Mapping[Any, Any]) -> list[str]:
+    """The keys of the dictionaries and models in which the tensors are; none if they are here.
+
+    A few tensors beside dictionaries of more, or single numbers such as a loss, are not the state. An optimizer's
+    tensors do not count.
+    """
+    counts = {
+        key: _count(item)
+        for key, item in value.items()
+        if isinstance(key, str) and not _OPTIMIZER.search(key) and key.rpartition(".")[2] != EXTRA_STATE
+    }
+    inner = [key for key, count in counts.items() if count]
+    loose = [item for item in value.values() if isinstance(item, Stored)]
+    few = len(loose) < sum(counts.values()) or all(not item.shape for item in loose)
+    return inner if few else []
 
 
-def _leads(value: object) -> bool:
-    """Whether a state or a whole model is in there."""
+def _count(value: object) -> int:
+    """How many tensors are in dictionaries and whole models at most so deep, each container counted once."""
     seen: set[int] = set()
     level = [value]
+    count = 0
     for _ in range(_NESTED):
-        if any(is_module(item) for item in level):
-            return True
+        count += sum(is_module(item) for item in level)
         inside = [item for item in level if isinstance(item, dict) and id(item) not in seen]
         seen.update(map(id, inside))
         named = [pair for item in inside for pair in item.items() if isinstance(pair[0], str)]
-        if any(isinstance(item, Stored) for _, item in named):
-            return True
-        level = [item for key, item in named if "optim" not in key]
-    return False
+        count += sum(isinstance(item, Stored) for _, item in named)
+        level = [item for key, item in named if not _OPTIMIZER.search(key)]
+    return count
 
 
-def _joined(value: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any]:
-    """The dictionaries in `value`, with their names before their keys; itself, if the tensors are in it."""
-    several = [] if any(isinstance(item, Stored) for item in value.values()) else _dicts(value)
-    if not several or depth > _NESTED:
+def _joined(value: Mapping[Any, Any], path: Sequence[str], left: dict[str, object]) -> Mapping[Any, Any]:
+    """The dictionaries in `value`, with their names before their keys; itself, if the tensors are in it.
+
+    Args:
+        value: Where to look.
+        path: Its place in the file.
+        left: Receives what is beside the dictionaries.
+    """
+    several = _states(value) if len(path) <= _NESTED else []
+    if not several:
         return value
-    parts = {name: value[name] for name in several}
-    states = {name: module_state(part) if is_module(part) else _joined(part, depth + 1) for name, part in parts.items()}
-    return {f"{name}.{key}": item for name, state in states.items() for key, item in state.items()}
+    left |= {_place(path, key): item for key, item in value.items() if key not in several}
+    joined: dict[str, object] = {}
+    for name in several:
+        part = value[name]
+        state = module_state(part) if is_module(part) else _joined(part, (*path, name), left)
+        joined |= {f"{name}.{key}": item for key, item in state.items()}
+        if len(joined) > _MOST_NAMES:
+            raise FormatError(f"it has more than {_MOST_NAMES:,} tensors by name: choose a part of it")
+    return joined
 
 
 def _flat(value: object) -> Iterator[tuple[str, object]]:
@@ -269,30 +344,41 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _collect(value: Mapping[Any, Any], found: Found) -> Found:
+def _collect(value: Mapping[Any, Any], found: Found, path: Sequence[str] = ()) -> Found:
     for key, item in value.items():
+        if isinstance(key, str) and len(key) > _LONGEST_NAME:
+            raise FormatError(f"a key has {len(key):,} letters, which no state_dict has: {shown(key)}")
         if isinstance(item, Stored) and isinstance(key, str):
             found.tensors[key] = item
-        elif isinstance(key, str) and key.rpartition(".")[2] == "_extra_state":
+        elif isinstance(key, str) and key.rpartition(".")[2] == EXTRA_STATE:
             found.extra[key] = item
         elif isinstance(item, Stored):
             raise FormatError(f"a tensor stands under the key {shown(key)}, which is no text, so it is no state_dict")
         elif isinstance(item, Made):
-            _refuse_object(shown(key), item)
-            found.left.append(shown(key))
+            _refuse_weight(shown(key), item)
+            found.left[_place(path, key)] = item
             continue
         else:
-            found.left.append(shown(key))
-            if _is_plain(item):
-                found.plain[shown(key)] = item
+            found.left[_place(path, key)] = item
             continue
         found.order.append(key)
+    if not found.order and _holds_arrays(value):
+        raise FormatError(
+            "its values are arrays of numpy, not tensors. If you trust whoever made the file, load it by "
+            "torch.load(path, weights_only=False), and give torch.as_tensor of each array to save_state"
+        )
     if not found.order and value:
         items = (f"{shown(key)} {item!r:.60}" if _is_plain(item) else shown(key) for key, item in value.items())
         raise FormatError(f"there is no state_dict in it. It holds: {', '.join(islice(items, 8))}")
     metadata = value.state.get("_metadata") if isinstance(value, Ordered) and isinstance(value.state, dict) else None
     found.versions = _versions(metadata)
     return found
+
+
+def _holds_arrays(value: Mapping[Any, Any]) -> bool:
+    inside = [item for each in value.values() if isinstance(each, dict) for item in each.values()]
+    makers = {str(item.maker) for item in (*value.values(), *inside) if isinstance(item, Made)}
+    return any(maker.startswith("numpy.") and maker.endswith("._reconstruct") for maker in makers)
 
 
 def _versions(metadata: object) -> dict[str, int]:
@@ -302,17 +388,35 @@ def _versions(metadata: object) -> dict[str, int]:
     return {path: n for path, n in local.items() if isinstance(path, str) and type(n) is int and n != 1}
 
 
-def _refuse_calls(made: list[Made]) -> None:
+def _refuse_dangerous(made: list[Made]) -> None:
+    """Refuse a file that asks for what is known to do harm; whatever else it asks for is only described."""
     for item in made:
-        if item.called and not shown(item.maker).startswith(_HARMLESS):
+        names = [name for name in (item.maker, *item.args) if isinstance(name, Name)]
+        if any(map(_is_dangerous, names)) or _reaches_inside(item):
             raise _untrusted("it wants to call", item)
 
 
-def _refuse_object(key: str, item: Made) -> None:
+def _is_dangerous(name: Name) -> bool:
+    root = name.module.partition(".")[0]
+    if root == "builtins":
+        return name.name not in _PLAIN_BUILTINS
+    return root in _DANGEROUS or str(name).startswith(_DANGEROUS_PARTS)
+
+
+def _reaches_inside(made: Made) -> bool:
+    """Whether it gets anything but a public function of a class by `getattr`."""
+    if str(made.maker) != "builtins.getattr":
+        return False
+    plain = len(made.args) == 2 and isinstance(made.args[0], Name) and isinstance(made.args[1], str)
+    return not plain or str(made.args[1]).startswith("_") or not made.called
+
+
+def _refuse_weight(key: str, item: Made) -> None:
+    """Refuse what could be a weight if it were made."""
     kind = _KINDS.get(shown(item.maker))
     if kind is not None:
         raise FormatError(f"{key} is {kind}: only torch.load(path, weights_only=True) can read it")
-    if not item.called:
+    if not item.called or shown(item.maker).startswith(_REBUILDS):
         raise _untrusted(f"{key} is an object of", item)
 
 

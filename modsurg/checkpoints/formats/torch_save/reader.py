@@ -101,7 +101,8 @@ class TorchSource(Source):
         except (FormatError, TrustError) as error:
             self.close()
             raise type(error)(f"{path}: {error}") from None
-        self.taken, self.left, self.plain = found.taken, found.left, found.plain
+        self.taken, self.left, self.plain = found.taken, list(found.left), found.plain
+        self.left_tensors = found.left_tensors()
         entries = {key: Entry(key, item.dtype, item.shape, item.nbytes) for key, item in found.tensors.items()}
         super().__init__(path, entries, notes)
 
