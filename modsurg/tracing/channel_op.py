@@ -27,6 +27,7 @@ class Op:
         labels: Gives out labels.
         dims: The dimensions of a tensor.
         weights: `id` of the tensors that are parameters, or made of nothing else.
+        picked: By the `id` of a tensor a dimension of which it is one place; it can't change if the tensor is used.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Op:
     labels: Labels
     dims: Callable[[torch.Tensor], Dims]
     weights: Set[int]
+    picked: dict[int, Dim]
 
     def arg(self, index: int, default: Any = None) -> Any:
         """The argument at a position."""

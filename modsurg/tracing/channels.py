@@ -1,6 +1,6 @@
 """Run a model once on meta with labels on its channels, and tell which of them can only change together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ from modsurg.tracing.inputs import arguments, dtypes_to_try, forked_random
 from modsurg.tracing.labels import FIXED, Dim, Labels
 from modsurg.tracing.layout_rules import LAYOUT_RULES
 from modsurg.tracing.meta_copy import Cloner, to_example, to_meta
-from modsurg.tracing.observer import Failure, Functions, Recorder
+from modsurg.tracing.observer import Failure, Functions, Recorder, tensors
 from modsurg.tracing.sizes import Attribute, Size, mark_attributes, uses
 from modsurg.tree.walk import Tree, walk
 
@@ -123,6 +123,7 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._dims: dict[int, list[Dim]] = {}
         self._alive: list[torch.Tensor] = []
         self._weights: set[int] = set()
+        self._picked: dict[int, Dim] = {}
         for path, module in tree.modules.items():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
@@ -146,6 +147,11 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._dims[id(tensor)] = dims
         self._alive.append(tensor)
         return dims
+
+    def read(self, given: Iterable[torch.Tensor]) -> None:
+        """Take note that the values of these tensors are used."""
+        for tensor in given:
+            self.labels.fix(self._picked.pop(id(tensor), ()))
 
     def sized(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
         """A shape whose numbers say where they are from."""
@@ -184,6 +190,7 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         results = [
             each for each in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(each, torch.Tensor)
         ]
+        self.read(given)
         name = func._schema.name.partition("::")[2]
         module = self._recorder._stack[-1] if self._recorder._stack else ""
         known = self._apply(func, name, module, args, kwargs, out, given)
@@ -210,7 +217,7 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         try:
             if rule is None:
                 raise UnknownOperationError
-            found: Any = rule(Op(name, args, kwargs, out, self.labels, self.dims, self._weights))
+            found: Any = rule(Op(name, args, kwargs, out, self.labels, self.dims, self._weights, self._picked))
         except UnknownOperationError:
             where = f'"{module}"' if module else "the model"
             self.labels.refuse([dim for tensor in given for dim in self.dims(tensor)], f"{name} in {where}")
@@ -260,7 +267,7 @@ def _attempt(
         with forked_random():
             args, kwargs = Cloner(to_example).value(arguments(example, copied, dtypes))
             with torch.enable_grad(), _Marked(recorder, rules), rules:
-                copied(*args, **kwargs)
+                rules.read(tensors(copied(*args, **kwargs)))
     except Exception as error:
         return recorder.failure or Failure("", type(model).__name__, {}, (), error)
     found = _result(rules, sum(recorder.macs.values()))

@@ -138,13 +138,14 @@ def _squeeze(op: Op) -> Dims:
 
 def _select(op: Op) -> Dims:
     dims = op.given(0)
-    op.labels.fix(dims.pop(op.args[1]))
+    op.picked[id(op.out)] = dims.pop(op.args[1])
     return dims
 
 
 def _unbind(op: Op) -> list[Dims]:
     dims = op.given(0)
-    op.labels.fix(dims.pop(op.arg(1, 0)))
+    dim = dims.pop(op.arg(1, 0))
+    op.picked.update((id(each), dim) for each in op.out)
     return [list(dims) for _ in op.out]
 
 

@@ -210,3 +210,14 @@ def test_products_meet_in_their_common_sizes():
     labels.unify(a, b)
     assert labels.resolve().shape == (labels.count,)
     assert [part.size for part in labels.split(whole, (1, 12))] == [1, 12]
+
+
+def test_a_channel_that_is_picked_stays_where_its_value_is_used():
+    layers = {"a": nn.Linear(3, 4), "b": nn.Linear(4, 2)}
+    shape_only = found(lambda m, x: m.b(m.a(x)) + torch.zeros(m.a(x)[:, 0].shape[0], 1), (2, 3), **layers)
+    assert together(shape_only, ("a", "weight", 0), ("b", "weight", 1))
+    used = found(lambda m, x: m.b(m.a(x)) + m.a(x)[:, :1][:, 0, None], (2, 3), **layers)
+    assert set(sets(used, "a", "weight", 0)) != {used.fixed}
+    for function in (lambda m, x: m.b(m.a(x)) + m.a(x)[:, 0, None], lambda m, x: m.a(x)[:, 0]):
+        used = found(function, (2, 3), **layers)
+        assert set(sets(used, "a", "weight", 0)) == {used.fixed}
