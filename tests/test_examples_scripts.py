@@ -94,13 +94,21 @@ def test_open_foreign(run):
 
 
 def test_prune(run):
-    said = run(prune, "--epochs", 1, "--limit", 200, "--drop", 1)
-    tried = {path: float(found) for path, found in re.findall(r"without (\S+): ([\d.]+)%", said)}
-    assert list(tried) == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
-    (gone,) = re.findall(r"^- (layer\d\.1)", said, re.MULTILINE)
-    assert tried[gone] == max(tried.values())
-    before, after = (int(found.replace(",", "")) for found in re.findall(r"(?:trained|pruned) *│ *([\d,]+)", said)[:2])
-    assert after < before
+    said = run(prune, "--epochs", 1, "--limit", 200)
+    assert re.search(r"^~ conv1  Conv2d  out_channels 64 -> 32$", said, re.MULTILINE)
+    rows = re.findall(r"(trained|narrowed|trained on) *│ *([\d,]+) *│ *([\d.]+) M *│ *\d+ ms *│ *[\d.]+%", said)
+    assert [row[0] for row in rows] == ["trained", "narrowed", "trained on"]
+    (before, macs), (after, fewer), then = ((int(row[1].replace(",", "")), float(row[2])) for row in rows)
+    assert after < before / 3
+    assert fewer < macs / 3
+    assert then == (after, fewer)
+
+
+@pytest.mark.examples
+def test_prune_comes_back(run):
+    trained, narrowed, after = percentages(run(prune))[:3]
+    assert narrowed < after
+    assert after > trained - 10
 
 
 def test_resume(run):

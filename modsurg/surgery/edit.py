@@ -1,6 +1,6 @@
 """A transaction: verbs that take effect at once, and all go back if anything fails before the end of the block."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
@@ -30,8 +30,9 @@ from modsurg.surgery.report import Report, fold_texts
 from modsurg.surgery.resize.channel_groups import Keep, Widths
 from modsurg.surgery.resize.follow import check_followed, find_widths, follow_modules
 from modsurg.surgery.resize.image_size import ImageSize, resize_images
+from modsurg.surgery.resize.recorded import read_plans
 from modsurg.surgery.resize.resize import resize_modules
-from modsurg.surgery.resize.values import Fill
+from modsurg.surgery.resize.values import Fill, Resized, write_plans
 from modsurg.surgery.undo import Undo
 from modsurg.tree.selection import Selection, Where, resolve
 from modsurg.tree.walk import Tree, walk
@@ -176,18 +177,28 @@ class Edit:
                 if self._example is None:
                     raise ResizeError("follow=True needs an example: resize(..., follow=True, example=x).")
                 self._widths = self._widths or find_widths(verb.tree, self._example)
-                done, chosen = follow_modules(
+                done, verb.arguments["follow"] = follow_modules(
                     self._widths, sites, sizes, verb.journal, fill=fill, keep=keep, multiple=multiple
                 )
-                verb.arguments["follow"] = chosen
             else:
                 done = resize_modules(verb.tree, sites, sizes, verb.journal, fill=fill, multiple=multiple)
                 verb.arguments["multiple"] = multiple
-            for each in done:
-                paths = tuple(verb.tree.paths[id(each.module)])
-                verb.changes.append(Change("resize", paths, old=each.module, new=each.module, detail=each))
-                verb.notes += each.notes
-            verb.warnings += warn_of_unused_copies(verb.tree, verb.changes)
+            self._note_resized(verb, done)
+
+    def resize_recorded(self, recorded: Mapping[str, Any], fill: Fill) -> None:
+        """Resize what a recipe recorded of a resize with `follow`."""
+        with self._verb("resize", fill=fill, follow=recorded) as verb:
+            plans = read_plans(verb.tree, recorded)
+            self._writer.describe_if_inside(verb.tree, [plan.path for plan in plans])
+            self._note_resized(verb, write_plans(plans, fill, verb.journal))
+            self._check_widths()
+
+    def _note_resized(self, verb: Record, done: Sequence[Resized]) -> None:
+        for each in done:
+            paths = tuple(verb.tree.paths[id(each.module)])
+            verb.changes.append(Change("resize", paths, old=each.module, new=each.module, detail=each))
+            verb.notes += each.notes
+        verb.warnings += warn_of_unused_copies(verb.tree, verb.changes)
 
     def freeze(self, where: Where, *, count: int | None = None) -> None:
         """See `modsurg.freeze`."""

@@ -175,3 +175,17 @@ def test_a_parametrization_hides_nothing(tmp_path, names):
     lists["children"] = dict.fromkeys(names, inner)
     with pytest.raises(ModsurgError, match=r"replaces|already|twice|tree is damaged"):
         modsurg.structure.build.build(data)
+
+
+@pytest.mark.parametrize(
+    "attribute", [["", "forward", 3], ["", "training", 1], ["0", "weight", 3], ["0", "in_features", "x"]]
+)
+def test_a_recipe_sets_sizes_only(attribute):
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    report = modsurg.resize(model, "0", out_features=2, follow=True, example=torch.zeros(1, 2))
+    recipe = json.loads(report.recipe.to_json())
+    recipe["edits"][0]["follow"]["layers"][0]["attributes"] = [attribute]
+    other = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    with pytest.raises(ModsurgError, match="which is not a size there"):
+        modsurg.replay(other, modsurg.Recipe.from_json(json.dumps(recipe)))
+    assert other[0].out_features == 4

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import modsurg
 from modsurg import coupled, edit, replay, resize
-from modsurg.errors import ExampleError, ResizeError
+from modsurg.errors import ExampleError, RecipeError, ResizeError
 from modsurg.tracing import compute_rules
 
 
@@ -207,7 +207,11 @@ def test_a_recipe_repeats_the_choice():
     report = resize(model, "0", out_channels=0.5, keep="l2", follow=True, example=EXAMPLE)
     recipe = modsurg.Recipe.from_json(report.recipe.to_json())
     json.loads(report.recipe.to_json())
-    replay(other, recipe, example=EXAMPLE)
+    report = replay(other, recipe)
+    assert str(other) == str(model)
+    report.undo()
+    assert other[0].out_channels == 8
+    replay(other, report.recipe, example=EXAMPLE)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
@@ -306,3 +310,20 @@ def test_the_oracle_notices(monkeypatch):
     monkeypatch.setattr(compute_rules, "contract", forget)
     counts = tally(small(), EXAMPLE)
     assert counts.wrong or counts.refused
+
+
+def test_a_recipe_of_another_model_is_refused():
+    recipe = resize(small(), "0", out_channels=0.5, follow=True, example=EXAMPLE).recipe
+    other = nn.Sequential(*small(), nn.ReLU())
+    other[1] = nn.BatchNorm2d(9)
+    with pytest.raises(RecipeError, match=r'resizes "1\.weight" of shape \(8,\); here it has the shape \(9,\)'):
+        replay(other, recipe)
+    with pytest.raises(RecipeError, match='resizes "3", and there is no such module here'):
+        replay(small()[:3], recipe)
+
+
+def test_heads_in_a_recipe():
+    model, other = Block(), Block()
+    report = resize(model, "qkv", out_features=0.5, follow=True, example=TOKENS)
+    replay(other, modsurg.Recipe.from_json(report.recipe.to_json()))
+    assert (other.num_heads, other.out.in_features, other(TOKENS).shape) == (2, 8, (2, 5, 8))

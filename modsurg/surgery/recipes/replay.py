@@ -14,7 +14,6 @@ from modsurg.surgery.preflight import Example
 from modsurg.surgery.recipes.borrowed import give_back
 from modsurg.surgery.recipes.recipe import Recipe, make_module
 from modsurg.surgery.report import Report
-from modsurg.surgery.resize.channel_groups import Keep
 from modsurg.tree.selection import Selection, resolve
 from modsurg.tree.suggestions import nearest
 from modsurg.tree.walk import walk
@@ -104,11 +103,9 @@ class _Replayed:
             raise RecipeError(f'the recipe has the verb "{verb}", which this version of modsurg does not know.')
 
     def _resize(self, record: dict[str, Any]) -> None:
-        for one in record.get("follow", ()):
-            where, sizes = self._select([one["path"]]), {one["size"]: one["to"]}
-            keep: Keep = one["kept"] if one["to"] <= len(one["kept"]) else "first"
-            self.edit.resize(where, follow=True, keep=keep, fill=record["fill"], **sizes)
-        if "follow" not in record:
+        if "follow" in record:
+            self.edit.resize_recorded(record["follow"], record["fill"])
+        else:
             multiple, where = record.get("multiple"), self._select(record["paths"])
             self.edit.resize(where, fill=record["fill"], multiple=multiple, **record["sizes"])
 

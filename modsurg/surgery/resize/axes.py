@@ -27,6 +27,11 @@ class Axis:
     chosen: torch.Tensor | None = field(default=None, compare=False)
 
     @property
+    def old_size(self) -> int:
+        """The size before."""
+        return prod(self.old)
+
+    @property
     def changes(self) -> bool:
         """Whether any place comes, goes or moves."""
         return self.chosen is not None or self.old != self.new

@@ -179,7 +179,7 @@ def _first_places(here: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return first.scatter_reduce_(0, torch.searchsorted(own, here), torch.arange(len(here)), "amin")
 
 
-def choose_channels(widths: Widths, group: ChannelGroup, here: torch.Tensor, size: int, keep: Keep) -> list[int]:
+def choose_channels(widths: Widths, group: ChannelGroup, here: torch.Tensor, size: int, keep: Keep) -> None:
     """Let a group have another size: take away those that count least, or put new ones behind the last.
 
     Args:
@@ -189,9 +189,6 @@ def choose_channels(widths: Widths, group: ChannelGroup, here: torch.Tensor, siz
         size: How many channels there are to be.
         keep: Which of them stay.
 
-    Returns:
-        The channels that stay.
-
     Raises:
         ResizeError: `keep` gives something else than was asked for, or so many can't be.
     """
@@ -199,7 +196,7 @@ def choose_channels(widths: Widths, group: ChannelGroup, here: torch.Tensor, siz
     if size > len(here):
         last = int(here[-1])
         widths.planned[last] += (size - len(here)) // int(weights[inverse[-1]] // widths.planned[last])
-        return list(range(len(here)))
+        return
     scores = torch.zeros(len(own), dtype=torch.float64).index_add_(0, inverse, channel_scores(group, keep, size))
     order = (-scores / weights).argsort(stable=True) if keep != "first" else _first_places(here, own).argsort()
     left, chosen = size, []
@@ -215,7 +212,6 @@ def choose_channels(widths: Widths, group: ChannelGroup, here: torch.Tensor, siz
     stay = torch.zeros(len(own), dtype=torch.long)
     stay[chosen] = 1
     widths.planned[own] *= stay
-    return [int(place) for place in stay[inverse].nonzero().flatten()]
 
 
 def channel_scores(group: ChannelGroup, keep: Keep, size: int) -> torch.Tensor:

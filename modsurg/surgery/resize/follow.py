@@ -19,6 +19,7 @@ from modsurg.surgery.resize.channel_groups import (
     target_size,
 )
 from modsurg.surgery.resize.checks import refuse_rewritten, refuse_shared_memory, refuse_values
+from modsurg.surgery.resize.recorded import describe_plans
 from modsurg.surgery.resize.resize import layer_of, refuse_sizes, tensor_holders
 from modsurg.surgery.resize.values import Fill, LayerPlan, Resized, changing_tensors, refuse_fill, write_plans
 from modsurg.tracing.channels import Channels, Leaf, Outcome, channels
@@ -75,18 +76,23 @@ def follow_modules(
     fill: Fill = "init",
     keep: Keep = "first",
     multiple: int | None = None,
-) -> tuple[list[Resized], list[dict[str, Any]]]:
-    """Resize the layers at `sites` in place, with everything that is coupled to their channels; see `plan_follow`."""
+) -> tuple[list[Resized], dict[str, Any]]:
+    """Resize the layers at `sites` in place, with everything that is coupled to their channels; see `plan_follow`.
+
+    Returns:
+        What became of each layer, and the plans as a recipe records them.
+    """
     refuse_fill(fill)
     try:
-        plans, chosen = plan_follow(widths, sites, sizes, keep, multiple)
+        plans = plan_follow(widths, sites, sizes, keep, multiple)
         refuse_shared_memory(widths.tree, changing_tensors(plans))
+        recorded = describe_plans(widths.tree, plans)
         done = write_plans(plans, fill, journal)
     except BaseException:
         widths.planned = widths.now.clone()
         raise
     widths.now = widths.planned.clone()
-    return done, chosen
+    return done, recorded
 
 
 def plan_follow(
@@ -95,7 +101,7 @@ def plan_follow(
     sizes: Mapping[str, object],
     keep: Keep,
     multiple: int | None,
-) -> tuple[list[LayerPlan], list[dict[str, Any]]]:
+) -> list[LayerPlan]:
     """Work out what becomes of the layers at `sites`, and of all that is coupled to them.
 
     Args:
@@ -106,13 +112,11 @@ def plan_follow(
         multiple: Of which the new sizes are multiples.
 
     Returns:
-        A plan for each layer that changes, the sites first; and for each size that was chosen the layer (`path`), its
-        name (`size`), the new number (`to`) and the channels that stay (`kept`), as a recipe records it.
+        A plan for each layer that changes, the sites first.
 
     Raises:
         ResizeError: It can't be. Nothing was changed.
     """
-    chosen: list[dict[str, Any]] = []
     notes: list[str] = []
     for path, module in sites:
         refuse_sizes(path, module, sizes)
@@ -121,13 +125,12 @@ def plan_follow(
             if (widths.planned[here] != widths.now[here]).any():
                 continue  # it follows a site before it
             to = target_size(group, value, multiple)
-            kept = choose_channels(widths, group, here, to, keep)
-            chosen.append({"path": path, "size": size, "to": to, "kept": kept})
+            choose_channels(widths, group, here, to, keep)
             if group.spanned and to != group.channels:
                 notes.append(f"{path}: not exact, for all its channels are part of {listed(group.spanned, 3)}")
     plans = _plans(widths, [path for path, _ in sites])
     plans[0].notes += notes + _following_note(plans)
-    return plans, chosen
+    return plans
 
 
 def _following_note(plans: Sequence[LayerPlan]) -> list[str]:
