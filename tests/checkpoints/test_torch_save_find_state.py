@@ -80,6 +80,45 @@ def test_a_load_says_what_it_took(tmp_path):
     assert str(report) == "loaded 2 of 2 keys from its 'net'"
 
 
+STATE = {"w": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    ("value", "left"),
+    [
+        ({"model": STATE, "ema": STATE, "epoch": 3, "args": {"lr": [0.1]}}, ["ema"]),
+        ({"model": STATE, "cfg": {"a": [{"b": (torch.ones(1),)}]}, "loss": torch.tensor(1.0)}, ["cfg", "loss"]),
+        ({**STATE, "packed": (torch.ones(1), 8), "name": "net"}, ["packed"]),
+        ({"model": {**STATE, "packed": [torch.ones(1)]}, "optimizer": {}}, ["model.packed"]),
+        ({"G": STATE, "D": STATE, "packed": (torch.ones(1),), "n": 3}, ["packed"]),
+        ({"net": {"a": STATE, "b": STATE, "t": (torch.ones(1),)}}, ["net.t"]),
+        ({"model": STATE, "x": collections.deque([torch.ones(1)])}, ["x"]),
+        ({"model": STATE, "x": collections.OrderedDict(a=1), "y": {1, 2}}, []),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:no keys matched")
+def test_tensors_that_are_left_are_named(tmp_path, value, left):
+    path = saved(tmp_path, value)
+    assert TorchSource(path).left_tensors == left
+    report = load_state(nn.ParameterDict(STATE), path, strict=False)
+    assert list(report.left) == left
+    ending = f"left out: {', '.join(left)}" if left else ""
+    assert str(report).splitlines()[0].endswith(ending)
+
+
+@pytest.mark.parametrize(
+    ("part", "keys"),
+    [("0", ["w"]), ("1.0", ["w"]), ("1", ["0.w", "1"]), ("1.1", ["1.1"]), ("2.states.0", ["w"]), ("2", ["states.0.w"])],
+)
+def test_a_part_goes_through_lists_and_tuples(tmp_path, part, keys):
+    path = saved(
+        tmp_path, ({"w": torch.ones(1)}, [{"w": torch.ones(1)}, torch.ones(2)], {"states": [{"w": torch.ones(1)}]})
+    )
+    assert list(read_state(path, part=part)) == keys
+    with pytest.raises(FormatError, match=r"there is no part '3' in it. It holds: 0, 1, 2"):
+        read_state(path, part="3")
+
+
 def test_several_states_keep_their_names(tmp_path):
     path = saved(tmp_path, {"generator": {"w": torch.ones(1)}, "critic": {"w": torch.zeros(2)}, "step": 3})
     source = TorchSource(path)
