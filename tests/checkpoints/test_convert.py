@@ -106,24 +106,6 @@ def test_a_checkpoint_of_somebody(tmp_path):
     assert list(state_of(done.target)) == ["weight", "bias"]
 
 
-@pytest.mark.parametrize(
-    ("beside", "names", "part"),
-    [
-        ({"ema": {"w": torch.zeros(1)}}, "ema", "ema"),
-        ({"packed": (torch.zeros(1), 8)}, "packed", "packed"),
-        ({"a": {"b": [torch.zeros(1)]}, "loss": torch.tensor(1.0)}, "a, loss", "a"),
-    ],
-)
-def test_tensors_that_are_left_out_are_told(tmp_path, beside, names, part):
-    source = tmp_path / "run.pt"
-    torch.save({"model": nn.Linear(3, 2).state_dict(), "epoch": 3, **beside}, source)
-    with pytest.warns(ModsurgWarning, match=rf"run\.pt: the tensors in {names} were left out\. Try: convert\(") as told:
-        convert(source, tmp_path / "net.safetensors")
-    assert str(told[0].message).endswith(f'convert(..., part="{part}")')
-    convert(source, tmp_path / "part.safetensors", part=part)
-    assert len(state_of(tmp_path / "part.safetensors")) == 1
-
-
 def test_rename_only_and_dtype(tmp_path):
     save_state({"body.a": torch.ones(2), "body.n": torch.tensor(3), "head.w": torch.ones(1)}, tmp_path / "a.pt")
     done = convert(

@@ -87,7 +87,7 @@ STATE = {"w": torch.ones(1)}
     ("value", "left"),
     [
         ({"model": STATE, "ema": STATE, "epoch": 3, "args": {"lr": [0.1]}}, ["ema"]),
-        ({"model": STATE, "cfg": {"a": [{"b": (torch.ones(1),)}]}, "loss": torch.tensor(1.0)}, ["cfg", "loss"]),
+        ({"model": STATE, "cfg": {"a": [{"b": (torch.ones(1),)}]}, "loss": torch.tensor(1.0)}, ["cfg"]),
         ({**STATE, "packed": (torch.ones(1), 8), "name": "net"}, ["packed"]),
         ({"model": {**STATE, "packed": [torch.ones(1)]}, "optimizer": {}}, ["model.packed"]),
         ({"G": STATE, "D": STATE, "packed": (torch.ones(1),), "n": 3}, ["packed"]),
