@@ -85,10 +85,15 @@ def _part_lengths(part: Any) -> tuple[int, ...] | None:
 
 
 def _agreed_lengths(parts: Iterable[Any]) -> tuple[int, ...] | None:
+    parts = list(parts)
     known = [lengths for lengths in map(_part_lengths, parts) if lengths is not None]
     if not known:
         return None
-    return tuple(length for length in known[0] if all(length in lengths for lengths in known))
+    agreed = tuple(length for length in known[0] if all(length in lengths for lengths in known))
+    if len(agreed) > 1:  # a list of numbers or words tells which it is
+        plain = {len(part) for part in parts if isinstance(part, list | tuple) and _part_lengths(part) is None}
+        agreed = tuple(sorted(agreed, key=lambda length: length not in plain))
+    return agreed
 
 
 def _output_lengths(output: Any) -> list[int]:

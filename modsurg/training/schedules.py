@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from modsurg.errors import TrainingError, warn
 
@@ -128,15 +128,27 @@ def _warn_of_batches(scheduler: Any, batches: int, steps: int, accumulate: int) 
 
 
 def _check_length(scheduler: Any, steps: int) -> None:
-    """Refuse a OneCycleLR that is too short; inside another scheduler it is not clear which steps will be its own."""
-    if not isinstance(scheduler, OneCycleLR):
-        return
-    kind, done = type(scheduler).__name__, scheduler.last_epoch
-    if done + steps > scheduler.total_steps:
-        raise TrainingError(
-            f"{kind} has {scheduler.total_steps} steps, {done} of them done, and {steps} are to come: "
-            f"{kind}(..., total_steps={done + steps})."
-        )
+    """Refuse a OneCycleLR that is too short."""
+    for one, end in _last_steps(scheduler, getattr(scheduler, "last_epoch", 0) + steps):
+        if isinstance(one, OneCycleLR) and end > one.total_steps:
+            kind, done = type(one).__name__, max(one.last_epoch, 0)  # -1 before a SequentialLR begins with it
+            raise TrainingError(
+                f"{kind} has {one.total_steps} steps, {done} of them done, and {end - done} are to come: "
+                f"{kind}(..., total_steps={end})."
+            )
+
+
+def _last_steps(scheduler: Any, end: int) -> Iterator[tuple[Any, int]]:
+    """Give a scheduler and those inside, each with the number of its last step, when the outer one makes step `end`."""
+    yield scheduler, end
+    parts, to_come = getattr(scheduler, "_schedulers", ()), end - getattr(scheduler, "last_epoch", 0)
+    if isinstance(scheduler, SequentialLR):
+        starts = [0, *scheduler._milestones]
+        for part, first, last in zip(parts, starts, [*starts[1:], end], strict=True):
+            yield from _last_steps(part, min(last, end) - first)
+    else:
+        for part in parts:
+            yield from _last_steps(part, part.last_epoch + to_come)
 
 
 def _shared(one: Any, other: Any) -> bool:

@@ -49,6 +49,9 @@ def detection(boxes):
         ({"x": ones(5, 3)}, {"loss": torch.tensor(1.0), "logits": ones(5, 2), "state": [ones(2, 5, 1)]}, 5),
         (([ones(3, 8, 8), ones(3, 9, 7)], ones(2)), ones(2, 5), 2),
         (([ones(3, 8, 8), ones(3, 8, 8)], [detection(3), detection(3)]), None, 2),
+        (([ones(16), ones(16)], [0, 1]), None, 2),  # waveforms and their labels
+        ({"wave": [ones(16), ones(16)], "word": ["a", "b"]}, None, 2),
+        (([ones(16), ones(16)], None), ones(2, 5), 2),
         ({"images": [ones(3, 8, 8)] * 4, "targets": [detection(n) for n in (1, 1, 1, 1)]}, {"a": torch.tensor(1.0)}, 4),
         ([[ones(3, 8, 8)] * 2, [ones(3, 4), ones(3, 4)]], None, 2),
         ((numpy.ones((6, 2)), ones(6)), None, 6),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
     CosineAnnealingLR,
     LambdaLR,
     LinearLR,
@@ -95,7 +96,7 @@ class Counting(LambdaLR):
     total_steps = 1
 
 
-def test_only_the_steps_of_a_bare_one_cycle_schedule_are_counted():
+def test_the_steps_of_a_one_cycle_schedule_are_counted_wherever_it_is():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     parts = [LinearLR(optimizer), OneCycleLR(optimizer, 0.1, total_steps=7)]
@@ -106,6 +107,16 @@ def test_only_the_steps_of_a_bare_one_cycle_schedule_are_counted():
     scheduler = OneCycleLR(optimizer, 0.1, total_steps=7)
     with pytest.raises(TrainingError, match=r"7 steps, 0 of them done, and 10 are .*, total_steps=10"):
         make(model=model, optimizer=optimizer, scheduler=scheduler).fit(BATCHES * 10)
+    parts = [LinearLR(optimizer), OneCycleLR(optimizer, 0.1, total_steps=5)]
+    scheduler = {"step": SequentialLR(optimizer, parts, [4])}
+    with pytest.raises(TrainingError, match=r"has 5 steps, 0 of them done, and 6 are to come: .*total_steps=6"):
+        make(model=model, optimizer=optimizer, scheduler=scheduler).fit(BATCHES * 10)
+    trainer = make(model=model, optimizer=optimizer, scheduler=scheduler)
+    trainer.fit(BATCHES * 9)
+    assert (trainer.step, parts[1].last_epoch) == (9, 5)
+    scheduler = ChainedScheduler([StepLR(optimizer, 3), OneCycleLR(optimizer, 0.1, total_steps=5)], optimizer)
+    with pytest.raises(TrainingError, match=r"has 5 steps, 0 of them done, and 6 are to come: .*total_steps=6"):
+        make(model=model, optimizer=optimizer, scheduler=scheduler).fit(BATCHES * 6)
 
 
 def test_a_one_cycle_schedule_that_counts_batches_for_steps():
