@@ -14,6 +14,7 @@ class GradientWindow:
     before it is full.
 
     Attributes:
+        everywhere: The device of this process, if batches of other processes count too.
         held: How many batches' gradients wait for the step.
     """
 
@@ -31,14 +32,19 @@ class GradientWindow:
         self.scaler = scaler
         self.everywhere = everywhere
         self.held = 0
-        self._first = 1.0
+        self._unit = 0.0
         self._weight = 0.0
 
     def backward(self, loss: torch.Tensor, samples: float) -> bool:
         """Add one batch's gradients; says whether the window is full."""
         if self.held == 0:
-            self._first, self._weight = samples or 1.0, 0.0
-        share = samples / self._first / self.size
+            self._weight = 0.0
+            if self.everywhere is None:
+                self._unit = samples or 1.0
+            elif self._unit == 0.0:  # the same for all processes and steps
+                total = summed({"samples": samples, "processes": 1.0}, self.everywhere)
+                self._unit = total["samples"] / total["processes"] or 1.0
+        share = samples / self._unit / self.size
         loss = loss if share == 1.0 else loss * share
         torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
         self.held += 1
@@ -48,7 +54,7 @@ class GradientWindow:
     def step(self) -> None:
         """Move the weights, and empty the window."""
         weight = self._weight
-        if self.everywhere is not None and self.size > 1:  # the gradient is the mean over all processes
+        if self.everywhere is not None:  # the gradient is the mean over all processes
             total = summed({"weight": weight, "processes": 1.0}, self.everywhere)
             weight = total["weight"] / total["processes"]
         uneven = abs(weight - 1.0) > 1e-9 and weight > 0

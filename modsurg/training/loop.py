@@ -69,7 +69,8 @@ class TrainingLoop:
         state.options["batches in an epoch"] = length(train_loader)
         self.end = options.epochs
         self.target, self.lower = choose_target(options.best, options.metrics, validated=val_loader is not None)
-        everywhere = runtime.device if runtime.world > 1 else None
+        together = runtime.world > 1 and (options.accumulate > 1 or options.samples is not None)
+        everywhere = runtime.device if together else None
         self.window = GradientWindow(state.optimizer, options.accumulate, options.clip_norm, state.scaler, everywhere)
         self.losses = LossCheck(runtime.device)
         self.epoch: Epoch | None = None

@@ -206,7 +206,20 @@ def frozen_on_the_way():
     trainer.fit(batches, epochs=2, on_step=lambda trainer: freeze(trainer.model, "0"))
     return trainer
 
+def weighted():
+    # one step of two batches that weigh 8 and 2, one in each process, beside the same step by hand
+    weights = {float(batches[0][1].sum()): 8, float(batches[1][1].sum()): 2}
+    trainer, alone = (make(samples=lambda batch: weights[float(batch[1].sum())]) for _ in range(2))
+    trainer.fit(batches[:2])
+    losses = [alone.loss(alone.model(inputs), target) for inputs, target in batches[:2]]
+    ((8 * losses[0] + 2 * losses[1]) / 10).backward()
+    alone.optimizer.step()
+    for ours, other in zip(trainer.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, other)
+    return trainer
+
 cases = {
+    "weighted": weighted,
     "past the wrapper": lambda: own_body(lambda trainer: trainer.model),
     "through it": lambda: own_body(lambda trainer: trainer.runner),
     "windows": lambda: fit(make(accumulate=3), batches),
@@ -236,8 +249,8 @@ def test_two_processes_train_one_model_or_say_why_not(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout.splitlines()[-1])
-    alike = {name: said.pop(name) for name in ("through it", "windows", "stream", "frozen on the way")}
-    steps = {"through it": 3, "windows": 1, "stream": 3, "frozen on the way": 6}
+    steps = {"weighted": 1, "through it": 3, "windows": 1, "stream": 3, "frozen on the way": 6}
+    alike = {name: said.pop(name) for name in steps}
     assert alike == {name: f"{number} steps, alike" for name, number in steps.items()}
     where = r"epoch 1, batch 1 \(step 1\): "
     for name, words in (
