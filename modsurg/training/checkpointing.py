@@ -45,15 +45,7 @@ def save(state: TrainingState, runtime: Runtime, path: str | os.PathLike[str]) -
 def rotate(
     state: TrainingState, runtime: Runtime, directory: str | os.PathLike[str], *, improved: bool, numbered: int
 ) -> None:
-    """Write `best` if it is, let `last` be the same file, else write that; keep the latest ones under their steps.
-
-    Args:
-        state: Of the run.
-        runtime: Of the run.
-        directory: For the files.
-        improved: Whether the last epoch was the best.
-        numbered: How many to keep under their steps.
-    """
+    """Write `best` if it is, let `last` be the same file, else write that; keep so many `numbered` ones."""
     directory, step = Path(directory), state.progress.step
     if runtime.sharded:
         name = gathered(sharding.free_name(directory, step))[0]

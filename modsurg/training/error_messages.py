@@ -45,13 +45,7 @@ def explain_forward(
 ) -> Exception:
     """Give the error to raise in place of one that the model or the loss raised.
 
-    Args:
-        error: The original one.
-        state: Of the run.
-        runtime: Of the run.
-        where: The batch, by its number.
-        batch: What the model got.
-        output: What the model gave, if it was the loss that failed.
+    There is an output if it was the loss that failed.
     """
     if (common := explain_common(error, where, describe(batch))) is not None:
         return common

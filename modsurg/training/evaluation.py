@@ -20,15 +20,9 @@ from modsurg.training.state import Runtime, TrainingState
 def compute_loss(
     state: TrainingState, runtime: Runtime, model: Any, batch: Any, where: object, *, first: bool
 ) -> tuple[torch.Tensor, Any, Any]:
-    """Give loss, output and target of a batch on the device, in the run's precision.
+    """Give loss, output and target of a batch on the device, in the run's precision; `where` names it in messages.
 
-    Args:
-        state: Of the run, for its loss.
-        runtime: Of the run.
-        model: What to call.
-        batch: See `forward`.
-        where: The batch, by its number.
-        first: Look at class numbers before an accelerator does.
+    The class numbers of a first batch are looked at before an accelerator does, which would go down over them.
 
     Raises:
         BatchError: Model or loss can't take the batch.

@@ -91,7 +91,7 @@ class TrainingLoop:
                 if self.progress.rest is None:
                     self._thaw()
                 self.epoch = self._make_epoch()
-                yield from self._lend_epoch(self.epoch)
+                yield from self._give_epoch(self.epoch)
             self.stop.agree(self.runtime.device)
             if self.options.restore_best and not self.stop.reason:
                 best = self._best or BestWeights.read(self.state, self.options.checkpoint_dir)
@@ -113,7 +113,7 @@ class TrainingLoop:
         state, step = self.state, self.progress.step + 1
         self.window.step()
         epoch.meter.keep()
-        epoch.moved = epoch.batch
+        epoch.stepped = epoch.batch
         self.progress.step = step
         if state.average is not None:
             state.average.update_parameters(state.model)
@@ -252,7 +252,7 @@ class TrainingLoop:
                 self._log_step(self.board, meter)  # which the new writer took off
         return Epoch(self, meter)
 
-    def _lend_epoch(self, epoch: "Epoch") -> Iterator["Epoch"]:
+    def _give_epoch(self, epoch: "Epoch") -> Iterator["Epoch"]:
         """Give an epoch to the loop body, and see to what follows it."""
         try:
             yield epoch
@@ -323,7 +323,7 @@ class TrainingLoop:
             self.board = None
         self.window.drop()
         if self.epoch is not None and self.epoch.opened:
-            if self.epoch.moved == self.epoch.batch:
+            if self.epoch.stepped == self.epoch.batch:
                 self.record_position()
             else:  # a batch of it is lost
                 self.progress.batch, self.progress.rest = 0, None
@@ -336,16 +336,16 @@ class Epoch:
     Attributes:
         number: Counted from 1.
         batch: The number of the batch, from 1; 0 before the first.
-        moved: The last batch whose gradients are in the weights.
+        stepped: The last batch whose gradients are in the weights.
         meter: Sums of loss and metrics so far.
         row: What the history holds of it, once the batches are through.
-        dropped: Whether the loader gave batches after `moved`, which come again when the run goes on.
+        dropped: Whether the loader gave batches after `stepped`, which come again when the run goes on.
     """
 
     def __init__(self, loop: TrainingLoop, meter: Meter) -> None:
         self.loop, self.meter = loop, meter
         self.number = loop.progress.epoch + 1
-        self.batch = self.moved = loop.progress.batch
+        self.batch = self.stepped = loop.progress.batch
         self.row: dict[str, float] = {}
         self.seconds = 0.0
         self.opened = self.complete = self.closed = self.dropped = False
@@ -447,8 +447,8 @@ class Epoch:
         if self.interrupted:  # back to the last step: a loop body may have left with batches that made none
             self.loop.window.drop()
             self.meter.drop()
-            self.dropped = self.batch != self.moved
-            self.batch = self.moved
+            self.dropped = self.batch != self.stepped
+            self.batch = self.stepped
         elif self.loop.window.held:
             self.loop.make_step(self)
             self.loop.after_step()

@@ -48,14 +48,7 @@ def split_schedulers(given: Any, optimizer: object = None) -> dict[str, Any]:
 def check_schedules(
     schedulers: Mapping[str, Any], optimizer: Optimizer, target: str, *, lower: bool, epochs: int
 ) -> None:
-    """Refuse schedules of epochs that would do nothing, the wrong thing, or end too early.
-
-    Args:
-        schedulers: By when they step.
-        optimizer: Theirs.
-        target: What a ReduceLROnPlateau gets.
-        lower: Whether it is better when lower.
-        epochs: How many are to come.
+    """Refuse schedules that would do nothing in `epochs` epochs, take worse for better, or end too early.
 
     Raises:
         TrainingError: With the line that works.
@@ -68,12 +61,7 @@ def check_schedules(
 def check_steps(schedulers: Mapping[str, Any], *, epochs: int, batches: int, seen: int, accumulate: int) -> None:
     """Refuse a schedule that has fewer steps than are to come, and warn of one that counts something else.
 
-    Args:
-        schedulers: By when they step.
-        epochs: How many are to come.
-        batches: In each of them.
-        seen: Batches of the first of them that were trained on already.
-        accumulate: Batches that make a step.
+    Of the first epoch, some batches may have been seen already.
 
     Raises:
         TrainingError: A OneCycleLR is too short.

@@ -33,14 +33,7 @@ class TensorBoard:
         self._samples = self._total = 0.0
 
     def add_step(self, step: int, samples: float, total: float, groups: list[dict[str, Any]]) -> None:
-        """Add the loss since the last point, and the learning rates.
-
-        Args:
-            step: Steps so far.
-            samples: Samples of the epoch so far.
-            total: Their losses, summed.
-            groups: Of the optimizer.
-        """
+        """Add the mean loss since the last point, from the samples and losses of the epoch so far; and the rates."""
         if samples > self._samples:
             self.writer.add_scalar("loss/train", (total - self._total) / (samples - self._samples), step)
             self._samples, self._total = samples, total

@@ -142,11 +142,6 @@ def named_metrics(given: Any) -> dict[str, Any]:
 def check_parameters(state: TrainingState, device: torch.device, thaw: Mapping[int, Any]) -> None:
     """Refuse an optimizer of another model, and warn of parameters that would not train.
 
-    Args:
-        state: Of the run.
-        device: On which it computes.
-        thaw: Epoch -> what is unfrozen then.
-
     Raises:
         DeviceError: A parameter is on another device.
         TrainingError: The optimizer holds no parameter of the model.
