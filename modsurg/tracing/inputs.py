@@ -1,4 +1,4 @@
-"""What a forward is given: the user's example, or tensors made from its shapes."""
+"""Make the arguments of forward from an example: tensors, arrays, or shapes."""
 
 import itertools
 import random
@@ -16,6 +16,41 @@ MIXED = 3
 def is_shape(value: object) -> bool:
     """Whether a value stands for a tensor of that shape: a tuple of whole numbers such as `(1, 3, 32, 32)`."""
     return isinstance(value, tuple) and len(value) > 0 and all(type(size) is int and size >= 0 for size in value)
+
+
+def is_array(value: object) -> bool:
+    """Return whether a value is a numpy array of numbers."""
+    return type(value).__module__ == "numpy" and getattr(getattr(value, "dtype", None), "kind", "O") in "biufc"
+
+
+def with_batch(example: object) -> object:
+    """Return the example with a batch size of 1 before every shape, tensor and array; None where there is none.
+
+    Example:
+        >>> with_batch((3, 224, 224)), with_batch({"x": (3, 8, 8), "scale": 2.0})
+        ((1, 3, 224, 224), {'x': (1, 3, 8, 8), 'scale': 2.0})
+    """
+    args, kwargs = _spread(example)
+    if not any(map(_has_sizes, (*args, *kwargs.values()))):
+        return None
+    args, kwargs = tuple(map(_batched, args)), {name: _batched(value) for name, value in kwargs.items()}
+    return kwargs if isinstance(example, Mapping) else args[0] if args and not _is_several(example) else args
+
+
+def shapes_of(example: object) -> list[tuple[int, ...]]:
+    """List the shapes of the arguments that are shapes, tensors or arrays."""
+    args, kwargs = _spread(example)
+    return [
+        value if is_shape(value) else tuple(value.shape) for value in (*args, *kwargs.values()) if _has_sizes(value)
+    ]
+
+
+def _has_sizes(value: object) -> bool:
+    return is_shape(value) or isinstance(value, torch.Tensor) or is_array(value)
+
+
+def _batched(value: Any) -> Any:
+    return (1, *value) if is_shape(value) else value[None] if _has_sizes(value) else value
 
 
 def dtypes_to_try(example: object) -> Iterator[tuple[torch.dtype | None, ...]]:
@@ -38,17 +73,20 @@ def dtypes_to_try(example: object) -> Iterator[tuple[torch.dtype | None, ...]]:
 def arguments(
     example: object, model: nn.Module, dtypes: tuple[torch.dtype | None, ...]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments and keyword arguments of forward.
+    """Make the arguments and keyword arguments of forward.
 
     Args:
-        example: A tensor or any other value (one argument), a tuple (several), a mapping (keywords), or a shape.
-        model: Tensors made from a shape have the dtype and device of its first floating parameter.
+        example: A tensor, a numpy array or any other value (one argument), a tuple (several), a mapping (keywords), or
+            a shape.
+        model: Tensors made from a shape or an array have the dtype and device of its first floating parameter.
         dtypes: Another dtype for each of them, in order.
     """
     left = iter(dtypes)
 
     def made(value: Any) -> Any:
-        return _tensor(value, model, next(left)) if is_shape(value) else value
+        if is_shape(value):
+            return _tensor(value, model, next(left))
+        return _from_array(value, model) if is_array(value) else value
 
     args, kwargs = _spread(example)
     return tuple(map(made, args)), {name: made(value) for name, value in kwargs.items()}
@@ -57,13 +95,25 @@ def arguments(
 def _spread(example: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, Mapping):
         return (), dict(example)
-    if isinstance(example, tuple) and not is_shape(example) and not hasattr(example, "_fields"):
-        return example, {}
-    return (example,), {}
+    return (example if isinstance(example, tuple) and _is_several(example) else (example,)), {}
+
+
+def _is_several(example: object) -> bool:
+    return isinstance(example, tuple) and not is_shape(example) and not hasattr(example, "_fields")
+
+
+def _from_array(value: Any, model: nn.Module) -> torch.Tensor:
+    made = torch.tensor(value)
+    like = _first_floating(model)
+    return made.to(like.device, like.dtype if made.is_floating_point() else made.dtype)
+
+
+def _first_floating(model: nn.Module) -> torch.Tensor:
+    return next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
 
 
 def _tensor(shape: tuple[int, ...], model: nn.Module, dtype: torch.dtype | None) -> torch.Tensor:
-    like = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
+    like = _first_floating(model)
     dtype = dtype or like.dtype
     if like.is_meta:
         return torch.empty(shape, dtype=dtype, device="meta")

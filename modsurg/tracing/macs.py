@@ -11,13 +11,8 @@ from math import prod
 from typing import Any
 
 import torch
-from torch._C._functorch import (
-    get_unwrapped,
-    is_batchedtensor,
-    is_functorch_wrapped_tensor,
-    maybe_get_bdim,
-    maybe_get_level,
-)
+
+from modsurg.tracing.functorch import count_mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +56,7 @@ def count(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -
         24
     """
     rule = RULES.get(name)
-    return rule(Call(name, args, kwargs, out)) * _mapped((*args, *kwargs.values())) if rule else 0
-
-
-def _mapped(given: Sequence[Any]) -> int:
-    """How many times torch.vmap makes a call of which it shows one: the sizes that it hides from these arguments."""
-    hidden: dict[int, int] = {}
-    waiting = list(given)
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, (tuple, list)):
-            waiting += value
-        elif isinstance(value, torch.Tensor) and is_functorch_wrapped_tensor(value):
-            inner = get_unwrapped(value)
-            if is_batchedtensor(value):
-                hidden[maybe_get_level(value)] = int(inner.shape[maybe_get_bdim(value)])
-            waiting.append(inner)
-    return prod(hidden.values())
+    return rule(Call(name, args, kwargs, out)) * count_mapped((*args, *kwargs.values())) if rule else 0
 
 
 def _product(call: Call) -> int:

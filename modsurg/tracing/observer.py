@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from modsurg.tracing.functorch import is_transforming, unwrap_tensor
 from modsurg.tracing.macs import RULES, count
 from modsurg.tracing.meta_checks import check
 from modsurg.tracing.meta_copy import SMALL, to_meta
@@ -176,8 +176,7 @@ class Recorder:
         """The tensors whose memory was not seen before."""
         found = []
         for tensor in tensors(value):
-            while is_functorch_wrapped_tensor(tensor):
-                tensor = get_unwrapped(tensor)
+            tensor = unwrap_tensor(tensor)
             if tensor.layout is not torch.strided:
                 continue
             storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # torch's own
@@ -248,8 +247,8 @@ class Functions(TorchFunctionMode):
             args, kwargs = _stay(args, kwargs)
         elif name in _FACTORIES or kwargs.get("device") is not None:
             return _call_factory(func, name, args, kwargs)
-        check(name, args, kwargs)
-        if peek_interpreter_stack() is None and not torch.is_grad_enabled():
+        check(func, args, kwargs)
+        if not is_transforming() and not torch.is_grad_enabled():
             # under torch.vmap a tensor's shape is not all there is of it, and a shape alone has no gradient
             out = shaped(name, args, kwargs)
             if out is not NotImplemented:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modsurg.tracing.inputs import arguments, dtypes_to_try, forked_random
+from modsurg.tracing.inputs import arguments, dtypes_to_try, forked_random, shapes_of, with_batch
 from modsurg.tracing.meta_copy import Cloner, to_example, to_meta, to_real
 from modsurg.tracing.observer import Failure, Functions, Recorder, Shape
 from modsurg.tree.walk import Tree, walk
@@ -36,6 +36,7 @@ class Trace:
         uncalled: Paths of the modules that were called at none of their paths; containers are left out.
         bypassed: Why a path's call can go unseen: its parent reads the weights itself.
         failure: The innermost module that failed, or None.
+        hint: How the example could be mended, where a forward failed: the line to write.
         note: What kept the model from running on meta, or how it was run instead; empty when all went well.
         model: The shadow that ran; a lazy module has its shapes there.
     """
@@ -48,6 +49,7 @@ class Trace:
     uncalled: tuple[str, ...] = ()
     bypassed: dict[str, str] = field(default_factory=dict)
     failure: Failure | None = None
+    hint: str = ""
     note: str = ""
     model: nn.Module | None = None
 
@@ -67,7 +69,7 @@ def shadow(model: nn.Module) -> nn.Module:
     return Cloner(to_meta).model(unwrap(model))
 
 
-def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
+def run(model: nn.Module, example: object, *, fallback: bool = False, keep_mode: bool = False) -> Trace:
     """Run a shadow of the model and record what happens; the model, its mode and the random state stay as they are.
 
     Args:
@@ -76,6 +78,8 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
             tensor its shape, such as `(1, 3, 224, 224)`.
         fallback: Where the forward can't run on meta (its shapes depend on data), run a real copy instead, which costs
             the model's memory and a forward.
+        keep_mode: A model in train mode runs in train mode only; where a norm wants more than one value, the norms
+            alone run in eval mode. Otherwise what fails in train mode is tried in eval mode.
 
     Returns:
         The trace. An error in forward is not raised: it is the trace's `failure`.
@@ -85,12 +89,22 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
         >>> trace.outputs["1"], trace.macs[""]
         (((2, 8),), 64)
     """
-    model = unwrap(model)
+    trace = _run(unwrap(model), example, fallback, keep_mode)
+    larger = with_batch(example) if trace.failure else None
+    if larger is not None and _run(unwrap(model), larger, fallback, keep_mode).failure is None:
+        sizes = ", ".join(str(("batch", *shape)).replace("'", "") for shape in shapes_of(example))
+        return replace(trace, hint=f"Try: the batch size as the first one: {sizes}.")
+    return trace
+
+
+def _run(model: nn.Module, example: object, fallback: bool, keep_mode: bool) -> Trace:
     best: Trace | None = None
     for dtypes in dtypes_to_try(example):
-        before = None
-        for training in (None, False) if model.training else (None,):
-            way = _Way(dtypes=dtypes, training=training)
+        before: Trace | None = None
+        for mode in _MODES if any(module.training for module in model.modules()) else ("own",):
+            if before and before.failure and _skips(mode, keep_mode, before.failure):
+                continue
+            way = _Way(dtypes=dtypes, mode=mode)
             trace = _attempt(model, example, way)
             if trace.failure and _GRADIENTS in str(trace.failure.error):  # forward itself takes a gradient
                 way = replace(way, grad=True)
@@ -99,7 +113,7 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
                 trace = _without_meta(model, example, way, trace, fallback)
             if trace.failure is None:
                 return _with_note(trace, way, before)
-            before = trace
+            before = before or trace
             if best is None or sum(trace.calls.values()) > sum(best.calls.values()):
                 best = trace
     assert best is not None
@@ -108,18 +122,28 @@ def run(model: nn.Module, example: object, *, fallback: bool = False) -> Trace:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How to run: the dtypes for shapes, the mode where not the model's own, on meta or for real, with gradients."""
+    """How to run: the dtypes for shapes, in which mode, on meta or for real, with gradients."""
 
     dtypes: tuple[torch.dtype | None, ...] = ()
-    training: bool | None = None
+    mode: str = "own"
     meta: bool = True
     grad: bool = False
 
 
+_MODES = ("own", "norms in eval", "eval")
+_ONE_VALUE = "Expected more than 1"
+
+
+def _skips(mode: str, keep_mode: bool, failure: Failure) -> bool:
+    """Return whether another mode would not help: norms alone where they did not complain, or not allowed."""
+    return keep_mode if mode == "eval" else _ONE_VALUE not in failure.message
+
+
 def _attempt(model: nn.Module, example: object, way: _Way) -> Trace:
     copied = Cloner(to_meta if way.meta else to_real).model(model)
-    if way.training is not None:
-        copied.train(way.training)
+    for module in copied.modules() if way.mode != "own" else ():
+        if way.mode == "eval" or "running_mean" in module._buffers:
+            module.training = False
     tree = walk(copied)
     recorder = Recorder(tree)
     functions = Functions(recorder, way.meta)
@@ -227,8 +251,11 @@ _LIMITS = re.compile(
 
 
 def _with_note(trace: Trace, way: _Way, before: Trace | None) -> Trace:
-    if way.training is None or before is None or before.failure is None:
+    if way.mode == "own" or before is None or before.failure is None:
         return trace
+    if way.mode == "norms in eval":
+        trained = f"run with its norms in eval mode; in train mode {before.failure}"
+        return replace(trace, note="; ".join(filter(None, [trained, trace.note])))
     if trace.note.startswith(_NOT_RUN):
         note = f"{_NOT_RUN}: in train mode {before.failure}; in eval mode{trace.note.removeprefix(_NOT_RUN)[1:]}"
     else:

@@ -2,11 +2,13 @@
 
 import random
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
-from modsurg.tracing.inputs import arguments, dtypes_to_try, forked_random, is_shape
+from modsurg.tracing.inputs import arguments, dtypes_to_try, forked_random, is_array, is_shape, with_batch
+from modsurg.tracing.trace import run
 
 MODEL = nn.Linear(2, 2, dtype=torch.float64)
 
@@ -44,3 +46,26 @@ def test_random_states_come_back_after_an_error_too():
         raise KeyError("x")
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
+
+
+def test_an_array_becomes_a_tensor_of_the_models_dtype():
+    (made, numbers), _ = arguments((numpy.ones((3, 2), numpy.float32), numpy.arange(3)), MODEL, ())
+    assert (made.dtype, made.shape, numbers.dtype) == (torch.float64, (3, 2), torch.int64)
+    assert run(MODEL, numpy.ones((3, 2))).outputs[""] == ((3, 2),)
+    assert not is_array(numpy.array(["text"]))
+    assert not is_array(2.0)
+
+
+def test_a_batch_size_before_everything_that_has_sizes():
+    assert with_batch((3, 8)) == (1, 3, 8)
+    assert with_batch((torch.ones(2), 1.0))[0].shape == (1, 2)
+    assert with_batch(torch.ones(2)).shape == with_batch(numpy.ones(2)).shape == (1, 2)
+    assert with_batch({"x": (3,), "flag": True}) == {"x": (1, 3), "flag": True}
+    assert with_batch({"flag": True}) is None
+
+
+def test_a_forgotten_batch_size_is_hinted_at():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert run(model, (3, 8, 8)).hint == "Try: the batch size as the first one: (batch, 3, 8, 8)."
+    assert run(model, torch.ones(3, 8, 8)).hint == "Try: the batch size as the first one: (batch, 3, 8, 8)."
+    assert run(model, (2, 8, 8)).hint == run(model, (1, 3, 8, 8)).hint == ""

@@ -537,11 +537,11 @@ def test_a_very_deep_tree():
     assert sum(1 for _ in shadow(model).modules()) == 601
 
 
-def test_a_batch_too_small_to_train_on_is_run_in_eval_mode():
+def test_a_batch_too_small_to_train_on_is_run_with_norms_in_eval_mode():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     trace = run(model, (1, 4))
     assert trace.failure is None
-    assert trace.note.startswith("run in eval mode; in train mode 1 (BatchNorm1d")
+    assert trace.note.startswith("run with its norms in eval mode; in train mode 1 (BatchNorm1d")
     assert model.training
 
 
@@ -682,3 +682,18 @@ def test_what_train_mode_wants_is_said_first():
     told, real = run(Wanting(), (2, 6)).note, run(Wanting(), (2, 6), fallback=True).note
     assert re.fullmatch(f"not run: {re.escape(wanted)}; in eval mode Wanting {REASON}", told)
     assert re.fullmatch(f"run in eval mode; {re.escape(wanted)}; ran a real copy; Wanting {REASON}", real)
+
+
+def test_a_mode_that_is_kept_is_not_exchanged_for_another():
+    assert run(Wanting(), (2, 6), keep_mode=True).failure.message == "targets should not be none"
+
+
+def test_a_part_in_train_mode_is_helped_too():
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    model[0].train()
+    assert run(model, (1, 4)).note.startswith("run with its norms in eval mode")
+
+
+def test_a_norm_without_statistics_fails_on_one_value_as_it_does_for_real():
+    model = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False)).eval()
+    assert "Expected more than 1 value" in str(run(model, (1, 4)).failure)

@@ -84,9 +84,8 @@ def summary(
     with pause_collector():
         content, trace = collect(model_or_path, example)
         if trace is not None and trace.failure is not None:
-            raise SummaryError(
-                _failed(content, trace.failure.path, f"{trace.failure}{_hint(example, trace.failure.error)}")
-            )
+            hint = f"\n{trace.hint}" if trace.hint else _hint(example, trace.failure.error)
+            raise SummaryError(_failed(content, trace.failure.path, f"{trace.failure}{hint}"))
         return Summary(content, View(depth, paths, expand == "first"))
 
 
