@@ -287,6 +287,54 @@ def test_proposed_parts_are_in_the_order_of_the_packed_name(names, form):
     assert f"Concat({json.dumps([form.format(name) for name in 'kqv'])}" in text
 
 
+class Block(nn.Module):
+    """A layer of a transformer, with the names of one project."""
+
+    def __init__(self, attention, norms, packed):
+        super().__init__()
+        names = {"qkv": 24, "proj": 8} if packed else {"q_proj": 8, "k_proj": 8, "v_proj": 8, "o_proj": 8}
+        first, second = norms
+        layers = nn.ModuleDict({name: nn.Linear(8, size) for name, size in names.items()})
+        if packed:
+            self.add_module(first, nn.LayerNorm(8))
+            self.add_module(attention, layers)
+        else:
+            self.add_module(attention, layers)
+            self.add_module(first, nn.LayerNorm(8))
+        self.add_module(second, nn.LayerNorm(8))
+        for module in self.modules():
+            for parameter in module.parameters():
+                nn.init.normal_(parameter)
+
+
+def projects():
+    packed = nn.ModuleDict({"blocks": nn.ModuleList(Block("attn", ("norm1", "norm2"), True) for _ in range(3))})
+    packed.pos_embed = nn.Parameter(torch.randn(1, 5, 8))
+    norms = ("layernorm_before", "layernorm_after")
+    apart = nn.ModuleDict({"layers": nn.ModuleList(Block("attention", norms, False) for _ in range(3))})
+    apart.embeddings = nn.Module()
+    apart.embeddings.position_embeddings = nn.Parameter(torch.randn(1, 5, 8))
+    return packed, apart
+
+
+def test_the_error_proposes_rules_and_names_together():
+    """What is packed in one project has another home in the other."""
+    (packed, apart), (_, again) = projects(), projects()
+    text = refused(packed, apart.state_dict(), "Shapes do not tell layers or parts of one shape apart")
+    arguments = text.split("They match with load_state(..., ")[1].split(") (from modsurg.rules)")[0]
+    assert load_state(packed, apart.state_dict(), **eval(f"dict({arguments})"))
+    for old, new in zip(apart["layers"], packed["blocks"], strict=True):
+        parts = [old.attention[f"{name}_proj"].weight for name in "qkv"]
+        assert torch.equal(new.attn["qkv"].weight, torch.cat(parts))
+        assert torch.equal(new.attn["proj"].weight, old.attention["o_proj"].weight)
+        assert torch.equal(new.norm1.weight, old.layernorm_before.weight)
+        assert torch.equal(new.norm2.weight, old.layernorm_after.weight)
+    text = refused(again, packed.state_dict(), r"rules=\[Split\(.*rename=")
+    arguments = text.split("They match with load_state(..., ")[1].split(") (from modsurg.rules)")[0]
+    assert load_state(again, packed.state_dict(), **eval(f"dict({arguments})"))
+    assert equal(again.state_dict(), apart.state_dict())
+
+
 def test_proposed_for_several_numbers():
     apart, packed = nn.ModuleList([tower(Apart), tower(Apart)]), nn.ModuleList([tower(Packed), tower(Packed)])
     text = refused(packed, apart.state_dict(), r'Concat\(\["\*\*\.q", "\*\*\.k", "\*\*\.v"\], "\*\*\.qkv"\)\]')

@@ -127,6 +127,21 @@ def test_transformers_vit_and_timm(tmp_path):
     assert torch.equal(again(x).logits, theirs(x).logits)
 
 
+def test_the_error_proposes_all_that_is_needed():
+    theirs, ours = vits()
+    again, _ = vits()
+    nn.init.normal_(theirs.vit.embeddings.cls_token)
+    x = torch.randn(2, 3, 32, 32)
+    for model, state in ((ours, theirs.state_dict()), (again, ours.state_dict)):
+        state = state() if callable(state) else state
+        with pytest.raises(LoadError, match="They match with") as caught:
+            load_state(model, state)
+        arguments = str(caught.value).split("They match with load_state(..., ")[1].split(") (from modsurg.rules)")[0]
+        load_state(model, state, **eval(f"dict({arguments})"))
+    assert torch.allclose(ours(x), theirs(x).logits, atol=1e-5)
+    assert torch.equal(again(x).logits, theirs(x).logits)
+
+
 class OpenClipBlock(nn.Module):
     """A block of OpenCLIP's visual tower, with its names."""
 

@@ -30,13 +30,14 @@ def check_missing_and_unexpected(
     whole = index_of(source.path) if source.path and plan.missing else None
     if whole is not None:
         problems.advice = f"{source.path} is one of several files: load_state(model, {as_code(str(whole))})"
-    elif rules:
-        matched = attempt.matches_all(rename=rules)
-        problems.mended = matched and not any(map(_renumbers, rules.items()))
-        share = "They match" if matched else counted(served, "of them matches", "of them match")
-        problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
+    elif rules and attempt.matches_all(rename=rules):
+        problems.mended = not any(map(_renumbers, rules.items()))
+        problems.advice = f"They match with load_state(..., rename={as_code(rules)})"
     elif advice := attempt.advise_tensor_rules():
         problems.advice, problems.mended = advice, True
+    elif rules:
+        share = counted(served, "of them matches", "of them match")
+        problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
     elif problems.misfits and attempt.matches_all(on_mismatch="interpolate"):
         problems.advice = 'They match with load_state(..., on_mismatch="interpolate")'
 
@@ -54,9 +55,9 @@ class _Attempt:
         self.unexpected = {key: source[key].shape if key in source else None for key in plan.leftover.values()}
         self.missing = {name: targets.shape(name) for name in (*plan.missing, *plan.dispensable)}
 
-    def matches_all(self, source: Source | None = None, **changes: Any) -> bool:
+    def matches_all(self, **changes: Any) -> bool:
         """Whether these options give a plan without a problem: every key has a name, and every name a key."""
-        plan, problems = make_plan(source or self._source, self._targets, replace(self._options, **changes))
+        plan, problems = make_plan(self._source, self._targets, replace(self._options, **changes))
         return not (problems or plan.missing or plan.leftover)
 
     def find_renames(self) -> tuple[dict[str, str | None], int]:
@@ -80,7 +81,7 @@ class _Attempt:
         return ({}, 0) if spoilt or not served else (rules, served)
 
     def advise_tensor_rules(self) -> str:
-        """The `rules=` under which everything matches; empty if none is found."""
+        """The `rules=`, and the `rename=` after them, under which everything matches; empty if none are found."""
         misfits = {
             key: (self._source[key].shape, self._targets.shape(name)) for name, key in self._plan.reshaped.items()
         }
@@ -88,14 +89,22 @@ class _Attempt:
         if not rules or self._options.rename is not None:
             return ""
         try:
-            if not self.matches_all(apply_rules(self._source, rules)):
+            ruled = apply_rules(self._source, rules)
+            plan, _ = make_plan(ruled, self._targets, self._options)
+            attempt = _Attempt(ruled, self._targets, plan, self._options)
+            renames, _ = attempt.find_renames()
+            if not attempt.matches_all(rename=renames or None):
                 return ""
         except LoadError:
             return ""
-        advice = f"They match with load_state(..., rules=[{', '.join(map(rule_as_code, rules))}]) (from modsurg.rules)"
+        arguments = f"rules=[{', '.join(map(rule_as_code, rules))}]"
+        arguments += f", rename={as_code(renames)}" if renames else ""
+        advice = f"They match with load_state(..., {arguments}) (from modsurg.rules)"
         if any(isinstance(rule, Transpose) for rule in rules) and self._fills_square():
             advice += ". A square matrix does not show whether it is transposed: add those that are"
-        if any(isinstance(rule, Concat | Split) for rule in rules):
+        if renames:
+            advice += ". Shapes do not tell layers or parts of one shape apart: check them"
+        elif any(isinstance(rule, Concat | Split) for rule in rules):
             advice += ". Shapes do not show the order of the parts: check it"
         return advice
 

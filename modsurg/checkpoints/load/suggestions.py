@@ -2,6 +2,7 @@
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
@@ -53,12 +54,23 @@ def suggest_rules(unexpected: Shapes, missing: Shapes, fitting: Sequence[str] = 
         rules.append(best)
         for key, name in hits.items():
             del left[key], wanted[name]
+    if rules and (pairs := _pair_by_shape(left, wanted)):
+        rules += pairs
+        left.clear()
+        wanted.clear()
     for name in list(wanted)[:_RULES] if not rules else ():
         near = nearest_key(name, [key for key in left if left[key] == wanted[name]])
         if near is not None:
             rules.append((near, name))
             del left[near]
     return dict(rules[: _RULES if left else _RULES_FOR_ALL])
+
+
+def _pair_by_shape(left: Shapes, wanted: Shapes) -> list[Renaming]:
+    """The last keys and names, if each has a shape that no other has."""
+    names = {shape: name for name, shape in wanted.items() if shape}
+    proven = len(names) == len(wanted) == len(left) and set(left.values()) == set(names)
+    return [(key, names[shape]) for key, shape in left.items() if shape] if proven else []
 
 
 def suggest_tensor_rules(
@@ -89,15 +101,36 @@ def suggest_tensor_rules(
 
 
 def _find_parts(parts: Shapes, wholes: Shapes) -> Iterator[tuple[str, list[str]]]:
-    """Each whole with the parts beside it, if all of those together have its size along the first dimension."""
-    beside: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    """Each whole with its parts, if they have its size along the first dimension together.
+
+    They are all that is beside it; or query, key and value elsewhere in the layer of the same number, where nothing has
+    the shape of the whole.
+    """
+    beside: dict[object, list[str]] = {}
+    in_layer: dict[object, list[str]] = {}
     for key, shape in parts.items():
         if shape:
             beside.setdefault((*_home(key), shape[1:]), []).append(key)
+            if (number := _only_number(key)) and _module_name(key)[:1] in "qkv":
+                in_layer.setdefault((number, _home(key)[1], shape[1:]), []).append(key)
+    shapes = {(_home(key)[1], shape) for key, shape in parts.items()}
     for whole, shape in wholes.items():
-        found = beside.get((*_home(whole), shape[1:]), []) if shape else []
-        if shape and len(found) > 1 and sum(size[0] for key in found if (size := parts[key])) == shape[0]:
-            yield whole, _in_order(found, whole)
+        if not shape:
+            continue
+        module, name = _home(whole)
+        elsewhere = in_layer.get((_only_number(whole), name, shape[1:]), [])
+        if (name, shape) in shapes or len({_home(key) for key in elsewhere}) > 1:
+            elsewhere = []
+        for found in (beside.get((module, name, shape[1:]), []), elsewhere):
+            if len(found) > 1 and sum(size[0] for key in found if (size := parts[key])) == shape[0]:
+                yield whole, _in_order(found, whole)
+                break
+
+
+def _only_number(key: str) -> str:
+    """The one number in a key; empty if there is none, or several."""
+    numbers = [part for part in key.split(".") if part.isdecimal()]
+    return numbers[0] if len(numbers) == 1 else ""
 
 
 def _in_order(parts: Sequence[str], whole: str) -> list[str]:
@@ -166,7 +199,10 @@ def _best_rule(left: Shapes, wanted: Shapes, fitting: Sequence[str], likeness: L
 
 
 def _candidates(left: Shapes, wanted: Shapes, likeness: Likeness) -> tuple[dict[Renaming, int], dict[Renaming, int]]:
-    """Rules, each with the number of keys that it serves, and by how many places it moves the first of them."""
+    """Rules, each with the number of keys that it serves, and by how many places it moves the first of them.
+
+    Places are counted among the tensors of the same kind: of one shape and last segment.
+    """
     ends: set[str] = set()
     ending: dict[tuple[str, Shape], _Ending] = {}
     leaves: dict[tuple[str, Shape], list[tuple[int, str]]] = {}
@@ -177,6 +213,7 @@ def _candidates(left: Shapes, wanted: Shapes, likeness: Likeness) -> tuple[dict[
             ending.setdefault((end, wanted[name]), _Ending(end)).add(place, name)
     counts: dict[Renaming, int] = {}
     moved: dict[Renaming, int] = {}
+    olds, news = _places_of_kind(left), _places_of_kind(wanted)
     for at, (key, shape) in enumerate(list(left.items())[:_LOOKED_AT]):
         common = next((end for end in _ends(key) if end in ends), "")
         if common:
@@ -187,9 +224,20 @@ def _candidates(left: Shapes, wanted: Shapes, likeness: Likeness) -> tuple[dict[
             rules = _leaf_rules(key, beside[max(around - _BESIDE, 0) : around + _BESIDE], likeness)
         for place, rule in rules:
             if rule not in moved:
-                moved[rule] = abs(place - at)
+                moved[rule] = abs(news[place] - olds[at])
             counts[rule] = counts.get(rule, 0) + 1
     return counts, moved
+
+
+def _places_of_kind(shapes: Shapes) -> list[int]:
+    """For each key, how many of the same shape and last segment come before it."""
+    met: Counter[tuple[str, Shape]] = Counter()
+    places = []
+    for key, shape in list(shapes.items())[:_LOOKED_AT]:
+        kind = key.rpartition(".")[2], shape
+        places.append(met[kind])
+        met[kind] += 1
+    return places
 
 
 def _leaf_rules(key: str, names: list[tuple[int, str]], likeness: Likeness) -> Iterator[tuple[int, Renaming]]:
