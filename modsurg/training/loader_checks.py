@@ -49,7 +49,7 @@ def _check_data(loader: Any, name: str) -> None:
 
 
 def _is_array(value: object) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "__getitem__") and not isinstance(value, Dataset | DataLoader)
+    return all(hasattr(value, name) for name in ("shape", "ndim", "__getitem__")) and not isinstance(value, Dataset)
 
 
 def _is_table(loader: Sequence[Any]) -> bool:
