@@ -45,8 +45,9 @@ class GradientWindow:
                 total = summed({"samples": samples, "processes": 1.0}, self.everywhere)
                 self._unit = total["samples"] / total["processes"] or 1.0
         share = samples / self._unit / self.size
-        loss = loss if share == 1.0 else loss * share
-        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+        if share or self.everywhere is not None:  # a mean over nothing is NaN, and the gradient of no use
+            loss = loss if share == 1.0 else loss * share
+            torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
         self.held += 1
         self._weight += share
         return self.held >= self.size
@@ -60,7 +61,7 @@ class GradientWindow:
         uneven = abs(weight - 1.0) > 1e-9 and weight > 0
         if self.clip_norm is not None or uneven:
             self._prepare(1.0 / weight if uneven else 1.0)
-        if self.scaler is None:
+        if self.scaler is None or weight == 0:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)

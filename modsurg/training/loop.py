@@ -420,7 +420,8 @@ class Epoch:
             raise TrainingError(text)
         check_scalar(loss, self)
         weight = count_samples(self._current, output, loop.options.samples if samples is None else samples, self)
-        loop.losses.check(loss.detach(), loop.progress.step, self, model)
+        if weight or loop.runtime.world > 1:
+            loop.losses.check(loss.detach(), loop.progress.step, self, model)
         joined = loop.runtime.world > 1 and not loop.runtime.sharded
         if joined:
             distributed.check_forward(loop.runtime.runner, self)

@@ -135,7 +135,7 @@ class Meter:
                 together = len({value.device for value, _ in unread}) == 1
                 values = torch.stack([value if together else value.cpu() for value, _ in unread]).tolist()
                 for value, (_, samples) in zip(values, unread, strict=True):
-                    self.sums[name] += value * samples
+                    self.sums[name] += value * samples if samples else 0.0  # a mean over nothing is NaN
                 unread.clear()
 
     def means(self, everywhere: torch.device | None = None) -> dict[str, float]:

@@ -170,15 +170,21 @@ def test_a_mean_over_something_else_is_weighted_by_it():
     assert trainer.state.progress.record == history[0]["val_loss"]
 
 
-def test_a_batch_that_weighs_nothing():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_that_weighs_nothing(accumulate):
+    """All of its labels are ignored, so that its mean loss is NaN."""
     x, y = torch.randn(4, 3), torch.tensor([0, 1, -1, -1])
     model = nn.Linear(3, 2)
-    loss = lambda output, target: nn.functional.cross_entropy(output, target, ignore_index=-1, reduction="sum") / 2  # noqa: E731 - it is an argument
-    trainer = make(model, loss=loss, lr=0.1, samples=tokens)
+    trainer = make(model, lr=0.1, samples=tokens, accumulate=accumulate)
     alone = trainer.evaluate([(x, y)])["loss"]
     assert trainer.evaluate([(x, y), (x, y * 0 - 1)])["loss"] == alone
-    trainer.fit([(x, y * 0 - 1), (x, y)])
-    assert trainer.step == 2
+    expected = nn.Linear(3, 2)
+    expected.load_state_dict(model.state_dict())
+    nn.functional.cross_entropy(expected(x), y, ignore_index=-1).backward()
+    torch.optim.SGD(expected.parameters(), lr=0.1).step()
+    history = trainer.fit([(x, y * 0 - 1), (x, y)])
+    torch.testing.assert_close(model.weight, expected.weight)
+    assert (trainer.step, history[0]["loss"]) == (2 // accumulate, pytest.approx(alone))
 
 
 def test_a_loop_of_ones_own_says_it_with_the_step():
