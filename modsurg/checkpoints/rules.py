@@ -6,19 +6,17 @@ A rule is applied to keys before anything is read, and to values when they are r
 import ast
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from modsurg.checkpoints.formats.derived import rename_versions
-from modsurg.checkpoints.formats.file_io import Region
+from modsurg.checkpoints.formats.ruled import Output, RuledSource
 from modsurg.checkpoints.formats.source import Entry, Source
-from modsurg.checkpoints.load.key_mapping import chooser
+from modsurg.checkpoints.load.key_mapping import chooser, unwrapped
 from modsurg.errors import LoadError, visible
 from modsurg.structure.positions import Grid, Resampling, find_grid, plan_resampling
 
@@ -60,7 +58,7 @@ class Concat:
         """Give the rule for the other direction."""
         return Split(self.target, self.sources, self.dim, self.sizes)
 
-    def outputs(self, source: Source, model: nn.Module | None) -> Iterator["Output"]:
+    def outputs(self, source: Source, model: nn.Module | None) -> Iterator[Output]:
         """Plan the tensors that this rule makes; see `apply_rules`."""
         for match in _matches(self.sources[0], source, self):
             keys = [match.fill(pattern, self) for pattern in self.sources]
@@ -106,7 +104,7 @@ class Split:
         """Give the rule for the other direction."""
         return Concat(self.targets, self.source, self.dim, self.sizes)
 
-    def outputs(self, source: Source, model: nn.Module | None) -> Iterator["Output"]:
+    def outputs(self, source: Source, model: nn.Module | None) -> Iterator[Output]:
         """Plan the tensors that this rule makes; see `apply_rules`."""
         for match in _matches(self.source, source, self):
             entry = source[match.key]
@@ -149,9 +147,9 @@ class Transpose:
         """Give the rule for the other direction, which is the same."""
         return self
 
-    def outputs(self, source: Source, model: nn.Module | None) -> Iterator["Output"]:
+    def outputs(self, source: Source, model: nn.Module | None) -> Iterator[Output]:
         """Plan the tensors that this rule makes; see `apply_rules`."""
-        found = [key for key in filter(chooser(self.where), source) if len(source[key].shape) == 2]
+        found = [key for key in _chosen(self.where, source) if len(source[key].shape) == 2]
         if not found:
             raise LoadError(f"{self}: no matrix matches; nothing was loaded")
         for key in found:
@@ -187,15 +185,15 @@ class Interpolate:
         """Give the rule for the other direction, which brings back the size, not the values."""
         return Interpolate(self.where, self.old_grid, self.grid)
 
-    def outputs(self, source: Source, model: nn.Module | None) -> Iterator["Output"]:
+    def outputs(self, source: Source, model: nn.Module | None) -> Iterator[Output]:
         """Plan the tensors that this rule makes; see `apply_rules`."""
-        found = list(filter(chooser(self.where), source))
+        found = _chosen(self.where, source)
         if not found:
             raise LoadError(f"{self}: matches no key; nothing was loaded")
         for key in found:
             entry = source[key]
             shape = _shape_in(model, key)
-            grid = find_grid(model, key) if model is not None and shape and self.grid is None else self.grid
+            grid = find_grid(model, unwrapped(key)) if model is not None and shape and self.grid is None else self.grid
             made = plan_resampling(key, entry.shape, None if self.grid else shape, grid, self.old_grid)
             if made is None:
                 raise LoadError(
@@ -247,22 +245,7 @@ def parse_rule(text: str) -> TensorRule:
     raise LoadError(f'{visible(text)} is not a rule; rules are {known}. Try: Transpose("h.*.attn.c_attn")')
 
 
-@dataclass(frozen=True)
-class Output:
-    """A tensor that a rule makes.
-
-    Attributes:
-        entry: Its name, dtype and shape.
-        keys: The source's keys that it is made of.
-        make: Gives its values from theirs.
-    """
-
-    entry: Entry
-    keys: tuple[str, ...]
-    make: Callable[[list[torch.Tensor]], torch.Tensor]
-
-
-def apply_rules(source: Source, rules: Iterable[TensorRule], model: nn.Module | None = None) -> Source:
+def apply_rules(source: Source, rules: Sequence[TensorRule], model: nn.Module | None = None) -> Source:
     """See a source as the rules change it, one after the other.
 
     Args:
@@ -273,112 +256,46 @@ def apply_rules(source: Source, rules: Iterable[TensorRule], model: nn.Module | 
     Raises:
         LoadError: A rule that matches no key, or shapes that it can't be used with.
     """
+    if not isinstance(rules, Sequence) or not all(isinstance(rule, TensorRule) for rule in rules):
+        raise LoadError(f"rules={rules!r:.80} must be a list of rules, such as [modsurg.rules.Transpose('h.*.c_attn')]")
     for rule in rules:
-        if not isinstance(rule, TensorRule):
-            raise LoadError(f"rules={rule!r:.80} must be rules: [modsurg.rules.Transpose('h.*.c_attn'), ...]")
         source = RuledSource(source, list(rule.outputs(source, model)))
     return source
 
 
-class RuledSource(Source):
-    """A source in which some tensors are made of others when they are read.
-
-    Args:
-        source: Where the values come from; closed with this one.
-        outputs: What is made. Its place in the order is that of its first part.
-
-    Raises:
-        LoadError: A name that the source has already, or two outputs of one name.
-    """
-
-    def __init__(self, source: Source, outputs: Sequence[Output]) -> None:
-        self._source = source
-        self._made = {output.entry.name: output for output in outputs}
-        parts = {key for output in outputs for key in output.keys}
-        order: list[str] = []
-        for key in source.keys_in_order:
-            order += [output.entry.name for output in outputs if output.keys[0] == key] if key in parts else [key]
-        if len(set(order)) < len(order):
-            twice = next(name for name in order if order.count(name) > 1)
-            raise LoadError(f"rules: two tensors would be called {twice}; nothing was loaded")
-        names = {name: self._made[name].keys[0] if name in self._made else name for name in order}
-        ties = {key: first for key, first in source.notes.ties.items() if not parts & {key, first}}
-        ties |= _ties_of_outputs(source, outputs)
-        notes = source.notes
-        versions = rename_versions(notes.versions, names)
-        entries = {
-            name: self._made[name].entry if name in self._made else source[name]
-            for name in order
-            if name in self._made or name in source
-        }
-        super().__init__(source.path, entries, replace(notes, ties=ties, versions=versions, order=order))
-        self.taken, self.left, self.plain = source.taken, source.left, source.plain
-        self.left_tensors = source.left_tensors
-
-    def region(self, key: str) -> Region | None:
-        """Where the values lie, if they are in the file as they are wanted."""
-        return None if key in self._made else self._source.region(key)
-
-    def read(self, key: str) -> torch.Tensor:
-        """The values, made of their parts where a rule says so."""
-        if key not in self._made:
-            return self._source.read(key)
-        output = self._made[key]
-        return output.make([self._source.read(each) for each in output.keys])
-
-    def check(self, key: str) -> bool | None:
-        """Whether the stored hashes of all parts hold."""
-        keys = self._made[key].keys if key in self._made else (key,)
-        found = [self._source.check(each) for each in keys]
-        return False if False in found else None if None in found else True
-
-    @property
-    def sealed(self) -> bool | None:
-        """Whether the stored hash of the original's header holds."""
-        return self._source.sealed
-
-    def close(self) -> None:
-        """Close the original."""
-        self._source.close()
-
-
-def _ties_of_outputs(source: Source, outputs: Sequence[Output]) -> dict[str, str]:
-    """What is made of tied tensors in the same way is tied: name -> the first such name."""
-    ties: dict[str, str] = {}
-    made: Counter[tuple[str, ...]] = Counter()
-    first: dict[object, str] = {}
-    for output in outputs:
-        keys = tuple(source.notes.ties.get(key, key) for key in output.keys)
-        same = first.setdefault((keys, made[output.keys], output.entry.shape), output.entry.name)
-        made[output.keys] += 1
-        if same != output.entry.name:
-            ties[output.entry.name] = same
-    return ties
-
-
 @dataclass(frozen=True)
 class _Match:
-    """A key that a pattern matches: the text of its `*`, and what follows the pattern."""
+    """A key that a pattern matches: what a wrapper put before it, the text of its `*`, and what follows the pattern."""
 
     key: str
+    wrapper: str
     star: str
     tail: str
 
     def fill(self, pattern: str, rule: TensorRule) -> str:
-        before, _, after = _parted(pattern, rule)
-        return f"{before}{self.star}{after}{self.tail}" if "*" in pattern else pattern + self.tail
+        before, star, after = _parted(pattern, rule)
+        return f"{self.wrapper}{before}{self.star if star else ''}{after}{self.tail}"
 
 
 def _matches(pattern: str, source: Source, rule: TensorRule) -> list[_Match]:
     before, star, after = _parted(pattern, rule)
     middle = {"": "", "*": r"[^.]+", "**": ".+"}[star]
     expression = re.compile(rf"{re.escape(before)}(?P<star>{middle}){re.escape(after)}(?P<tail>(?:\..+)?)", re.DOTALL)
-    found = [(key, expression.fullmatch(key)) for key in source]
-    matches = [_Match(key, match["star"], match["tail"]) for key, match in found if match]
-    if not matches:
-        shown = ", ".join(list(source)[:3])
-        raise LoadError(f"{rule}: {pattern!r} matches no key; nothing was loaded. The keys are like {shown}")
-    return matches
+    names = {key: key for key in source}, {key: unwrapped(key) for key in source if key.endswith(unwrapped(key))}
+    for bare in names:
+        found = [(key, expression.fullmatch(name)) for key, name in bare.items()]
+        if matches := [
+            _Match(key, key.removesuffix(bare[key]), match["star"], match["tail"]) for key, match in found if match
+        ]:
+            return matches
+    shown = ", ".join(list(source)[:3])
+    raise LoadError(f"{rule}: {pattern!r} matches no key; nothing was loaded. The keys are like {shown}")
+
+
+def _chosen(where: str | Sequence[str], source: Source) -> list[str]:
+    """The keys that match, or that do without what wrappers put in."""
+    chosen = chooser(where)
+    return list(filter(chosen, source)) or [key for key in source if chosen(unwrapped(key))]
 
 
 def _parted(pattern: str, rule: TensorRule) -> tuple[str, str, str]:
@@ -392,7 +309,7 @@ def _parted(pattern: str, rule: TensorRule) -> tuple[str, str, str]:
 
 def _shape_in(model: nn.Module | None, name: str) -> Shape | None:
     """The shape of the parameter or buffer of this name, if the model has it."""
-    path, _, attribute = name.rpartition(".")
+    path, _, attribute = unwrapped(name).rpartition(".")
     try:
         tensor = getattr(model.get_submodule(path), attribute, None) if model is not None else None
     except AttributeError:

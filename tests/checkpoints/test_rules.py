@@ -7,9 +7,9 @@ import torch
 from loads import refused
 from torch import nn
 
-from modsurg import convert, load_state, read_state, save_state, verify
+from modsurg import convert, load_model, load_state, read_state, save_model, save_state, verify
 from modsurg.checkpoints.rules import parse_rule, rule_as_code
-from modsurg.errors import LoadError, SaveError
+from modsurg.errors import FormatError, LoadError, SaveError
 from modsurg.rules import Concat, Interpolate, Split, Transpose
 
 
@@ -84,6 +84,42 @@ def test_rules_then_rename_and_only(tmp_path):
     load_state(model, read_state(path), rules=[rule], rename={"blocks": "layer", "head": None})
 
 
+@pytest.mark.parametrize("rules", [Transpose("weight"), 3, "weight", ["weight"]])
+def test_rules_that_are_not_a_list(rules):
+    refused(nn.Linear(2, 2), nn.Linear(2, 2).state_dict(), "must be a list of rules", rules=rules)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_put_in_keys_does_not_count(prefix):
+    apart, packed, again = tower(Apart, kv=2), tower(Packed, kv=2), tower(Apart, kv=2)
+    rule = Concat([f"blocks.*.{name}" for name in "qkv"], "blocks.*.qkv")
+    state = {prefix + key: value for key, value in apart.state_dict().items()}
+    assert load_state(packed, state, rules=[rule])
+    state = {prefix + key: value for key, value in packed.state_dict().items()}
+    assert load_state(again, state, rules=[rule.inverse()])
+    assert equal(again.state_dict(), apart.state_dict())
+    old, new = Eyes((4, 4)), Eyes((3, 7))
+    load_state(new, {prefix + "pos_embed": old.pos_embed}, rules=[Interpolate("pos_embed")])
+    assert torch.equal(new.pos_embed[:, 0], old.pos_embed[:, 0])
+
+
+def test_a_whole_model_is_a_state_after_rules(tmp_path):
+    path = save_model(tower(Apart), tmp_path / "model.safetensors")
+    state = convert(path, tmp_path / "state.safetensors", rules=[Transpose("head")]).target
+    with pytest.raises(FormatError, match="load_state"):
+        load_model(state)
+    assert read_state(state)["head.weight"].shape == (8, 2)
+
+
+def test_onto_the_meta_device(tmp_path):
+    old = Eyes((4, 4))
+    with torch.device("meta"):
+        new = Eyes((6, 6))
+    load_state(new, save_state(old, tmp_path / "a.safetensors"), on_mismatch="interpolate")
+    assert torch.equal(new.pos_embed[:, 0], old.pos_embed[:, 0])
+    assert load_state(old, save_state(old, tmp_path / "b.pt"), rules=[Interpolate("pos_embed")], verify=False)
+
+
 def test_a_state_of_the_model_itself():
     model = nn.Linear(4, 4, bias=False)
     before = model.weight.detach().clone()
@@ -108,7 +144,7 @@ def test_a_state_of_the_model_itself():
         (Split("blocks.*.q", ["a.*.*", "b"]), "at most one"),
         (Transpose("nothing"), "no matrix matches"),
         (Interpolate("head.bias", grid=(2, 2)), "can't tell how"),
-        ("blocks", "must be rules"),
+        ("blocks", "must be a list of rules"),
     ],
 )
 def test_rules_that_can_not_be_used(tmp_path, rule, message):
