@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.harness import Table, interleaved, there
+from benchmarks.harness import Table, fresh, interleaved, there
 from modsurg import Trainer
 from modsurg.training.device import place
 
@@ -142,5 +142,32 @@ def network(runs: int) -> list[Table]:
     ]
 
 
-MEASUREMENTS = (overhead, network)
+AFTERWARDS = """
+import statistics, time, torch
+from torch import nn
+from modsurg import Trainer
+torch.set_num_threads(1)
+model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)))
+images = torch.randn(32, 16, 32, 32)
+small = nn.Linear(8, 8)
+trainer = Trainer(small, torch.optim.SGD(small.parameters(), lr=0.1), nn.MSELoss(), device="cpu", progress=False)
+FIT
+times = []
+with torch.no_grad():
+    for _ in range(40):
+        start = time.perf_counter()
+        model(images), torch.empty(8_000_000).fill_(1.0)
+        times.append(time.perf_counter() - start)
+print(statistics.median(times) * 1e3)
+"""
+
+
+def afterwards(runs: int) -> list[Table]:
+    """Inference and a large allocation in a process that has trained, and in one that has not."""
+    fit = "trainer.fit([(torch.ones(4, 8), torch.ones(4, 8))] * 10)"
+    times = fresh({"after fit": AFTERWARDS.replace("FIT", fit), "without it": AFTERWARDS.replace("FIT", "")}, runs)
+    return [Table("Inference in a process that has trained", times, 1.1, ("without it",), unit="ms")]
+
+
+MEASUREMENTS = (overhead, network, afterwards)
 QUICK = MEASUREMENTS
