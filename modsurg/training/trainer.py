@@ -127,8 +127,6 @@ class Trainer:
         scaler = torch.GradScaler(device.type) if self.precision == "fp16" else None
         schedulers = split_schedulers(self.scheduler, self.optimizer)
         self._state = TrainingState(self.model, self.optimizer, self.loss, schedulers, scaler, self.average)
-        clip_norm = None if self.clip_norm is None else float(self.clip_norm)
-        self._state.options |= {"accumulate": self.accumulate, "clip_norm": clip_norm, "precision": self.precision}
         self._state.options |= {"processes": world, "optimizer": checkpointing.group_options(self.optimizer)}
         self.named_metrics = named_metrics(self.metrics)
         self.history = History(self._state.progress.rows)
@@ -350,6 +348,8 @@ class Trainer:
             asked[name] = tuple(partial(function, self) for function in as_functions(name, asked.get(name)))
         asked["thaw"] = asked["thaw"] or {}
         same = {field.name: getattr(self, field.name) for field in fields(RunOptions) if hasattr(self, field.name)}
+        clip_norm = None if self.clip_norm is None else float(self.clip_norm)
+        self._state.options |= {"accumulate": self.accumulate, "clip_norm": clip_norm, "precision": self.precision}
         options = RunOptions(**same | {"metrics": self.named_metrics} | asked)
         return TrainingLoop(self.state, self.runtime, options, train_loader, val_loader, self._stop, self.display)
 
