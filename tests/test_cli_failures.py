@@ -41,6 +41,21 @@ def test_verify_of_what_is_refused_or_foreign_is_2(capsys, folder, name):
     assert not json.loads(out)["good"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.gguf", b"GGUF\x03\0"),
+        ("a.h5", b"\x89HDF\r\n\x1a\n"),
+        ("a.onnx", b"\x08\x07"),
+        ("a.txt", b"x"),
+        ("a.pt", b"a text"),
+    ],
+)
+def test_verify_of_a_short_foreign_file_is_2(capsys, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert run(capsys, "verify", tmp_path / name)[0] == 2
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_verify_of_what_is_cut_off_is_1(capsys, tmp_path, suffix):
     path = modsurg.save_state(nn.Linear(9, 9), tmp_path / f"a{suffix}")

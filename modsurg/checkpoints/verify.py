@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modsurg.checkpoints.formats.registry import open_source
+from modsurg.checkpoints.formats.safetensors.header import foreign
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.formats.torch_save.legacy import is_legacy
 from modsurg.errors import FormatError, IntegrityError, TrustError, counted, listed, visible
@@ -123,8 +124,12 @@ def _begins_like_checkpoint(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         start = file.read(_START)
-    if not start.strip(b"\0") or (len(start) < 9 and not start.startswith(b"<")):  # never written, or not to the end
+    if foreign(start[:64], path):
+        return False
+    if not start.strip(b"\0") or (len(start) < 9 and path.suffix == ".safetensors"):  # not written to the end
         return True
+    if len(start) < 9:
+        return start.startswith((b"PK", b"\x80"))
     return start[8:9] == b"{" or (start.startswith(b"PK") and _ZIP.search(start) is not None) or is_legacy(start)
 
 
