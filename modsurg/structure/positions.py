@@ -13,6 +13,7 @@ Grid = tuple[int, int]
 Shape = tuple[int, ...]
 
 MOST_PREFIX_TOKENS = 16
+_ROWS_OF_CLASS = 3  # of a table: from the class token to patches, from these to it, and to itself
 IMAGE_SIZES = ("image_size", "img_size")  # what modules call it
 _NAMES = ("pos_embed", "position_embed", "positional_embed", "relative_position_bias", "rel_pos_bias")
 
@@ -26,7 +27,8 @@ class Resampling:
         old: Rows and columns of the source.
         new: Rows and columns of the result.
         prefix: Tokens before the patches, which are kept: class, distillation, registers.
-        table: Whether it is a table of relative positions, (rows x columns, heads).
+        table: Whether it is a table of relative positions, (rows x columns, heads). What it has for the class token is
+            at its end, and kept.
     """
 
     shape: Shape
@@ -38,11 +40,12 @@ class Resampling:
     def apply(self, values: torch.Tensor) -> torch.Tensor:
         """Give the resampled values, in the dtype of the old ones."""
         flat = values.reshape(-1, values.shape[-1]).float()
-        kept, patches = flat[: self.prefix], flat[self.prefix :]
+        first = math.prod(self.old) if self.table else self.prefix
+        kept, patches = (flat[first:], flat[:first]) if self.table else (flat[:first], flat[first:])
         picture = patches.reshape(1, *self.old, -1).permute(0, 3, 1, 2)
         resized = functional.interpolate(picture, self.new, mode="bicubic", antialias=not self.table)
         new = resized.permute(0, 2, 3, 1).reshape(-1, values.shape[-1])
-        return torch.cat([kept, new]).reshape(self.shape).to(values.dtype)
+        return torch.cat([new, kept] if self.table else [kept, new]).reshape(self.shape).to(values.dtype)
 
 
 def plan_resampling(
@@ -72,7 +75,7 @@ def plan_resampling(
         return None
     before, after = old_grid or _square(count - prefix), grid or _square(new[-2] - prefix)
     table = is_table(name)
-    if before is None or after is None or (table and prefix):
+    if before is None or after is None or (table and prefix not in (0, _ROWS_OF_CLASS)):
         return None
     if (math.prod(before), math.prod(after)) != (count - prefix, new[-2] - prefix):
         return None

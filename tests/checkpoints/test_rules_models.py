@@ -288,6 +288,31 @@ def test_a_windowed_table_as_timm_resamples_it():
     assert torch.allclose(new.get_parameter(name), wanted, atol=1e-5)
 
 
+def test_a_table_with_rows_for_the_class_token():
+    timm = pytest.importorskip("timm")
+    from timm.layers import resize_rel_pos_bias_table_simple
+
+    def beit(size):
+        return timm.models.Beit(
+            img_size=size,
+            patch_size=8,
+            embed_dim=16,
+            depth=1,
+            num_heads=4,
+            use_rel_pos_bias=True,
+            use_abs_pos_emb=False,
+        )
+
+    old, new = beit(32), beit(48)
+    name = "blocks.0.attn.relative_position_bias_table"
+    nn.init.normal_(old.get_parameter(name))
+    report = load_state(new, old.state_dict(), on_mismatch="interpolate")
+    assert list(report.resampled) == [name]
+    table = old.get_parameter(name)
+    wanted = resize_rel_pos_bias_table_simple(table[:-3], (6, 6), (121, 4))
+    assert torch.allclose(new.get_parameter(name), torch.cat([wanted, table[-3:]]), atol=1e-5)
+
+
 def test_split_is_the_inverse():
     rule = Concat(["a", "b"], "c", dim=1, sizes=(1, 2))
     assert rule.inverse() == Split("c", ["a", "b"], 1, (1, 2))
