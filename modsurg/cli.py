@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from modsurg.errors import FormatError, ModsurgError, TrustError, counted, visible
 
@@ -42,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = _parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(as_json="--json" in words)
     if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
         from argcomplete import autocomplete
 
         autocomplete(parser)
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_args(words)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for stream in (sys.stdout, sys.stderr):
@@ -80,9 +81,22 @@ def _fail(options: argparse.Namespace, text: str, kind: str) -> int:
     return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors can be JSON too."""
+
+    as_json = False
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong with the arguments, and exit."""
+        if self.as_json:
+            print(json.dumps({"error": "UsageError", "message": message}, indent=2, ensure_ascii=False))
+        super().error(message)
+
+
+def _parser(as_json: bool = False) -> argparse.ArgumentParser:
     description = "Look at, compare, convert, merge and check PyTorch checkpoints."
-    parser = argparse.ArgumentParser(prog="modsurg", description=description, epilog=_EPILOG)
+    parser = _Parser(prog="modsurg", description=description, epilog=_EPILOG)
+    parser.as_json = as_json
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (function, text, example, add_arguments) in _commands().items():
@@ -92,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
             description=f"{text[0].upper()}{text[1:]}.\n\nexample: modsurg {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        added.as_json = as_json
         added.add_argument("--json", action="store_true", help="print JSON")
         add_arguments(added)
         added.set_defaults(command=function, parser=added)

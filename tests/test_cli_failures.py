@@ -105,3 +105,21 @@ def test_convert_of_a_part(capsys, tmp_path):
     wanted = ["convert", large, tmp_path / "h.safetensors", "--dtype", "fp16"]
     assert run(capsys, *wanted)[0] == 2
     assert run(capsys, *wanted, "--allow-overflow")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["diff", "a.pt", "--json"], "the following arguments are required: B"),
+        (["convert", "--json", "a.pt", "b.pt", "--half"], "unrecognized arguments: --half"),
+        (["summary", "a.pt", "--depth", "x", "--json"], "argument --depth: invalid int value: 'x'"),
+        (["nothing", "--json"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_wrong_arguments_as_json(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"] == "UsageError"
+    assert message in json.loads(out)["message"]
+    assert "usage: modsurg" in err
