@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loads import refused
 from torch import nn
 
 from modsurg import convert, load_model, load_state, read_state, save_model, save_state, verify
-from modsurg.checkpoints.rules import parse_rule, rule_as_code
+from modsurg.checkpoints.formats.memory import MemorySource
+from modsurg.checkpoints.rules import apply_rules, parse_rule, rule_as_code
 from modsurg.errors import FormatError, LoadError, SaveError
 from modsurg.rules import Concat, Interpolate, Split, Transpose
 
@@ -310,6 +313,28 @@ def test_the_error_proposes_to_join_and_to_cut():
     again = {key: value.clone() for key, value in apart.state_dict().items()}
     assert follow(apart, packed.state_dict(), text)
     assert equal(again, apart.state_dict())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.integers(0, 2),
+    st.integers(1, 3),
+)
+def test_any_split_is_undone_by_its_inverse(sizes, shape, dim, layers):
+    """Whatever the sizes, the dimension and the number of layers, and whether dimensions are counted from the end."""
+    dim %= len(shape)
+    shape[dim] = sum(sizes)
+    state = {f"h.{layer}.x": torch.randn(shape) for layer in range(layers)}
+    names = [f"h.*.part{number}" for number in range(len(sizes))]
+    for given_dim in (dim, dim - len(shape)):
+        rule = Split("h.*.x", names, given_dim, sizes)
+        apart = apply_rules(MemorySource(state), [rule])
+        assert [apart[f"h.0.part{n}"].shape[dim] for n in range(len(sizes))] == sizes
+        parts = {key: apart.read(key) for key in apart}
+        again = apply_rules(MemorySource(parts), [rule.inverse()])
+        assert equal({key: again.read(key) for key in again}, state)
 
 
 @pytest.mark.parametrize("names", ["kvq", "vkq"])
