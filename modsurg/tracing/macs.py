@@ -78,6 +78,18 @@ def _added_product(call: Call) -> int:
     return int(left.numel()) * (int(right.shape[-1]) if right.dim() > 1 else 1)
 
 
+def _covariance(call: Call) -> int:
+    x = call.tensor(0, "input")
+    return call.size * int(x.shape[-1])
+
+
+def _matrix_power(call: Call) -> int:
+    """By squaring, as torch does it; a negative power inverts the matrix first, which is not counted."""
+    x, n = call.tensor(0, "input"), abs(call.get(1, "n"))
+    products = max(n.bit_length() - 1, 0) + max(n.bit_count() - 1, 0)
+    return products * int(x.numel()) * int(x.shape[-1])
+
+
 def _vector_product(call: Call) -> int:
     return int(call.tensor(0, "input").numel())
 
@@ -228,6 +240,8 @@ RULES: dict[str, Callable[[Call], int]] = {
     **dict.fromkeys(("grouped_mm", "_grouped_mm", "scaled_grouped_mm", "_scaled_grouped_mm"), _product),
     **dict.fromkeys(("linear_dynamic", "linear_relu", "linear_relu_dynamic"), _product),
     "__rmatmul__": _reflected_product,
+    **dict.fromkeys(("cov", "corrcoef"), _covariance),
+    **dict.fromkeys(("matrix_power", "linalg_matrix_power"), _matrix_power),
     **dict.fromkeys(("addmm", "addmm_", "addbmm", "addbmm_", "baddbmm", "baddbmm_", "addmv", "addmv_"), _added_product),
     **dict.fromkeys(("mv", "dot", "vdot"), _vector_product),
     "vecdot": _vecdot,

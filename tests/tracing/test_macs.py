@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from modsurg.tracing.trace import run
 
@@ -207,3 +208,23 @@ def test_a_convolution_by_a_loop_over_every_output():
     layer = nn.Conv2d(2, 3, (3, 1), stride=(2, 1), dilation=(1, 2))
     output = layer(torch.zeros(2, 2, 9, 5))
     assert macs(layer, (2, 2, 9, 5)) == prod(output.shape) * 2 * 3 * 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.cov,
+        torch.corrcoef,
+        *(lambda x, n=n: torch.linalg.matrix_power(x @ x.T, n) for n in (1, 2, 3, 7, 8)),
+        lambda x: (x @ x.T).matrix_power(5),
+    ],
+)
+def test_products_inside_other_functions(function):
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    x = torch.randn(8, 32)
+    with FlopCounterMode(display=False) as counter:
+        function(x)
+    assert run(Net(), x, fallback=True).macs[""] == counter.get_total_flops() // 2
