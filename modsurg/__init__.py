@@ -4,10 +4,13 @@ The public names are resolved when they are first used, so that `import modsurg`
 line can read a file without torch.
 """
 
+import sys
 from importlib import import_module
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from modsurg.checkpoints.convert import convert
     from modsurg.checkpoints.merge import merge
     from modsurg.checkpoints.model import load_model, save_model
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
         wrap,
     )
     from modsurg.surgery.convert_norm import convert_norm
+    from modsurg.surgery.features import FeatureExtractor, capture, features
     from modsurg.surgery.fuse import fuse
     from modsurg.surgery.optimizers.sync import sync
+    from modsurg.surgery.param_groups import param_groups
     from modsurg.surgery.parameters import coupled, freeze, resize, unfreeze
     from modsurg.surgery.recipes.recipe import Recipe
     from modsurg.surgery.recipes.replay import replay
@@ -66,6 +71,10 @@ _HOMES = {
     "resize": "surgery.parameters",
     "unfreeze": "surgery.parameters",
     "wrap": "surgery.api",
+    "FeatureExtractor": "surgery.features",
+    "capture": "surgery.features",
+    "features": "surgery.features",
+    "param_groups": "surgery.param_groups",
     "History": "training.history",
     "Trainer": "training.trainer",
     "Selection": "tree.selection",
@@ -77,6 +86,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "FeatureExtractor",
     "History",
     "Recipe",
     "Report",
@@ -84,11 +94,13 @@ __all__ = [
     "Summary",
     "Trainer",
     "add",
+    "capture",
     "convert",
     "convert_norm",
     "coupled",
     "diff",
     "edit",
+    "features",
     "freeze",
     "fuse",
     "insert_after",
@@ -97,6 +109,7 @@ __all__ = [
     "load_model",
     "load_state",
     "merge",
+    "param_groups",
     "read_state",
     "remove",
     "rename",
@@ -117,12 +130,27 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("modsurg")
     if name not in _HOMES:
-        raise AttributeError(f"module 'modsurg' has no attribute {name!r}")
+        raise _unknown(name, sys._getframe(1))
     value = getattr(import_module(f"modsurg.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
+def _unknown(name: str, caller: FrameType) -> Exception:
+    """The error for an unknown name, with the nearest one.
+
+    `from modsurg import NAME` drops the text of an AttributeError, so it gets an ImportError.
+    """
+    near = import_module("difflib").get_close_matches(name, __all__, 1)
+    hint = f". Did you mean {near[0]!r}?" if near else ""
+    code = caller.f_code.co_code
+    if import_module("opcode").opname[code[caller.f_lasti]] == "IMPORT_FROM":
+        return ImportError(f"cannot import name {name!r} from 'modsurg'{hint}", name=name)
+    return AttributeError(f"module 'modsurg' has no attribute {name!r}{hint}")
+
+
 def __dir__() -> list[str]:
-    return sorted([*__all__, "errors", "rules"])
+    return sorted([*__all__, "__version__", "errors", "rules"])

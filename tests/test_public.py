@@ -15,7 +15,7 @@ PACKAGE = Path(modsurg.__file__).parent
 
 def test_all_is_the_namespace():
     assert modsurg.__all__ == sorted(modsurg.__all__, key=lambda name: (name.islower(), name))
-    assert set(dir(modsurg)) == {*modsurg.__all__, "errors", "rules"}
+    assert set(dir(modsurg)) == {*modsurg.__all__, "__version__", "errors", "rules"}
     assert set(modsurg._HOMES) == set(modsurg.__all__)
 
 
@@ -47,6 +47,15 @@ def test_a_name_that_is_not_there():
         modsurg.replaces  # noqa: B018 - the access is the test
 
 
+def test_a_name_that_is_nearly_there():
+    with pytest.raises(AttributeError, match=r"no attribute 'replcae'\. Did you mean 'replace'\?"):
+        modsurg.replcae  # noqa: B018 - the access is the test
+    with pytest.raises(ImportError, match=r"cannot import name 'replcae' from 'modsurg'\. Did you mean 'replace'\?"):
+        exec("from modsurg import replcae", {})
+    assert not hasattr(modsurg, "replcae")
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", modsurg.__version__)
+
+
 def test_importing_modsurg_imports_nothing_heavy():
     heavy = "torch numpy rich safetensors torchvision tensorboard matplotlib"
     code = f"import sys, modsurg; print([name for name in {heavy.split()} if name in sys.modules])"
@@ -55,8 +64,8 @@ def test_importing_modsurg_imports_nothing_heavy():
 
 
 def test_keywords_are_named():
-    """But for the parts of a run, which the caller names, and the sizes of a layer, which `resize` checks itself."""
-    for name in set(modsurg.__all__) - {"save_checkpoint", "load_checkpoint", "resize"}:
+    """But for the parts of a run and options of a group, which the caller names, and sizes, which `resize` checks."""
+    for name in set(modsurg.__all__) - {"save_checkpoint", "load_checkpoint", "resize", "param_groups"}:
         value = getattr(modsurg, name)
         if inspect.isfunction(value):
             kinds = [parameter.kind for parameter in inspect.signature(value).parameters.values()]

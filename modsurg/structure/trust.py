@@ -34,6 +34,7 @@ _PACKAGES = (
     "torchvision.models",
     "torchvision.ops",
     "torchvision.transforms",
+    "modsurg.surgery.features",
 )
 # Of these, the package whose modules have objects of data classes as attributes: anchors, matchers, block settings.
 _DATA_PACKAGE = "torchvision.models"

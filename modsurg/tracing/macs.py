@@ -85,7 +85,7 @@ def _covariance(call: Call) -> int:
 
 def _matrix_power(call: Call) -> int:
     """By squaring, as torch does it; a negative power inverts the matrix first, which is not counted."""
-    x, n = call.tensor(0, "input"), abs(call.get(1, "n"))
+    x, n = call.tensor(0, "input"), abs(int(call.get(1, "n")))
     products = max(n.bit_length() - 1, 0) + max(n.bit_count() - 1, 0)
     return products * int(x.numel()) * int(x.shape[-1])
 
