@@ -47,11 +47,13 @@ class Frozen:
         parameters: The parameters that changed, with those of its children.
         statistics: The modules whose statistics are now frozen, or no longer are.
         trainable: Whether they train now.
+        alone: Whether one parameter is meant, and not its module.
     """
 
     parameters: tuple[nn.Parameter, ...]
     statistics: tuple[nn.Module, ...]
     trainable: bool
+    alone: bool = False
 
     def __str__(self) -> str:
         text = counted(len(self.parameters), "parameter", "parameters")

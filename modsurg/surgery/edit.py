@@ -18,7 +18,7 @@ from modsurg.surgery.key_mapping import Remapping
 from modsurg.surgery.ops.checks import refuse_offloaded, refuse_wrapped
 from modsurg.surgery.ops.children import list_renumbered
 from modsurg.surgery.ops.factory import New, caller, maker
-from modsurg.surgery.ops.freeze import apply_frozen, plan_freeze, plan_unfreeze
+from modsurg.surgery.ops.freeze import apply_frozen, plan_freeze, plan_parameters, plan_unfreeze
 from modsurg.surgery.ops.hints import collect_hints, refuse_adapter, warn_of_unused_copies
 from modsurg.surgery.ops.insert import apply_add, apply_insert, plan_add, plan_insert
 from modsurg.surgery.ops.remove import apply_remove, apply_rename, plan_remove, plan_rename
@@ -34,8 +34,8 @@ from modsurg.surgery.resize.recorded import read_plans
 from modsurg.surgery.resize.resize import resize_modules
 from modsurg.surgery.resize.values import Fill, Resized, write_plans
 from modsurg.surgery.undo import Undo
-from modsurg.tree.selection import Selection, Where, resolve
-from modsurg.tree.walk import Tree, walk
+from modsurg.tree.selection import Selection, Where, resolve, resolve_parameters
+from modsurg.tree.walk import Tree, split, walk
 from modsurg.tree.wrappers import unwrap
 
 
@@ -210,11 +210,13 @@ class Edit:
 
     def _freeze(self, kind: Literal["freeze", "unfreeze"], where: Where, count: int | None) -> None:
         with self._verb(kind) as verb:
-            selection = self._select(verb, where, count)
-            verb.arguments["paths"] = list(selection.paths)
-            refuse_wrapped(verb.tree, selection.paths)
+            selection, named = resolve_parameters(verb.tree, where, count, modules_first=True)
+            self._writer.describe_if_inside(verb.tree, [*selection.paths, *named])
+            verb.arguments |= {"paths": list(selection.paths), "parameters": list(named)}
+            refuse_wrapped(verb.tree, [*selection.paths, *(split(name)[0] for name in named)])
             plan = plan_freeze if kind == "freeze" else plan_unfreeze
             verb.changes, verb.warnings = plan(verb.tree, selection)
+            verb.changes += plan_parameters(verb.tree, named, trainable=kind == "unfreeze")
             apply_frozen(verb.changes, verb.journal)
 
     def _insert(self, kind: str, where: Where, new: New, count: int | None, untie: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from modsurg.errors import UndoError, counted, listed
-from modsurg.surgery.changes import Change
+from modsurg.surgery.changes import Change, Frozen
 from modsurg.surgery.key_mapping import Remapping
 from modsurg.surgery.recipes.recipe import Recipe
 from modsurg.surgery.resize.values import Resized
@@ -151,7 +151,8 @@ def line(change: Change) -> tuple[str, str, str]:
     if change.kind == "wrap":
         return "~", at, f"{old} -> {new}({old})"
     if change.kind in ("resize", "freeze", "unfreeze"):
-        return "~", at, f"{new}  {change.detail}"
+        alone = isinstance(change.detail, Frozen) and change.detail.alone
+        return "~", at, str(change.detail) if alone else f"{new}  {change.detail}"
     if change.old is None:
         return "+", at, shown(change.new)
     if change.new is None:

@@ -206,9 +206,15 @@ def select_parameters(model: nn.Module, where: Where, *, count: int | None = Non
 
 
 def resolve_parameters(
-    tree: Tree, where: Where | nn.Parameter, count: int | None = None
+    tree: Tree, where: Where | nn.Parameter, count: int | None = None, *, modules_first: bool = False
 ) -> tuple[Selection, dict[str, nn.Parameter]]:
     """Resolve a `where` that may name modules, parameters or both, such as `"**"` or a list.
+
+    Args:
+        tree: Where to look.
+        where: What to find.
+        count: How many matches there must be.
+        modules_first: Whether a form that matches modules names no parameters.
 
     Returns:
         The modules, and the parameters that are named themselves, without those inside the modules.
@@ -217,7 +223,7 @@ def resolve_parameters(
     named: dict[str, nn.Parameter] = {}
     for form in where if isinstance(where, list) else [where]:
         found = {} if isinstance(form, nn.Parameter) else _match(tree, form, required=False)
-        own = _match_parameters(tree, form)
+        own = {} if found and modules_first else _match_parameters(tree, form)
         if not found and not own and count != 0:
             raise NoMatchError(nearest_parameters(tree, form))
         _merge(modules, found)

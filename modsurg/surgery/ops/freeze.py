@@ -1,7 +1,7 @@
 """Freezing: parameters that no optimizer moves, and statistics that stay when the model trains."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -12,7 +12,7 @@ from modsurg.surgery.changes import Change, Frozen
 from modsurg.surgery.journal import Journal
 from modsurg.tree.eval_lock import held, hold, release
 from modsurg.tree.selection import Selection
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, split
 
 
 def plan_freeze(tree: Tree, selection: Selection) -> tuple[list[Change], list[str]]:
@@ -49,10 +49,29 @@ def plan_unfreeze(tree: Tree, selection: Selection) -> tuple[list[Change], list[
         parameters = tuple(
             p for p in site.module.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())
         )
-        _refuse_inference(site.module, site.path)
+        for name, parameter in site.module.named_parameters(prefix=site.path):
+            _refuse_inference(name, parameter)
         statistics = tuple(m for m in site.module.modules() if held(m) is not None)
         changes.append(_change("unfreeze", tree, site.module, Frozen(parameters, statistics, trainable=True)))
     return changes, _shared(tree, selection.modules, "trainable")
+
+
+def plan_parameters(tree: Tree, named: Mapping[str, nn.Parameter], trainable: bool) -> list[Change]:
+    """Plan to freeze parameters that are named themselves, or to let them train again.
+
+    Raises:
+        EditError: A parameter was made under `torch.inference_mode`.
+    """
+    kind: Literal["freeze", "unfreeze"] = "unfreeze" if trainable else "freeze"
+    changes = []
+    for name, parameter in named.items():
+        owner = tree.modules[split(name)[0]]
+        if trainable:
+            _refuse_inference(name, parameter)
+        changing = trainable is not parameter.requires_grad or (parameter.grad is not None and not trainable)
+        detail = Frozen((parameter,) if changing else (), (), trainable, alone=True)
+        changes.append(Change(kind, (name,), old=owner, new=owner, detail=detail))
+    return changes
 
 
 def apply_frozen(changes: Iterable[Change], journal: Journal) -> None:
@@ -60,10 +79,11 @@ def apply_frozen(changes: Iterable[Change], journal: Journal) -> None:
     for change in changes:
         assert isinstance(change.detail, Frozen)
         assert change.new is not None
-        for module in change.new.modules():  # also what is frozen already: an undo of that edit would thaw it
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    journal.keep_flags(tensor)
+        modules = () if change.detail.alone else change.new.modules()
+        kept = [tensor for m in modules for tensor in (*m._parameters.values(), *m._buffers.values())]
+        for tensor in (*kept, *change.detail.parameters):  # also what is frozen already: undo would thaw it
+            if tensor is not None:
+                journal.keep_flags(tensor)
         for parameter in change.detail.parameters:
             parameter.requires_grad = change.detail.trainable
             if not change.detail.trainable:
@@ -78,13 +98,12 @@ def _change(kind: Literal["freeze", "unfreeze"], tree: Tree, module: nn.Module, 
     return Change(kind, tuple(tree.paths[id(module)]), old=module, new=module, detail=detail)
 
 
-def _refuse_inference(module: nn.Module, path: str) -> None:
-    for name, parameter in module.named_parameters(prefix=path):
-        if not is_lazy(parameter) and parameter.is_inference():
-            raise EditError(
-                f'"{name}" was made under torch.inference_mode(), so it can\'t train. '
-                "A copy made outside has ordinary tensors: model = copy.deepcopy(model)"
-            )
+def _refuse_inference(name: str, parameter: nn.Parameter) -> None:
+    if not is_lazy(parameter) and parameter.is_inference():
+        raise EditError(
+            f'"{name}" was made under torch.inference_mode(), so it can\'t train. '
+            "A copy made outside has ordinary tensors: model = copy.deepcopy(model)"
+        )
 
 
 def has_statistics(module: nn.Module) -> bool:

@@ -98,7 +98,8 @@ class _Replayed:
         elif verb == "resize":
             self._resize(record)
         elif verb in ("freeze", "unfreeze"):
-            getattr(self.edit, verb)(self._select(record["paths"]))
+            modules = [self._select(record["paths"])] if record["paths"] else []
+            getattr(self.edit, verb)([*modules, *record.get("parameters", ())])
         else:
             raise RecipeError(f'the recipe has the verb "{verb}", which this version of modsurg does not know.')
 
