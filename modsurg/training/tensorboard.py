@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from modsurg.errors import TrainingError
 from modsurg.training.history import NO_RESULT
 
@@ -47,6 +49,13 @@ class TensorBoard:
         for name in row.keys() - {"loss", *NO_RESULT}:
             tag = f"{name[4:]}/val" if name.startswith("val_") else f"{name}/train"
             self.writer.add_scalar(tag, row[name], step)
+
+    def add_histograms(self, model: nn.Module, step: int) -> None:
+        """Add how the weights and their gradients are spread."""
+        for name, parameter in model.named_parameters():
+            self.writer.add_histogram(f"weights/{name}", parameter.detach().float(), step)
+            if parameter.grad is not None:
+                self.writer.add_histogram(f"gradients/{name}", parameter.grad.float(), step)
 
     def close(self) -> None:
         """Write what is buffered."""

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from modsurg.errors import warn
+from modsurg.errors import TrainingError, warn
 from modsurg.surgery.api import edit
 from modsurg.surgery.edit import Edit
 from modsurg.training import checkpointing, distributed, edits, evaluation
@@ -329,6 +329,17 @@ class Trainer:
         Several processes agree on it every 16 steps and after each epoch.
         """
         self._stop.request(reason)
+
+    def histograms(self) -> None:
+        """Write the spread of weights and gradients to TensorBoard now; from `on_epoch`, for one.
+
+        Raises:
+            TrainingError: There is no TensorBoard: no `log_dir`, or no run under way.
+        """
+        if self.board is not None:
+            self.board.add_histograms(self.model, self.step)
+        elif distributed.rank() == 0:
+            raise TrainingError("histograms() writes to TensorBoard during fit: Trainer(..., log_dir=...).")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole run to a file from which `fit(resume=path)` goes on.

@@ -105,13 +105,18 @@ class TestBoard:
 
     def test_everything_is_there(self, tmp_path):
         pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
         trainer = make(log_dir=tmp_path, progress=False, seed=1, metrics={"accuracy": lambda o, t: o.argmax(1) == t})
         batches = list(loader()) * 25
-        trainer.fit(batches, loader(), on_epoch=lambda t: t.board.writer.add_scalar("mine", 3.0, t.step))
+        functions = [Trainer.histograms, lambda t: t.board.writer.add_scalar("mine", 3.0, t.step)]
+        trainer.fit(batches, loader(), on_epoch=functions)
         points = self.points(tmp_path)
         curves = {"loss/train", "lr/0", "loss/val", "accuracy/val", "accuracy/train", "samples_per_second"}
         assert set(points) == {*curves, "mine"}
         assert [step for step, _ in points["loss/train"]] == [50]
+        tags = EventAccumulator(str(tmp_path)).Reload().Tags()
+        assert "weights/0.weight" in tags["histograms"]
         assert points["loss/val"][-1] == (50, pytest.approx(trainer.history[-1]["val_loss"]))
 
     def points(self, directory):
@@ -221,6 +226,10 @@ class TestBoard:
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         with pytest.raises(TrainingError, match=r'log_dir= needs TensorBoard: pip install "modsurg\[tensorboard\]"'):
             make(log_dir=tmp_path).fit(loader())
+
+    def test_histograms_need_a_directory(self):
+        with pytest.raises(TrainingError, match=r"Trainer\(..., log_dir=...\)"):
+            make().histograms()
 
 
 class TestHistory:
