@@ -396,6 +396,37 @@ def test_the_error_proposes_rules_and_names_together():
     assert equal(again.state_dict(), apart.state_dict())
 
 
+def arguments_of(text):
+    return eval(f"dict({text.split('load_state(..., ')[1].split(') (from modsurg.rules)')[0]})")
+
+
+def test_the_error_proposes_rules_for_torchs_own_attention():
+    torchs = nn.ModuleList([nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2)}) for _ in range(2)])
+    names = {"q_proj": 8, "k_proj": 8, "v_proj": 8, "out_proj": 8}
+
+    def layer():
+        return nn.ModuleDict({"attn": nn.ModuleDict({name: nn.Linear(8, size) for name, size in names.items()})})
+
+    apart = nn.ModuleList([layer() for _ in range(2)])
+    text = refused(torchs, apart.state_dict(), r'They match with .*"\*\.attn\.in_proj_weight"')
+    assert load_state(torchs, apart.state_dict(), **arguments_of(text))
+    weights = [apart[1]["attn"][f"{name}_proj"].weight for name in "qkv"]
+    assert torch.equal(torchs[1]["attn"].in_proj_weight, torch.cat(weights))
+    again = nn.ModuleList([layer() for _ in range(2)])
+    text = refused(again, torchs.state_dict(), r"They match with .*Split\(")
+    assert load_state(again, torchs.state_dict(), **arguments_of(text))
+    assert equal(again.state_dict(), apart.state_dict())
+
+
+def test_rules_are_proposed_where_other_keys_do_not_match():
+    packed, apart = projects()
+    packed.head = nn.Linear(8, 3)
+    text = refused(packed, apart.state_dict(), r"\n24 keys match with load_state\(\.\.\., rules=\[Concat")
+    report = load_state(packed, apart.state_dict(), strict=False, **arguments_of(text))
+    assert (len(report.loaded), report.missing) == (24, ["pos_embed", "head.weight", "head.bias"])
+    assert report.unexpected == ["embeddings.position_embeddings"]
+
+
 def test_proposed_for_several_numbers():
     apart, packed = nn.ModuleList([tower(Apart), tower(Apart)]), nn.ModuleList([tower(Packed), tower(Packed)])
     text = refused(packed, apart.state_dict(), r'Concat\(\["\*\*\.q", "\*\*\.k", "\*\*\.v"\], "\*\*\.qkv"\)\]')

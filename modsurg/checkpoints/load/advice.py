@@ -33,8 +33,8 @@ def check_missing_and_unexpected(
     elif rules and attempt.matches_all(rename=rules):
         problems.mended = not any(map(_renumbers, rules.items()))
         problems.advice = f"They match with load_state(..., rename={as_code(rules)})"
-    elif advice := attempt.advise_tensor_rules():
-        problems.advice, problems.mended = advice, True
+    elif advice := attempt.advise_tensor_rules(served):
+        problems.advice, problems.mended = advice, advice.startswith("They")
     elif rules:
         share = counted(served, "of them matches", "of them match")
         problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
@@ -80,8 +80,12 @@ class _Attempt:
         spoilt = any(homes.get(fill.key) != fill.target.name for fill in fills)
         return ({}, 0) if spoilt or not served else (rules, served)
 
-    def advise_tensor_rules(self) -> str:
-        """The `rules=`, and the `rename=` after them, under which everything matches; empty if none are found."""
+    def advise_tensor_rules(self, served: int) -> str:
+        """The `rules=`, and the `rename=` after them, under which more keys match; empty if none are found.
+
+        Args:
+            served: How many match with a `rename=` alone.
+        """
         misfits = {
             key: (self._source[key].shape, self._targets.shape(name)) for name, key in self._plan.reshaped.items()
         }
@@ -93,13 +97,16 @@ class _Attempt:
             plan, _ = make_plan(ruled, self._targets, self._options)
             attempt = _Attempt(ruled, self._targets, plan, self._options)
             renames, _ = attempt.find_renames()
-            if not attempt.matches_all(rename=renames or None):
+            matched, _ = make_plan(ruled, self._targets, replace(self._options, rename=renames or None))
+            if len(matched.fills) <= len(self._plan.fills) + served:
                 return ""
+            whole = attempt.matches_all(rename=renames or None)
         except LoadError:
             return ""
+        share = "They match" if whole else counted(len(matched.fills), "key matches", "keys match")
         arguments = f"rules=[{', '.join(map(rule_as_code, rules))}]"
         arguments += f", rename={as_code(renames)}" if renames else ""
-        advice = f"They match with load_state(..., {arguments}) (from modsurg.rules)"
+        advice = f"{share} with load_state(..., {arguments}) (from modsurg.rules)"
         if any(isinstance(rule, Transpose) for rule in rules) and self._fills_square():
             advice += ". A square matrix does not show whether it is transposed: add those that are"
         if renames:

@@ -89,9 +89,11 @@ def suggest_tensor_rules(
     """
     found: dict[TensorRule, None] = {}
     for whole, parts in _find_parts(unexpected, missing):
-        found[Concat(tuple(map(_module, parts)), _module(whole), sizes=_unequal(parts, unexpected))] = None
+        starred = _module if _last(whole) == _last(parts[0]) else _starred
+        found[Concat(tuple(map(starred, parts)), starred(whole), sizes=_unequal(parts, unexpected))] = None
     for whole, parts in _find_parts(missing, unexpected):
-        found[Split(_module(whole), tuple(map(_module, parts)), sizes=_unequal(parts, missing))] = None
+        starred = _module if _last(whole) == _last(parts[0]) else _starred
+        found[Split(starred(whole), tuple(map(starred, parts)), sizes=_unequal(parts, missing))] = None
     transposed = [
         _starred(key)
         for key, (theirs, ours) in misfits.items()
@@ -151,9 +153,15 @@ def _module_name(key: str) -> str:
 
 
 def _home(key: str) -> tuple[str, str]:
-    """What holds the module of a tensor, and the tensor's own name."""
+    """What holds the module of a tensor, and the tensor's own name; `in_proj_weight` counts as a module's weight."""
     module, _, name = key.rpartition(".")
+    if name.startswith("in_proj_"):
+        return module, name.removeprefix("in_proj_")
     return module.rpartition(".")[0], name
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _unequal(keys: Sequence[str], shapes: Shapes) -> tuple[int, ...] | None:
