@@ -15,7 +15,7 @@ from modsurg.training.history import NO_RESULT
 from modsurg.training.metrics import is_object
 from modsurg.training.schedules import describe_kind
 from modsurg.training.state import TrainingState
-from modsurg.tree.selection import select
+from modsurg.tree.selection import select_parameters
 
 
 def check_parts(model: Any, optimizer: Any, loss: Any, precision: str, average: Any) -> None:
@@ -156,7 +156,7 @@ def check_parameters(state: TrainingState, device: torch.device, thaw: Mapping[i
             raise DeviceError(f"{name} is on {parameter.device}, the trainer on {device}: {fix}.")
     held = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
     ours = {id(p) for p in parameters.values() if p.requires_grad}
-    thawed = {id(p) for where in thaw.values() for m in select(state.model, where).modules for p in m.parameters()}
+    thawed = {id(p) for where in thaw.values() for p in select_parameters(state.model, where).values()}
     for those, fix in (
         (ours, "modsurg.sync(optimizer, model), or freeze them"),
         (thawed - ours, "make it of model.parameters(); what is frozen does not move until it is thawed"),

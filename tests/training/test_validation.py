@@ -188,6 +188,9 @@ def test_what_will_be_thawed_is_looked_at_before_the_first_step():
     freeze(model, "0")
     trainer.fit(BATCHES, epochs=2, thaw={1: "0"})
     assert not torch.equal(model[0].weight, before)
+    freeze(model, "**")
+    trainer.fit(BATCHES, epochs=1, thaw={0: "**.bias"})
+    assert [p.requires_grad for p in model.parameters()] == [False, True, False, True]
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):
