@@ -334,7 +334,7 @@ class Trainer:
         """Write the spread of weights and gradients to TensorBoard now; from `on_epoch`, for one.
 
         Raises:
-            TrainingError: There is no TensorBoard: no `log_dir`, or no run under way.
+            TrainingError: Without `log_dir`, or while no run is under way.
         """
         if self.board is not None:
             self.board.add_histograms(self.model, self.step)
