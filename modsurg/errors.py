@@ -19,6 +19,7 @@ ModsurgError (a ValueError)
 │   ├── SaveError            what can't be kept, by its path; no file was touched
 │   ├── LoadError            a state that does not match; nothing was loaded
 │   ├── MergeError           checkpoints that can't be merged; nothing was written
+│   ├── RemoteError          a URL that can't be read or written
 │   ├── FormatError          a file that is not what its name says: cut off, lying, foreign
 │   └── IntegrityError       a stored hash that does not hold
 ├── SummaryError             a model or file that can't be looked at
@@ -152,6 +153,10 @@ class MergeError(CheckpointError):
 
 class FormatError(CheckpointError):
     """A file that is not what its name says: cut off, lying or foreign."""
+
+
+class RemoteError(CheckpointError):
+    """A URL that can't be read or written, or a file that changed while it was being read."""
 
 
 class IntegrityError(CheckpointError):

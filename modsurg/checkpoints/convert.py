@@ -12,6 +12,7 @@ import torch
 
 from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.formats.registry import open_source, write_source
+from modsurg.checkpoints.formats.remote import local_path, remote_path, shown, url_of
 from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, renamer
@@ -108,26 +109,26 @@ def convert(
     dtype = floating(dtype, SaveError)
     with open_source(source, part) as opened:
         if part is None and only is None:
-            _check_left_tensors(Path(source), opened.left_tensors)
+            _check_left_tensors(_path(source), opened.left_tensors)
         try:
             ruled = apply_rules(opened, rules)
         except LoadError as error:
             raise SaveError(str(error).replace("nothing was loaded", "nothing was written")) from None
         names = _names(ruled, rename, only)
-        whole = index_of(Path(source)) if only is None else None
+        whole = index_of(local_path(source)) if only is None and url_of(source) is None else None
         if whole is not None:
             warn(f"{source} is one of several files; for all of them: convert {whole}")
         cast = DerivedSource(ruled, names=names, dtype=dtype, allow_overflow=allow_overflow)
         derived = _Watched(cast, progress)
         try:
-            written = _write(Path(target), derived, shard_size)
+            written = _write(target, derived, shard_size)
         except LoadError as error:
             raise SaveError(f"{error}; nothing was written") from error
         kept = set(names.values())
         left = (*opened.left, *(key for key in ruled.keys_in_order if key not in kept))
         nbytes = sum(derived[key].nbytes for key in derived.stored)
         own = tuple(cast.keep_own_dtype)
-        return Conversion(Path(source), written, len(derived), nbytes, opened.taken, left, own)
+        return Conversion(_path(source), written, len(derived), nbytes, opened.taken, left, own)
 
 
 def _check_left_tensors(path: Path, names: Sequence[str]) -> None:
@@ -170,7 +171,15 @@ class _Watched(Source):
         return tensor
 
 
-def _write(target: Path, source: Source, shard_size: int | str | None) -> Path:
+def _path(path: str | os.PathLike[str]) -> Path:
+    url = url_of(path)
+    return local_path(path) if url is None else remote_path(shown(url))
+
+
+def _write(path: str | os.PathLike[str], source: Source, shard_size: int | str | None) -> Path:
+    if url_of(path) is not None:
+        return write_source(path, source, shard_size=shard_size)
+    target = local_path(path)
     if target.suffix and not target.is_dir():
         return write_source(target, source, shard_size=shard_size)
     if shard_size is not None:

@@ -125,7 +125,7 @@ def merge(
             merged.adapter.check(merged)
         _warn_of(merged, len(pairs))
         merged.progress = progress
-        written = write_source(Path(target), merged, shard_size=shard_size)
+        written = write_source(target, merged, shard_size=shard_size)
         nbytes = sum(merged[key].nbytes for key in merged.stored)
         return Merge(written, method, len(merged), nbytes, tuple(merged.adapter.targets) if merged.adapter else ())
 

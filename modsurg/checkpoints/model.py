@@ -12,6 +12,7 @@ from torch import nn
 from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.documents import RUN
 from modsurg.checkpoints.formats.memory import MemorySource
+from modsurg.checkpoints.formats.remote import Mirror, fetch, local_path, publishing, remote_path, shown, url_of
 from modsurg.checkpoints.formats.safetensors.source import SafetensorsSource, write_safetensors
 from modsurg.checkpoints.pickled import PICKLED, load_pickled, save_pickled
 from modsurg.errors import FormatError, ModsurgError, SaveError, TrustError
@@ -49,7 +50,11 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
           (1): ReLU()
         )
     """
-    path = Path(path)
+    if (url := url_of(path)) is not None:
+        with publishing(url) as local:
+            save_model(model, local)
+        return remote_path(url)
+    path = local_path(path)
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         raise SaveError(f"{path}: a {kind} is not an nn.Module. For a state_dict, try: save_state(state, path)")
@@ -98,7 +103,9 @@ def load_model(
         >>> load_model(path)
         Linear(in_features=2, out_features=3, bias=True)
     """
-    path = Path(path)
+    if (url := url_of(path)) is not None:
+        return _load_remote(url, part, trust, rename)
+    path = local_path(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path}{in_home(path)}")
     if not path.is_file():
@@ -112,6 +119,18 @@ def load_model(
         return _load_safetensors(path, trust, rename)
     except (FormatError, TrustError) as error:
         raise _named(error, path) from error.__cause__
+
+
+def _load_remote(url: str, part: str | None, trust: Trusted, rename: Renames | None) -> nn.Module:
+    mirror = Mirror(url)
+    try:
+        with open(mirror.path, "rb") as file:
+            fetch(file.fileno())
+        return load_model(mirror.path, part=part, trust=trust, rename=rename)
+    except (FormatError, TrustError) as error:
+        raise type(error)(str(error).replace(str(mirror.path), shown(url))) from None
+    finally:
+        mirror.close()  # what is mapped stays readable
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -21,6 +21,7 @@ from modsurg.checkpoints.formats.documents import RUN, UNREADABLE
 from modsurg.checkpoints.formats.json_codec import Tensors, decode, encode
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.registry import open_source, write_source
+from modsurg.checkpoints.formats.remote import remote_path, url_of
 from modsurg.checkpoints.load.custom import has_extra, snapshot
 from modsurg.checkpoints.load.model_tensors import find_loading_code
 from modsurg.checkpoints.rng import check_random_states, random_states, set_random_states
@@ -137,7 +138,7 @@ def load_checkpoint(path: str | os.PathLike[str], **stateful: object) -> int:
 
 def read_run(path: str | os.PathLike[str]) -> RunState:
     """Read a file of `save_checkpoint` into memory; see `load_checkpoint` for what it raises."""
-    path = Path(path)
+    where = remote_path(url) if (url := url_of(path)) else Path(path)
     with open_source(path) as source:
         if RUN not in source.notes.metadata:
             raise FormatError(f"{path} holds no run, only a state: load_state(model, {str(path)!r}) reads it.")
@@ -146,7 +147,14 @@ def read_run(path: str | os.PathLike[str]) -> RunState:
             tensors = {key: source.read(key) for key in source}
             states = {name: decode(state, tensors) for name, state in data["states"].items()}
             random = decode(data["random"], tensors)
-            run = RunState(path, data["step"], data["classes"], states, random, data.get("versions"))
+            run = RunState(
+                where,
+                data["step"],
+                data["classes"],
+                states,
+                random,
+                data.get("versions"),
+            )
             if type(run.step) is not int or not all(type(run.classes[name]) is str for name in states):
                 raise TypeError("a step or a class that can't be")
             check_random_states(run.random)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modsurg.checkpoints.formats.registry import open_source
+from modsurg.checkpoints.formats.remote import local_path, url_of
 from modsurg.checkpoints.formats.safetensors.header import foreign
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.formats.torch_save.legacy import is_legacy
@@ -91,7 +92,8 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
             rest = source.rest() if found else ""
             return replace(found, problem=f"{path}: {rest}") if rest else found
     except (FormatError, TrustError) as error:
-        foreign = isinstance(error, TrustError) or not _begins_like_checkpoint(Path(path))
+        local = url_of(path) is None
+        foreign = isinstance(error, TrustError) or not local or not _begins_like_checkpoint(local_path(path))
         return Verification(str(path), problem=str(error), foreign=foreign)
 
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.parameter import is_lazy
 
+from modsurg.checkpoints.formats.remote import fetch
 from modsurg.errors import FormatError
 
 PIECE = 16 << 20
@@ -80,12 +81,22 @@ def read_into(region: Region, view: memoryview) -> None:
         FormatError: The file ends before the region does.
         OSError: The disk failed.
     """
+    fetch(region.fd, [(region.offset, region.offset + region.nbytes)])
     done = 0
     while done < region.nbytes:
         count = os.preadv(region.fd, [view[done:]], region.offset + done)
         if not count:
             raise FormatError(f"the file ends at byte {region.offset + done}; it was cut off while being read")
         done += count
+
+
+def prefetch(regions: Iterable[Region]) -> None:
+    """Get the regions that lie in files elsewhere, several at a time, before anything is done with them."""
+    by_file: dict[int, list[tuple[int, int]]] = {}
+    for region in regions:
+        by_file.setdefault(region.fd, []).append((region.offset, region.offset + region.nbytes))
+    for fd, ranges in by_file.items():
+        fetch(fd, ranges)
 
 
 def read_all(jobs: Sequence[tuple[Region, torch.Tensor]]) -> None:

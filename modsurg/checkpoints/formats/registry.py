@@ -8,13 +8,14 @@ from pathlib import Path
 from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.dcp.reader import DistributedSource
 from modsurg.checkpoints.formats.parts import run_part
+from modsurg.checkpoints.formats.remote import Mirror, local_path, publishing, remote_path, shown, url_of
 from modsurg.checkpoints.formats.safetensors.header import foreign
 from modsurg.checkpoints.formats.safetensors.sharded import INDEX, ShardedSource, remove_set, write_shards
 from modsurg.checkpoints.formats.safetensors.source import SafetensorsSource, write_safetensors
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.formats.torch_save.reader import TorchSource
 from modsurg.checkpoints.formats.torch_save.writer import write_torch
-from modsurg.errors import FormatError, SaveError, listed
+from modsurg.errors import FormatError, SaveError, TrustError, listed
 
 _TORCH = (".pt", ".pth", ".bin")
 _SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
@@ -34,7 +35,9 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
         FileNotFoundError: Nothing there.
         FormatError: The name says no format, or the file is not what its name says, or has no such part.
     """
-    path = Path(path)
+    if (url := url_of(path)) is not None:
+        return _open_remote(url, part)
+    path = local_path(path)
     index = Path(f"{path}.index.json")
     if not os.path.exists(path) and os.path.exists(index):
         path = index
@@ -55,6 +58,20 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
     if path.suffix == ".safetensors":
         return SafetensorsSource(path)
     return _open_by_content(path)
+
+
+def _open_remote(url: str, part: str | None) -> Source:
+    mirror = Mirror(url)
+    try:
+        source = open_source(mirror.path, part)
+    except (FormatError, TrustError) as error:
+        mirror.close()
+        raise type(error)(str(error).replace(str(mirror.path), shown(url))) from None
+    except BaseException:
+        mirror.close()
+        raise
+    source.mirror = mirror
+    return source
 
 
 def _open_by_content(path: Path) -> Source:
@@ -82,7 +99,11 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
     Raises:
         SaveError: The name says no format, or something can't be kept in it. No file was touched.
     """
-    path = Path(path)
+    if (url := url_of(path)) is not None:
+        with publishing(url) as local:
+            written = write_source(local, source, shard_size=shard_size)
+        return remote_path(url.replace(local.name, written.name))
+    path = local_path(path)
     if path.name.endswith(INDEX):
         return write_shards(path, source, shard_size or "5GB")
     if path.suffix == ".safetensors" and shard_size is not None:

@@ -61,12 +61,14 @@ class Source(Mapping[str, Entry]):
         left: What lay beside it in that checkpoint.
         plain: What of that is a number, a text or None, by name.
         left_tensors: What of that holds tensors.
+        mirror: Of a file elsewhere: deleted when the source is no longer used.
     """
 
     taken: str = ""
     left: Sequence[str] = ()
     plain: Mapping[str, object] = MappingProxyType({})
     left_tensors: Sequence[str] = ()
+    mirror: object = None
 
     def __init__(self, path: Path | None, entries: Mapping[str, Entry], notes: Notes) -> None:
         self.path = path

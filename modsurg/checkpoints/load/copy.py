@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modsurg.checkpoints.formats.file_io import Region, is_plain, read_all
+from modsurg.checkpoints.formats.file_io import Region, is_plain, prefetch, read_all
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.plan import Fill
 from modsurg.errors import FormatError, LoadError, counted
@@ -46,6 +46,7 @@ def fill(source: Source, fills: Sequence[Fill]) -> None:
             reads.append(_Read(region, each))
     reads.sort(key=lambda read: read.region)
     _check_regions(source, fills)
+    prefetch(region for each in fills if (region := source.region(each.key)) is not None)
     small = sum(each.target.tensor.nbytes for each in fills) <= JOURNAL_LIMIT
     with _restore_on_failure(source, fills) if small else _name_on_failure(source, len(fills)) as filled:
         for batch in _batches(reads):

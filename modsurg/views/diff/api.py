@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from torch import Tensor
 
@@ -70,7 +69,7 @@ def diff(old: object, new: object, *, atol: float = 0.0, progress: Progress | No
 
 
 def _opened(thing: object, stack: ExitStack) -> object:
-    return stack.enter_context(open_source(Path(thing))) if isinstance(thing, (str, os.PathLike)) else thing
+    return stack.enter_context(open_source(thing)) if isinstance(thing, (str, os.PathLike)) else thing
 
 
 def _find_left_tensors(old: object, new: object) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """What a comparison looks at: modules, tensors and plain values, each at its place in a tree."""
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from modsurg.checkpoints.formats.file_io import Region, memory, read_into
+from modsurg.checkpoints.formats.remote import pread
 from modsurg.checkpoints.formats.source import Source
 
 SAMPLE = 64
@@ -112,8 +112,8 @@ def same_bytes(old: Leaf, new: Leaf) -> bool:
         return False
     for start in range(0, one.nbytes, PIECE):
         size = min(PIECE, one.nbytes - start)
-        piece = os.pread(one.fd, size, one.offset + start)
-        if len(piece) != size or piece != os.pread(other.fd, size, other.offset + start):
+        piece = pread(one.fd, size, one.offset + start)
+        if len(piece) != size or piece != pread(other.fd, size, other.offset + start):
             return False
     return True
 

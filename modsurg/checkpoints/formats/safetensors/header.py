@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modsurg.checkpoints.formats.remote import pread
 from modsurg.errors import FormatError
 
 HEADER_LIMIT = 100_000_000
@@ -88,7 +89,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 def parse_header(fd: int, path: Path) -> Header:
     """The same for an open file; `path` is only named in errors."""
     size = os.fstat(fd).st_size
-    start = os.pread(fd, 64, 0)
+    start = pread(fd, 64, 0)
     problem = foreign(start, path)
     if problem:
         raise FormatError(problem)
@@ -101,7 +102,7 @@ def parse_header(fd: int, path: Path) -> Header:
         )
     if 8 + length > size:
         raise FormatError(f"{path} is cut off: the header ends at byte {8 + length:,}, the file at {size:,}")
-    raw = os.pread(fd, length, 8)
+    raw = pread(fd, length, 8)
     try:
         return _check(raw, size)
     except FormatError as error:

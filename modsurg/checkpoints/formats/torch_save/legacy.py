@@ -8,6 +8,7 @@ import struct
 from typing import Any, Final
 
 from modsurg.checkpoints.formats.file_io import Region
+from modsurg.checkpoints.formats.remote import fetch
 from modsurg.checkpoints.formats.torch_save.tensors import (
     Storage,
     TorchFile,
@@ -94,6 +95,7 @@ class _Stream:
 
 
 def _mapped(whole: Region) -> mmap.mmap:
+    fetch(whole.fd)
     return mmap.mmap(whole.fd, whole.nbytes, prot=mmap.PROT_READ)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from modsurg.checkpoints.formats.file_io import Region
+from modsurg.checkpoints.formats.remote import pread
 from modsurg.checkpoints.formats.safetensors.header import foreign
 from modsurg.checkpoints.formats.source import Entry, Notes, Source
 from modsurg.checkpoints.formats.torch_save.find_state import Found, find_state, rebuild
@@ -55,7 +56,7 @@ def open_torch(fd: int, path: Path) -> TorchFile:
         FormatError: It is nothing of that kind.
     """
     whole = Region(fd, 0, os.fstat(fd).st_size)
-    start = os.pread(fd, 512, 0)
+    start = pread(fd, 512, 0)
     if problem := foreign(start[:64], path):
         raise FormatError(problem.removeprefix(f"{path} is ").join(("it is ", "")))
     if start.startswith(b"PK"):

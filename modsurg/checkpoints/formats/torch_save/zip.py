@@ -1,6 +1,5 @@
 """Zip archives as torch writes them: records stored as they are, so that their bytes can be read in place."""
 
-import os
 import struct
 import zipfile
 import zlib
@@ -11,6 +10,7 @@ from typing import Any, Final, Self
 
 from modsurg.checkpoints.formats.atomic import PendingFile
 from modsurg.checkpoints.formats.file_io import PIECE, Region, read_into
+from modsurg.checkpoints.formats.remote import pread
 from modsurg.errors import FormatError
 
 _RECORD_LIMIT: Final = 256 << 20
@@ -116,7 +116,7 @@ class Archive:
     def _find(self, record: _Record) -> Region:
         """Where the bytes lie, once the header before them says the same as the list."""
         start = self.part.offset + record.start
-        header = os.pread(self.part.fd, _LOCAL.size + len(record.name), start)
+        header = pread(self.part.fd, _LOCAL.size + len(record.name), start)
         if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
             raise FormatError(f"record {record.text!r} is not where the archive says: the file is damaged")
         _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack(header[: _LOCAL.size])
@@ -276,7 +276,7 @@ def _wide_values(extra: bytes, count: int) -> list[int]:
 def _read_end(part: Region) -> tuple[int, int, int]:
     """How many records there are, how long their list is, and where it begins in the archive."""
     size = min(part.nbytes, _END.size + _LOCATOR_64.size + _END_64.size)
-    tail = os.pread(part.fd, size, part.offset + part.nbytes - size)
+    tail = pread(part.fd, size, part.offset + part.nbytes - size)
     if len(tail) < _END.size or not tail[-_END.size :].startswith(b"PK\x05\x06"):
         raise _damaged("its list of records is not at its end")
     _, disk, first, here, count, nbytes, start, comment = _END.unpack(tail[-_END.size :])
