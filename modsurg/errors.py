@@ -19,8 +19,8 @@ ModsurgError (a ValueError)
 │   ├── SaveError            what can't be kept, by its path; no file was touched
 │   ├── LoadError            a state that does not match; nothing was loaded
 │   ├── MergeError           checkpoints that can't be merged; nothing was written
-│   ├── RemoteError          a URL that can't be read or written
 │   ├── FormatError          a file that is not what its name says: cut off, lying, foreign
+│   ├── RemoteError          a URL that can't be read or written, or a file that changed meanwhile
 │   └── IntegrityError       a stored hash that does not hold
 ├── SummaryError             a model or file that can't be looked at
 └── TrainingError            the trainer
