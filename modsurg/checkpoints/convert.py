@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 
 from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.formats.registry import open_source, write_source
-from modsurg.checkpoints.formats.remote import local_path, remote_path, shown, url_of
+from modsurg.checkpoints.formats.remote import PathOrFile, is_binary, local_path, remote_path, shown, url_of
 from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, renamer
@@ -55,8 +54,8 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    source: PathOrFile,
+    target: PathOrFile,
     *,
     rename: Rename = None,
     rules: Sequence[TensorRule] = (),
@@ -115,9 +114,11 @@ def convert(
         except LoadError as error:
             raise SaveError(str(error).replace("nothing was loaded", "nothing was written")) from None
         names = _names(ruled, rename, only)
-        whole = index_of(local_path(source)) if only is None and url_of(source) is None else None
+        opened.check_readable(chooser(only))
+        local = not is_binary(source) and url_of(source) is None
+        whole = index_of(_path(source)) if only is None and local else None
         if whole is not None:
-            warn(f"{source} is one of several files; for all of them: convert {whole}")
+            warn(f"{_path(source)} is one of several files; for all of them: convert {whole}")
         cast = DerivedSource(ruled, names=names, dtype=dtype, allow_overflow=allow_overflow)
         derived = _Watched(cast, progress)
         try:
@@ -171,13 +172,15 @@ class _Watched(Source):
         return tensor
 
 
-def _path(path: str | os.PathLike[str]) -> Path:
+def _path(path: PathOrFile) -> Path:
+    if is_binary(path):
+        return Path(str(getattr(path, "name", "bytes")))
     url = url_of(path)
     return local_path(path) if url is None else remote_path(shown(url))
 
 
-def _write(path: str | os.PathLike[str], source: Source, shard_size: int | str | None) -> Path:
-    if url_of(path) is not None:
+def _write(path: PathOrFile, source: Source, shard_size: int | str | None) -> Path:
+    if is_binary(path) or url_of(path) is not None:
         return write_source(path, source, shard_size=shard_size)
     target = local_path(path)
     if target.suffix and not target.is_dir():

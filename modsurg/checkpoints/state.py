@@ -16,6 +16,7 @@ from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.parts import run_part
 from modsurg.checkpoints.formats.registry import open_source, write_source
+from modsurg.checkpoints.formats.remote import PathOrFile, is_binary
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser
 from modsurg.checkpoints.load.load import load
@@ -91,7 +92,7 @@ class State(Mapping[str, Any]):
 
 def save_state(
     model_or_state: nn.Module | Mapping[str, Any],
-    path: str | os.PathLike[str],
+    path: PathOrFile,
     *,
     dtype: torch.dtype | None = None,
     allow_overflow: bool = False,
@@ -149,7 +150,7 @@ def save_state(
 
 
 def read_state(
-    path: str | os.PathLike[str],
+    path: PathOrFile,
     where: Only = None,
     *,
     part: str | None = None,
@@ -184,11 +185,12 @@ def read_state(
     """
     dtype = floating(dtype, LoadError)
     source = open_source(path, part)
+    source.check_readable(chooser(where))
     keys = list(filter(chooser(where), source.keys_in_order))
     if not keys and where is not None:
         shown = ", ".join(source.keys_in_order[:3])
         source.close()
-        raise LoadError(f"{where!r} matches no key of {path}. The keys are like {shown}")
+        raise LoadError(f"{where!r} matches no key of {source.path}. The keys are like {shown}")
     if dtype is not None:
         source = DerivedSource(source, dtype=dtype, allow_overflow=allow_overflow)
     return State(source, keys, device)
@@ -196,7 +198,7 @@ def read_state(
 
 def load_state(
     model: nn.Module,
-    path_or_state: str | os.PathLike[str] | Mapping[str, Any],
+    path_or_state: PathOrFile | Mapping[str, Any],
     *,
     strict: bool = True,
     rename: Rename = None,
@@ -248,7 +250,7 @@ def load_state(
           sliced  bias    file (4,), model (2,)
     """
     for given, kind in ((model, nn.Module), (path_or_state, str | os.PathLike | Mapping)):
-        if not isinstance(given, kind):
+        if not isinstance(given, kind) and not (given is path_or_state and is_binary(given)):
             place = "model" if given is model else "path"
             raise LoadError(
                 f"load_state(model, path) has a {type(given).__name__} where the {place} should be; nothing was loaded."
@@ -273,6 +275,8 @@ def load_state(
         except SaveError as error:
             raise LoadError(f"the state can't be loaded: {error}") from error
     with open_source(path_or_state) as opened:
+        chosen, own = chooser(only), {**dict(_tensors(model))}
+        opened.check_readable(lambda key: chosen(key) and (strict or key in own))
         source = run_part(opened)
         return replace(load_ruled(source), taken=source.taken, left=opened.left_tensors)
 

@@ -3,12 +3,23 @@
 import contextlib
 import os
 import re
+import tempfile
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from modsurg.checkpoints.formats.atomic import in_home
 from modsurg.checkpoints.formats.dcp.reader import DistributedSource
 from modsurg.checkpoints.formats.parts import run_part
-from modsurg.checkpoints.formats.remote import Mirror, local_path, publishing, remote_path, shown, url_of
+from modsurg.checkpoints.formats.remote import (
+    Mirror,
+    PathOrFile,
+    is_binary,
+    local_path,
+    publishing,
+    remote_path,
+    shown,
+    url_of,
+)
 from modsurg.checkpoints.formats.safetensors.header import foreign
 from modsurg.checkpoints.formats.safetensors.sharded import INDEX, ShardedSource, remove_set, write_shards
 from modsurg.checkpoints.formats.safetensors.source import SafetensorsSource, write_safetensors
@@ -23,7 +34,7 @@ _BESIDE = re.compile(r"optim|sched|scaler|random|rng|sampler|training_args|train
 _KNOWN = f"name.safetensors, name{INDEX}, name.pt, name.pth and name.bin"
 
 
-def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source:
+def open_source(path: PathOrFile, part: str | None = None) -> Source:
     """Open a checkpoint of any format for reading.
 
     Args:
@@ -35,6 +46,8 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
         FileNotFoundError: Nothing there.
         FormatError: The name says no format, or the file is not what its name says, or has no such part.
     """
+    if is_binary(path):
+        return _open_bytes(path, part)
     if (url := url_of(path)) is not None:
         return _open_remote(url, part)
     path = local_path(path)
@@ -58,6 +71,41 @@ def open_source(path: str | os.PathLike[str], part: str | None = None) -> Source
     if path.suffix == ".safetensors":
         return SafetensorsSource(path)
     return _open_by_content(path)
+
+
+def _open_bytes(given: BinaryIO | bytes, part: str | None) -> Source:
+    """Open the bytes from the position of a file object on, all of them where it is at its end; its position stays."""
+    if isinstance(given, bytes | bytearray | memoryview):
+        content: Any = given
+    else:
+        at = given.tell()
+        content = given.read()
+        if not content:  # it was just written
+            given.seek(0)
+            content = given.read()
+        given.seek(at)
+        if isinstance(content, str):
+            raise FormatError("the file is opened as text. Try: open(path, 'rb')")
+    directory = tempfile.TemporaryDirectory(prefix="modsurg-")
+    name = Path(str(getattr(given, "name", "bytes"))).name or "bytes"
+    path = Path(directory.name, name)
+    path.write_bytes(content)
+    source = open_source(path, part)
+    source.mirror = directory
+    return source
+
+
+def _write_bytes(target: BinaryIO | bytes, source: Source, shard_size: int | str | None) -> Path:
+    """Write to a file object, as its name says, or as safetensors."""
+    if isinstance(target, bytes | bytearray | memoryview):
+        raise SaveError(f"a {type(target).__name__} can't be written to. Try: save_state(state, io.BytesIO())")
+    name = Path(str(getattr(target, "name", "")))
+    with tempfile.TemporaryDirectory(prefix="modsurg-") as directory:
+        path = Path(directory, f"state{name.suffix if name.suffix in _TORCH else '.safetensors'}")
+        if shard_size is not None:
+            raise SaveError("a file object takes one file, not shards. Try: save_state without shard_size")
+        target.write(write_source(path, source).read_bytes())
+    return name
 
 
 def _open_remote(url: str, part: str | None) -> Source:
@@ -87,7 +135,7 @@ def _open_by_content(path: Path) -> Source:
     raise FormatError(f"{path}: neither its name nor its first bytes say which format it has. Known are {_KNOWN}")
 
 
-def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: int | str | None = None) -> Path:
+def write_source(path: PathOrFile, source: Source, *, shard_size: int | str | None = None) -> Path:
     """Write a state in the format that the name says; returns the path to load it from.
 
     Args:
@@ -99,6 +147,8 @@ def write_source(path: str | os.PathLike[str], source: Source, *, shard_size: in
     Raises:
         SaveError: The name says no format, or something can't be kept in it. No file was touched.
     """
+    if is_binary(path):
+        return _write_bytes(path, source, shard_size)
     if (url := url_of(path)) is not None:
         with publishing(url) as local:
             written = write_source(local, source, shard_size=shard_size)

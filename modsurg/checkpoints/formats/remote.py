@@ -17,10 +17,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from modsurg.errors import FormatError, RemoteError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LOCAL = re.compile(r"^(file|local)://(localhost(?=/))?", re.IGNORECASE)
@@ -37,6 +40,9 @@ _FIXED = (
     *("ETag", "etag", "VersionId", "version_id", "Content-MD5", "md5", "checksum", "Digest", "sha256", "blob_id"),
     *("LastModified", "Last-Modified", "last_modified", "mtime", "created", "updated"),
 )
+
+
+PathOrFile: TypeAlias = str | os.PathLike[str] | BinaryIO | bytes
 
 
 class RemotePath(PosixPath):
@@ -69,6 +75,13 @@ def url_of(path: object) -> str | None:
     if not isinstance(text, str) or not _URL.match(text) or text.lower().startswith(("file://", "local://")):
         return None
     return text
+
+
+def is_binary(value: object) -> "TypeIs[BinaryIO | bytes]":
+    """Whether this is a binary file object, or bytes, and not a path."""
+    return isinstance(value, bytes | bytearray | memoryview) or (
+        callable(getattr(value, "read", None)) and callable(getattr(value, "seek", None))
+    )
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:

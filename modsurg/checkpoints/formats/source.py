@@ -1,6 +1,6 @@
 """What every checkpoint format looks like from outside: a mapping from key to `Entry`, read piece by piece."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from modsurg.checkpoints.formats.file_io import Region, memory, read_into
-from modsurg.errors import counted
+from modsurg.errors import FormatError, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Source(Mapping[str, Entry]):
         left: What lay beside it in that checkpoint.
         plain: What of that is a number, a text or None, by name.
         left_tensors: What of that holds tensors.
+        unreadable: Keys of the state whose tensors can't be read, and why.
         mirror: Of a file elsewhere: deleted when the source is no longer used.
     """
 
@@ -68,7 +69,18 @@ class Source(Mapping[str, Entry]):
     left: Sequence[str] = ()
     plain: Mapping[str, object] = MappingProxyType({})
     left_tensors: Sequence[str] = ()
+    unreadable: Mapping[str, str] = MappingProxyType({})
     mirror: object = None
+
+    def check_readable(self, wanted: Callable[[str], bool] = lambda key: True) -> None:
+        """See that every tensor that is wanted can be read.
+
+        Raises:
+            FormatError: One can't.
+        """
+        for key, reason in self.unreadable.items():
+            if wanted(key):
+                raise FormatError(f"{self.path}: {reason}. Try: only=[...] without it")
 
     def __init__(self, path: Path | None, entries: Mapping[str, Entry], notes: Notes) -> None:
         self.path = path

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from torch import Tensor
 
 from modsurg.checkpoints.formats.registry import open_source
+from modsurg.checkpoints.formats.remote import is_binary
 from modsurg.checkpoints.formats.source import Source
 from modsurg.errors import FormatError, SummaryError, TrustError, counted, listed
 from modsurg.views.diff.build import Side, two_sides
@@ -69,7 +70,9 @@ def diff(old: object, new: object, *, atol: float = 0.0, progress: Progress | No
 
 
 def _opened(thing: object, stack: ExitStack) -> object:
-    return stack.enter_context(open_source(thing)) if isinstance(thing, (str, os.PathLike)) else thing
+    if isinstance(thing, str | os.PathLike) or is_binary(thing):
+        return stack.enter_context(open_source(thing))
+    return thing
 
 
 def _find_left_tensors(old: object, new: object) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from modsurg.checkpoints.formats.remote import PathOrFile, is_binary
 from modsurg.errors import NoMatchError, SummaryError, listed
-from modsurg.tree.collector import pause_collector
 from modsurg.tree.patterns import matcher
 from modsurg.views.summary.fold import Line, View
 from modsurg.views.summary.render_text import Medium, coloured, plain, styled
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def summary(
-    model_or_path: "nn.Module | str | os.PathLike[str]",
+    model_or_path: "nn.Module | PathOrFile",
     example: object = None,
     *,
     depth: int | None = None,
@@ -70,9 +70,10 @@ def summary(
     _check_depth(depth)
     if expand not in (None, "first"):
         raise SummaryError(f'expand={expand!r} must be "first" or None')
-    if part is not None and not isinstance(model_or_path, (str, os.PathLike)):
+    is_file = isinstance(model_or_path, str | os.PathLike) or is_binary(model_or_path)
+    if part is not None and not is_file:
         raise SummaryError(f"part={part!r} is for a file; of a model take where={part!r}")
-    if isinstance(model_or_path, (str, os.PathLike)):
+    if isinstance(model_or_path, str | os.PathLike) or is_binary(model_or_path):
         return _of_file(model_or_path, example, part, depth, where, expand == "first")
     from modsurg.views.summary.from_model import collect, opened  # needs torch, which a file does without
 
@@ -81,12 +82,11 @@ def summary(
         from modsurg.tree.selection import select
 
         paths = frozenset(select(opened(model_or_path)[0], where).paths)
-    with pause_collector():
-        content, trace = collect(model_or_path, example)
-        if trace is not None and trace.failure is not None:
-            hint = f"\n{trace.hint}" if trace.hint else _hint(example, trace.failure.error)
-            raise SummaryError(_failed(content, trace.failure.path, f"{trace.failure}{hint}"))
-        return Summary(content, View(depth, paths, expand == "first"))
+    content, trace = collect(model_or_path, example)
+    if trace is not None and trace.failure is not None:
+        hint = f"\n{trace.hint}" if trace.hint else _hint(example, trace.failure.error)
+        raise SummaryError(_failed(content, trace.failure.path, f"{trace.failure}{hint}"))
+    return Summary(content, View(depth, paths, expand == "first"))
 
 
 class Summary:
@@ -105,9 +105,8 @@ class Summary:
             bars: With bars for the shares; by default if in colour.
         """
         width = width or shutil.get_terminal_size((80, 24)).columns
-        with pause_collector():
-            lines = styled(self._content, self._lines, Medium(max(width, 24), color if bars is None else bars))
-            return coloured(lines) if color else plain(lines)
+        lines = styled(self._content, self._lines, Medium(max(width, 24), color if bars is None else bars))
+        return coloured(lines) if color else plain(lines)
 
     def __repr__(self) -> str:
         return self.render(color=in_colour(), bars=at_terminal())
@@ -157,7 +156,7 @@ def _check_depth(depth: int | None) -> None:
 
 
 def _of_file(
-    path: "str | os.PathLike[str]",
+    path: "PathOrFile",
     example: object,
     part: str | None,
     depth: int | None,
@@ -167,7 +166,9 @@ def _of_file(
     from modsurg.views.summary.from_file import collect_file  # only files need it
 
     if example is not None:
-        raise SummaryError(f"{os.fspath(path)} has no code to run: summary(load_model(path), example)")
+        raise SummaryError(
+            f"{getattr(path, 'name', path)!s:.200} has no code to run: summary(load_model(path), example)"
+        )
     content = collect_file(path, part)
     paths = None
     if where is not None:
@@ -176,7 +177,7 @@ def _of_file(
         matches: Callable[[str], bool] = matcher(where)
         paths = frozenset(row.path for row in content.rows() if matches(row.path))
         if not paths:
-            raise NoMatchError(_missing(content, where, os.fspath(path)))
+            raise NoMatchError(_missing(content, where, str(getattr(path, "name", path))))
     return Summary(content, View(depth, paths, expands_first))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modsurg.checkpoints.formats.documents import RUN, TIES, UNREADABLE, is_state
-from modsurg.checkpoints.formats.remote import Mirror, local_path, shown, url_of
+from modsurg.checkpoints.formats.remote import Mirror, PathOrFile, is_binary, local_path, shown, url_of
 from modsurg.checkpoints.formats.safetensors.header import BITS, read_header
 from modsurg.errors import FormatError, TrustError, counted, listed, visible
 from modsurg.structure.schema import Slot, outline, read_tree, sound
@@ -50,13 +50,18 @@ class Stored:
     nbytes: int
 
 
-def collect_file(path: str | os.PathLike[str], part: str | None = None) -> Content:
+def collect_file(path: PathOrFile, part: str | None = None) -> Content:
     """Read the headers of a checkpoint of any format, or of a part of it.
 
     Raises:
         FileNotFoundError: Nothing there.
         FormatError: The file is not what its name says.
     """
+    if is_binary(path):
+        from modsurg.checkpoints.formats.registry import open_source  # needs torch, which files by name do without
+
+        with open_source(path) as source:
+            return collect_file(source.path or "", part)
     if (url := url_of(path)) is not None:
         mirror = Mirror(url)
         try:

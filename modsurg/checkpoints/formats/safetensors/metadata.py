@@ -37,6 +37,7 @@ def pack(notes: Notes, order: Sequence[str]) -> dict[str, str]:
     metadata = {"format": "pt"} | {name: text for name, text in sorted(notes.metadata.items()) if name not in OURS}
     places = {key: place for place, key in enumerate(order)}
     if notes.ties:
+        metadata |= {key: to for key, to in notes.ties.items() if key not in metadata}  # as safetensors notes them
         metadata[TIES] = compact([[places[key], key, to] for key, to in notes.ties.items()])
     if notes.extra:
         metadata[EXTRA] = compact([[places[key], key, _encode(key, value)] for key, value in notes.extra.items()])
@@ -60,6 +61,9 @@ def unpack(metadata: Mapping[str, str], names: Sequence[str]) -> Notes:
         del own["format"]
     try:
         ties = json.loads(metadata.get(TIES, "[]"))
+        if TIES not in metadata:  # safetensors.torch.save_model: the name that was left out, and the one that is there
+            ties = [[len(names), key, to] for key, to in own.items() if to in names and key not in names]
+        own = {name: text for name, text in own.items() if [name, text] not in [each[1:] for each in ties]}
         extra = json.loads(metadata.get(EXTRA, "[]"))
         versions = json.loads(metadata.get(VERSIONS, "{}"))
         order, known = list(names), set(names)

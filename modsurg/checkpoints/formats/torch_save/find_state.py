@@ -82,6 +82,7 @@ class Found:
         taken: Where in the file it was, `""` for the top.
         left: What lay beside it, by its place in the file.
         tensors: By key, in the order of the file.
+        unreadable: Keys of the state whose tensors are not read here (sparse, quantised), and why.
         extra: Values of `get_extra_state`, by key, tensors in them still `Stored`.
         order: All the keys.
         versions: Module path -> its `_version`, where it is not 1.
@@ -91,6 +92,7 @@ class Found:
     taken: str
     left: dict[str, object] = field(default_factory=dict)
     tensors: dict[str, Stored] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
     extra: dict[str, object] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     versions: Mapping[str, int] = field(default_factory=dict)
@@ -355,7 +357,9 @@ def _collect(value: Mapping[Any, Any], found: Found, path: Sequence[str] = ()) -
         elif isinstance(item, Stored):
             raise FormatError(f"a tensor stands under the key {shown(key)}, which is no text, so it is no state_dict")
         elif isinstance(item, Made):
-            _refuse_weight(shown(key), item)
+            reason = _refuse_weight(shown(key), item)
+            if reason and isinstance(key, str):
+                found.unreadable[key] = reason
             found.left[_place(path, key)] = item
             continue
         else:
@@ -367,6 +371,8 @@ def _collect(value: Mapping[Any, Any], found: Found, path: Sequence[str] = ()) -
             "its values are arrays of numpy, not tensors. If you trust whoever made the file, load it by "
             "torch.load(path, weights_only=False), and give torch.as_tensor of each array to save_state"
         )
+    if not found.order and found.unreadable:
+        raise FormatError(next(iter(found.unreadable.values())))
     if not found.order and value:
         items = (f"{shown(key)} {item!r:.60}" if _is_plain(item) else shown(key) for key, item in value.items())
         raise FormatError(f"there is no state_dict in it. It holds: {', '.join(islice(items, 8))}")
@@ -411,13 +417,14 @@ def _reaches_inside(made: Made) -> bool:
     return not plain or str(made.args[1]).startswith("_") or not made.called
 
 
-def _refuse_weight(key: str, item: Made) -> None:
-    """Refuse what could be a weight if it were made."""
+def _refuse_weight(key: str, item: Made) -> str:
+    """Refuse what could be a weight if it were made; the reason, for a tensor of a kind that is not read here."""
     kind = _KINDS.get(shown(item.maker))
     if kind is not None:
-        raise FormatError(f"{key} is {kind}: only torch.load(path, weights_only=True) can read it")
+        return f"{key} is {kind}: only torch.load(path, weights_only=True) can read it"
     if not item.called or shown(item.maker).startswith(_REBUILDS):
         raise _untrusted(f"{key} is an object of", item)
+    return ""
 
 
 def _untrusted(what: str, value: Made | Name) -> TrustError:

@@ -103,7 +103,7 @@ class TorchSource(Source):
             self.close()
             raise type(error)(f"{path}: {error}") from None
         self.taken, self.left, self.plain = found.taken, list(found.left), found.plain
-        self.left_tensors = found.left_tensors()
+        self.left_tensors, self.unreadable = found.left_tensors(), found.unreadable
         entries = {key: Entry(key, item.dtype, item.shape, item.nbytes) for key, item in found.tensors.items()}
         super().__init__(path, entries, notes)
 

@@ -84,12 +84,12 @@ class Archive:
             return first
         if any(name.endswith(".npy") for name in self._records):
             raise FormatError("it is an archive of numpy: open it with numpy.load")
-        if any(name.endswith("model.json") for name in self._records):
-            raise FormatError("it is TorchScript of torch 1.1 or older: open it with torch.jit.load(path).state_dict()")
         if any(name.endswith("/archive_format") or "/serialized_" in name for name in self._records):
             raise FormatError(
                 "it is a program of torch.export: save_state(torch.export.load(path).state_dict, 'state.safetensors')"
             )
+        if any(name.endswith("model.json") for name in self._records):
+            raise FormatError("it is TorchScript of torch 1.1 or older: open it with torch.jit.load(path).state_dict()")
         if outside is not None and any(name.endswith("data.pkl") for name in self._records):
             raise FormatError(f"record {outside[:80]!r} is outside the directory {first!r} of the others")
         raise FormatError("it is a zip archive, but not one of torch.save: there is no data.pkl in it")
