@@ -30,7 +30,7 @@ from modsurg.structure.encode import (
     is_own_function,
 )
 from modsurg.structure.trust import ENUMS, is_data_class, may_be_value, qualified_name
-from modsurg.tree.eval_lock import Held
+from modsurg.tree.eval_lock import EvalLock
 
 Fill = Callable[[], None]
 VALUES = 5_000_000
@@ -206,11 +206,11 @@ class Unpacker:
             raise TrustError(f"{value!r:.80} as a value; a file may hold module classes and pure functions")
         return value
 
-    def _eval_lock(self, content: list[Any]) -> Held:
+    def _eval_lock(self, content: list[Any]) -> EvalLock:
         module, mode = self._modules[content[0]], content[1]
         if type(mode) is not bool:
             raise FormatError("the mode of a frozen module must be true or false")
-        lock: Held = object.__new__(Held)
+        lock: EvalLock = object.__new__(EvalLock)
         lock.__dict__.update(module=module, mode=mode)
         return lock
 

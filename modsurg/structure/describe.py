@@ -16,7 +16,7 @@ from modsurg.structure.module_state import attributes, describe_norm_hooks
 from modsurg.structure.schema import VERSION
 from modsurg.structure.tensors import TensorTable
 from modsurg.structure.trust import qualified_name
-from modsurg.tree.eval_lock import Held
+from modsurg.tree.eval_lock import EvalLock
 from modsurg.tree.walk import walk
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
@@ -207,7 +207,7 @@ def _endless(chain: list[nn.Module]) -> str:
 
 def may_replace(name: str, value: object, module: nn.Module) -> bool:
     """Whether this may stand before a method of the module: what `freeze` puts there, or another forward of its own."""
-    if type(value) is Held:
+    if type(value) is EvalLock:
         return name == "train" and value.module is module
     own = type(value) is types.MethodType and value.__self__ is module
     return own and name == "forward" and value.__func__.__name__.startswith("forward_")  # type: ignore[attr-defined]  # a method

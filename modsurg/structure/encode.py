@@ -23,7 +23,7 @@ from torch import nn
 
 from modsurg.errors import FormatError, TrustError
 from modsurg.structure.trust import CONTAINERS, ENUMS, is_data_class, may_be_value, qualified_name
-from modsurg.tree.eval_lock import Held
+from modsurg.tree.eval_lock import EvalLock
 
 DEPTH = 60
 _REPLACED = "use a subclass; after Accelerate, remove_hook_from_module(model, recurse=True)"
@@ -167,7 +167,7 @@ class Packer:
             return self._pack_method(value, path)
         if kind is weakref.ref and isinstance(value(), torch.Tensor | None):  # torch's recurrent layers
             return {"weakref": None if value() is None else self._tree.tensor(value(), path)}
-        if kind is Held:
+        if kind is EvalLock:
             return {"eval_lock": [self._tree.module(value.module, path), value.mode]}
         return self._pack_instance(value, path)
 

@@ -16,7 +16,7 @@ from modsurg.surgery.api import edit
 from modsurg.surgery.ops.norms import activation_of, affine_of, is_batch_norm, is_frozen_norm
 from modsurg.surgery.preflight import Example
 from modsurg.surgery.report import Report
-from modsurg.tracing.data_flow import Call, DataFlow, record_data_flow
+from modsurg.tracing.data_flow import DataFlow, ModuleCall, record_data_flow
 from modsurg.tree.walk import Tree, walk
 from modsurg.tree.wrappers import unwrap
 
@@ -170,7 +170,7 @@ def _fold(layer: nn.Module, norm: nn.Module) -> nn.Module:
     return new
 
 
-def _at(tree: Tree, call: Call) -> nn.Module:
+def _at(tree: Tree, call: ModuleCall) -> nn.Module:
     return tree.modules[call.path]
 
 

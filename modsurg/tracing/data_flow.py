@@ -22,7 +22,7 @@ _FACTS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ModuleCall:
     """One call of a module.
 
     Attributes:
@@ -46,7 +46,7 @@ class DataFlow:
         uses: How often each tensor was an argument of a function of torch, by `id`.
     """
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     outputs: tuple[Tensor, ...] = ()
     uses: Counter[int] = field(default_factory=Counter)
 
@@ -93,7 +93,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Dat
     tree = walk(model)
 
     def record(path: str, module: nn.Module, given: Any, named: Any, made: Any) -> None:
-        flow.calls.append(Call(path, tuple(_tensors((given, named))), tuple(_tensors(made))))
+        flow.calls.append(ModuleCall(path, tuple(_tensors((given, named))), tuple(_tensors(made))))
 
     for module in model.modules():
         module.register_forward_hook(partial(record, tree.paths[id(module)][0]), with_kwargs=True)

@@ -3,7 +3,7 @@
 from torch import nn
 
 
-class Held:
+class EvalLock:
     """Stands in for a module's `train` method and keeps the module in evaluation mode.
 
     An instance attribute of the module, so that the class, its repr and its state_dict stay what they are and forward
@@ -31,10 +31,10 @@ class Held:
         return "held in evaluation mode (modsurg.unfreeze lets it go)"
 
 
-def held(module: nn.Module) -> Held | None:
+def held(module: nn.Module) -> EvalLock | None:
     """What holds `module` in evaluation mode, if it is held."""
     holder = module.__dict__.get("train")
-    return holder if isinstance(holder, Held) else None
+    return holder if isinstance(holder, EvalLock) else None
 
 
 def hold(module: nn.Module) -> None:
@@ -50,7 +50,7 @@ def hold(module: nn.Module) -> None:
         True
     """
     if held(module) is None:
-        module.__dict__["train"] = Held(module)
+        module.__dict__["train"] = EvalLock(module)
     module.training = False
 
 

@@ -16,7 +16,7 @@ from modsurg.structure.build import describe_model
 from modsurg.structure.schema import KEY
 from modsurg.views.diff import nodes
 from modsurg.views.diff.build import two_sides
-from modsurg.views.diff.nodes import Held, Stored
+from modsurg.views.diff.nodes import StoredLeaf, TensorLeaf
 
 
 def paths(side) -> list[str]:
@@ -62,8 +62,8 @@ def test_a_sample_is_the_same_in_memory_and_in_a_file(tmp_path):
     values = torch.randn(1000, 3)
     path = modsurg.save_state({"a": values}, tmp_path / "a.safetensors")
     with open_source(path) as source:
-        assert torch.equal(Stored(source, "a").sample(), Held(values, 0).sample())
-        assert len(Stored(source, "a").sample()) == 64
+        assert torch.equal(StoredLeaf(source, "a").sample(), TensorLeaf(values, 0).sample())
+        assert len(StoredLeaf(source, "a").sample()) == 64
 
 
 def test_bytes_in_pieces(tmp_path, monkeypatch):
@@ -73,10 +73,10 @@ def test_bytes_in_pieces(tmp_path, monkeypatch):
     other[99] += 1
     state = {"a": values, "b": other, "c": values.to(torch.float64), "d": torch.ones(0)}
     with open_source(modsurg.save_state(state, tmp_path / "a.safetensors")) as source:
-        a, b, c, d = (Stored(source, key) for key in "abcd")
-        assert nodes.same_bytes(a, Stored(source, "a"))
+        a, b, c, d = (StoredLeaf(source, key) for key in "abcd")
+        assert nodes.same_bytes(a, StoredLeaf(source, "a"))
         assert nodes.same_bytes(d, d)
-        assert not any(nodes.same_bytes(a, leaf) for leaf in (b, c, Held(values, 0)))
+        assert not any(nodes.same_bytes(a, leaf) for leaf in (b, c, TensorLeaf(values, 0)))
 
 
 def test_a_key_that_is_also_the_start_of_another():

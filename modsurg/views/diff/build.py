@@ -17,7 +17,7 @@ from modsurg.structure.tensors import check_within, within
 from modsurg.tree.walk import walk
 from modsurg.tree.wrappers import unwrap
 from modsurg.views.diff.attributes import as_tensor, attributes, packed_attributes, text_of
-from modsurg.views.diff.nodes import ATTRIBUTE, UNSAVED, Held, Leaf, Node, Stored, opaque
+from modsurg.views.diff.nodes import ATTRIBUTE, UNSAVED, Leaf, Node, StoredLeaf, TensorLeaf, opaque
 
 
 @dataclass(slots=True)
@@ -78,10 +78,10 @@ def _from_outline(thing: object) -> Side | None:
     if isinstance(thing, nn.Module):
         description = describe_model(thing)
         data, state, label = description.data, description.state, type(unwrap(thing)).__name__
-        leaf = lambda key: Held(state[key], key)  # noqa: E731  # the two ways to the values, side by side
+        leaf = lambda key: TensorLeaf(state[key], key)  # noqa: E731  # the two ways to the values, side by side
     elif isinstance(thing, Source) and thing.path is not None and (found := read_tree(thing.notes.metadata)):
         data, label = found, thing.path.name
-        leaf = lambda key: Stored(thing, key)  # noqa: E731
+        leaf = lambda key: StoredLeaf(thing, key)  # noqa: E731
     else:
         return None
     with sound():
@@ -93,7 +93,7 @@ def _outlined(data: Mapping[str, Any], leaf: Callable[[str], Leaf]) -> Node:
 
     def held(number: int) -> Leaf:
         entry = data["tensors"][number]
-        return leaf(entry["name"]) if "name" in entry else Held(within(entry), number)
+        return leaf(entry["name"]) if "name" in entry else TensorLeaf(within(entry), number)
 
     check_within(data["tensors"])
     nodes: dict[str, Node] = {}
@@ -123,10 +123,10 @@ def _from_state(thing: object) -> Side:
         return as_state(_from_model(unwrap(thing)))
     if isinstance(thing, State):
         source: Source = thing.source
-        items = {key: Stored(source, key) if key in source else source.notes.extra[key] for key in thing}
+        items = {key: StoredLeaf(source, key) if key in source else source.notes.extra[key] for key in thing}
     elif isinstance(thing, Source):
         source = thing
-        items = {key: Stored(thing, key) for key in thing if not key.startswith(BESIDE)} | dict(thing.notes.extra)
+        items = {key: StoredLeaf(thing, key) for key in thing if not key.startswith(BESIDE)} | dict(thing.notes.extra)
     elif isinstance(thing, Mapping):
         return _from_leaves("state", _flat(thing, ""))
     else:
@@ -186,7 +186,7 @@ def _add_tensors(node: Node, module: nn.Module) -> None:
             tensors.append((name, as_tensor(value), ATTRIBUTE))
     for name, tensor, role in tensors:
         if tensor is not None:
-            leaf = Held(tensor, id(tensor))
+            leaf = TensorLeaf(tensor, id(tensor))
             leaf.requires_grad, leaf.role = tensor.requires_grad, role
             node.children[name] = Node(_joined(node.path, name), node, leaf=leaf)
     if type(module).get_extra_state is not nn.Module.get_extra_state:
@@ -210,8 +210,8 @@ def _insert(node: Node, key: str, value: object) -> None:
     child = node.children.setdefault(name, Node(path, node))  # a key may lie inside another: "a" and "a.b"
     tensor = as_tensor(value)
     if tensor is not None:
-        value = Held(tensor, _identity(tensor))
-    if isinstance(value, (Held, Stored)):
+        value = TensorLeaf(tensor, _identity(tensor))
+    if isinstance(value, (TensorLeaf, StoredLeaf)):
         child.leaf = value
     else:
         child.kind = type(value).__name__

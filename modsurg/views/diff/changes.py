@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from modsurg.views.diff.build import Side
 from modsurg.views.diff.match import Matching
 from modsurg.views.diff.nodes import Leaf, Node, shape_text
-from modsurg.views.diff.result import Change, Kind
+from modsurg.views.diff.result import Difference, Kind
 from modsurg.views.diff.spans import FACTS, Spans, fact
 from modsurg.views.diff.ties import Ties
 from modsurg.views.diff.values import Values
@@ -43,9 +43,9 @@ class Changes:
             if above is not node and len(above.path) >= len(holder.path)
         }
 
-    def __iter__(self) -> Iterator[Change]:
+    def __iter__(self) -> Iterator[Difference]:
         places = {node: place for place, node in enumerate(self._new.root.below())}
-        found: list[tuple[int, int, Change]] = []
+        found: list[tuple[int, int, Difference]] = []
         for new, place in places.items():
             changes = self._between(self._old_of[new], new) if new in self._old_of else self._one_sided(new, "added")
             found += [(place, 1, change) for change in changes]
@@ -58,27 +58,27 @@ class Changes:
         found.sort(key=lambda item: item[:2])
         return self._spans.marked([change for _, _, change in found])
 
-    def _between(self, old: Node, new: Node) -> Iterator[Change]:
+    def _between(self, old: Node, new: Node) -> Iterator[Difference]:
         """What differs between two partners themselves."""
         together = old.parent is None is new.parent or (
             old.parent is not None and self._new_of.get(old.parent) is new.parent is not None
         )
         if together and old.name != new.name:
-            yield Change("renamed", new.path, old.path, "", new.described)
+            yield Difference("renamed", new.path, old.path, "", new.described)
         elif not together and old.path != new.path and not self._is_wrapped(old, new):
-            yield Change("moved", new.path, old.path, "", new.described)
+            yield Difference("moved", new.path, old.path, "", new.described)
         if old.is_value:
             if old.details != new.details:
-                yield Change("value", new.path, old.path, old.details[""], new.details[""])
+                yield Difference("value", new.path, old.path, old.details[""], new.details[""])
         elif old.leaf is not None and new.leaf is None:
-            yield Change("removed", old.path, old.path, old.described, "")
+            yield Difference("removed", old.path, old.path, old.described, "")
         elif old.leaf is None and new.leaf is not None:
-            yield Change("added", new.path, None, "", new.described)
+            yield Difference("added", new.path, None, "", new.described)
         elif old.leaf is not None and new.leaf is not None:
             yield from self._ties.change(old, new)
             yield from self._tensor(old, new, old.leaf, new.leaf)
         elif not old.is_like(new) and self._is_first(old.identity, new.identity):
-            yield Change("replaced", new.path, old.path, *_told_apart(old, new))
+            yield Difference("replaced", new.path, old.path, *_told_apart(old, new))
 
     def _is_wrapped(self, old: Node, new: Node) -> bool:
         return any(self._wrappers.get(node) == (old, new) for node in (*old.upward(), *new.upward()))
@@ -90,30 +90,30 @@ class Changes:
         self._reported.add((old, new))
         return True
 
-    def _tensor(self, old: Node, new: Node, before: Leaf, after: Leaf) -> Iterator[Change]:
+    def _tensor(self, old: Node, new: Node, before: Leaf, after: Leaf) -> Iterator[Difference]:
         if not self._is_first(before.identity, after.identity):
             return
         if before.shape != after.shape and not self._is_of_another_class(old):
-            yield Change("shape", new.path, old.path, shape_text(before.shape), shape_text(after.shape))
+            yield Difference("shape", new.path, old.path, shape_text(before.shape), shape_text(after.shape))
         self._spans.note(before, new)
         for kind in FACTS:
             if getattr(before, kind) != getattr(after, kind):
                 was, now = fact(before, kind), fact(after, kind)
                 if was and now:
-                    yield Change(kind, new.path, old.path, was, now)
+                    yield Difference(kind, new.path, old.path, was, now)
         values = self._values.get((before.identity, after.identity))
         if values is not None:
-            yield Change("values", new.path, old.path, "", "", values)
+            yield Difference("values", new.path, old.path, "", "", values)
 
-    def _one_sided(self, node: Node, kind: Kind) -> Iterator[Change]:
+    def _one_sided(self, node: Node, kind: Kind) -> Iterator[Difference]:
         """An added or removed node, unless the line of another one says it."""
         partners: Mapping[Node, Node] = self._old_of if kind == "added" else self._new_of
         if node in self._wrappers:
             inner, outer = self._wrappers[node]
             if kind == "added":
-                yield Change("wrapped", outer.path, inner.path, inner.kind, f"{node.kind}({outer.kind})")
+                yield Difference("wrapped", outer.path, inner.path, inner.kind, f"{node.kind}({outer.kind})")
             else:
-                yield Change("unwrapped", outer.path, inner.path, f"{node.kind}({inner.kind})", outer.described)
+                yield Difference("unwrapped", outer.path, inner.path, f"{node.kind}({inner.kind})", outer.described)
         elif (
             (_is_top(node, partners) or self._is_beside_wrapped(node))
             and not self._ties.covers(node, is_new=kind == "added")
@@ -121,9 +121,9 @@ class Changes:
         ):
             text = node.described
             yield (
-                Change(kind, node.path, None, "", text)
+                Difference(kind, node.path, None, "", text)
                 if kind == "added"
-                else Change(kind, node.path, node.path, text, "")
+                else Difference(kind, node.path, node.path, text, "")
             )
 
     def _is_beside_wrapped(self, node: Node) -> bool:

@@ -14,7 +14,7 @@ ALIGNED = 28
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class DiffLine:
     """One change before it has its place.
 
     Attributes:
@@ -36,11 +36,11 @@ class Line:
 
 @dataclass(slots=True)
 class _Branch:
-    lines: list[Line] = field(default_factory=list)
+    lines: list[DiffLine] = field(default_factory=list)
     children: dict[str, "_Branch"] = field(default_factory=dict)
 
 
-def folded(lines: list[Line]) -> list[Line]:
+def folded(lines: list[DiffLine]) -> list[DiffLine]:
     """Lines that say the same of block after block as one, with * for the number.
 
     Children of one container that all moved by the same step are one line too. Lines about values differ from each
@@ -54,7 +54,7 @@ def folded(lines: list[Line]) -> list[Line]:
     return lines
 
 
-def laid_out(lines: Iterable[Line], width: int) -> list[tuple[str, str]]:
+def laid_out(lines: Iterable[DiffLine], width: int) -> list[tuple[str, str]]:
     """Mark and text of each row, the tree indented, paths without a branch on one row."""
     root = _Branch()
     for line in lines:
@@ -105,26 +105,28 @@ def _wrapped(mark: str, name: str, text: str, indent: int, column: int, width: i
     return [(mark, first[len(mark) :]), *((" ", row[1:]) for row in rest)]
 
 
-def _grouped(lines: list[Line], key: Callable[[Line], Hashable], merge: Callable[[list[Line]], Line]) -> list[Line]:
+def _grouped(
+    lines: list[DiffLine], key: Callable[[DiffLine], Hashable], merge: Callable[[list[DiffLine]], DiffLine]
+) -> list[DiffLine]:
     """Three or more lines of one key as one, where the first of them stood; lines whose key is None stay."""
-    groups: dict[Hashable, list[Line]] = {}
+    groups: dict[Hashable, list[DiffLine]] = {}
     for line in lines:
         found = key(line)
         groups.setdefault(id(line) if found is None else found, []).append(line)
     return [line for group in groups.values() for line in ([merge(group)] if len(group) > 2 else group)]
 
 
-def _place_and_text(line: Line) -> Hashable:
+def _place_and_text(line: DiffLine) -> Hashable:
     """None for what goes somewhere, and for a block that is gone or new: its number is what one wants to know."""
     is_block = line.mark != "~" and line.path.rpartition(".")[2][:1].isdecimal()
     return None if line.goal or is_block else (line.mark, _starred(line), line.text)
 
 
-def _starred(line: Line) -> str:
+def _starred(line: DiffLine) -> str:
     return re.sub(r"\d+", "*", line.path)
 
 
-def _as_one(group: list[Line]) -> Line:
+def _as_one(group: list[DiffLine]) -> DiffLine:
     values = [line.values for line in group if line.values is not None]
     if not values:
         count = sum(line.count for line in group)
@@ -137,9 +139,9 @@ def _as_one(group: list[Line]) -> Line:
     return replace(group[0], path=_starred(group[0]), text=text, count=len(values))
 
 
-def _runs(lines: list[Line]) -> dict[Line, Hashable]:
+def _runs(lines: list[DiffLine]) -> dict[DiffLine, Hashable]:
     """The run to which each numbered child belongs: neighbours that came, went, or moved by the same step."""
-    found: dict[Line, Hashable] = {}
+    found: dict[DiffLine, Hashable] = {}
     ranks: Counter[Hashable] = Counter()
     for line in lines:
         parent, _, name = line.path.rpartition(".")
@@ -151,7 +153,7 @@ def _runs(lines: list[Line]) -> dict[Line, Hashable]:
     return found
 
 
-def _as_run(group: list[Line]) -> Line:
+def _as_run(group: list[DiffLine]) -> DiffLine:
     texts = {line.text for line in group}
     path = f"{group[0].path}-{group[-1].path.rpartition('.')[2]}"
     goal = f"{group[0].goal}-{group[-1].goal}" if group[0].goal else ""

@@ -53,7 +53,7 @@ class Leaf(ABC):
         """A few values, to guess which tensors belong together."""
 
 
-class Held(Leaf):
+class TensorLeaf(Leaf):
     """A tensor in memory."""
 
     __slots__ = ("tensor",)
@@ -77,7 +77,7 @@ class Held(Leaf):
         return None if values is None else _middle(values)
 
 
-class Stored(Leaf):
+class StoredLeaf(Leaf):
     """A tensor in a file."""
 
     __slots__ = ("key", "source")
@@ -105,7 +105,7 @@ class Stored(Leaf):
 
 def same_bytes(old: Leaf, new: Leaf) -> bool:
     """Whether two stored tensors are equal byte for byte, in small pieces; False also where that can't be told."""
-    if not isinstance(old, Stored) or not isinstance(new, Stored) or old.dtype != new.dtype:
+    if not isinstance(old, StoredLeaf) or not isinstance(new, StoredLeaf) or old.dtype != new.dtype:
         return False
     one, other = old.source.region(old.key), new.source.region(new.key)
     if one is None or other is None or one.nbytes != other.nbytes:

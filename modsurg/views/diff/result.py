@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modsurg.errors import visible
-from modsurg.views.diff.layout import Line, folded, laid_out
+from modsurg.views.diff.layout import DiffLine, folded, laid_out
 from modsurg.views.diff.values import Values
 from modsurg.views.svg import Style, draw_svg
 from modsurg.views.text import in_colour, longest_run
@@ -45,7 +45,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Difference:
     """One difference.
 
     Attributes:
@@ -99,7 +99,7 @@ class Diff:
 
     old: str
     new: str
-    changes: tuple[Change, ...]
+    changes: tuple[Difference, ...]
     notes: tuple[str, ...] = ()
     tensors: int = 0
     nbytes: int = 0
@@ -111,7 +111,7 @@ class Diff:
     def __len__(self) -> int:
         return len(self.changes)
 
-    def __iter__(self) -> Iterator[Change]:
+    def __iter__(self) -> Iterator[Difference]:
         return iter(self.changes)
 
     def __str__(self) -> str:
@@ -190,7 +190,7 @@ class Diff:
         return rows
 
 
-def _spanning(changes: tuple[Change, ...]) -> Iterator[Change]:
+def _spanning(changes: tuple[Difference, ...]) -> Iterator[Difference]:
     """The changes, those that all tensors of a module have alike as one."""
     spans = Counter((change.kind, change.under, change.old, change.new) for change in changes)
     for change in changes:
@@ -199,10 +199,10 @@ def _spanning(changes: tuple[Change, ...]) -> Iterator[Change]:
             continue
         count = spans.pop((change.kind, change.under, change.old, change.new), 0)
         if count:
-            yield Change(change.kind, change.under, change.under, change.old, f"{change.new}  ({count:,} tensors)")
+            yield Difference(change.kind, change.under, change.under, change.old, f"{change.new}  ({count:,} tensors)")
 
 
-def _fold_prefixes(changes: Iterable[Change]) -> Iterator[Change]:
+def _fold_prefixes(changes: Iterable[Difference]) -> Iterator[Difference]:
     """The changes, those that moved from one prefix to another as one: `backbone.* -> *`."""
     changes = list(changes)
     groups = Counter(_prefixes(change) for change in changes if change.kind == "moved")
@@ -211,12 +211,12 @@ def _fold_prefixes(changes: Iterable[Change]) -> Iterator[Change]:
         if count > 1:
             old, new = _prefixes(change)
             groups[old, new] = 0
-            yield Change("moved", f"{new}*", f"{old}*", "", f"{count:,} moved")
+            yield Difference("moved", f"{new}*", f"{old}*", "", f"{count:,} moved")
         elif count:
             yield change
 
 
-def _prefixes(change: Change) -> tuple[str, str]:
+def _prefixes(change: Difference) -> tuple[str, str]:
     """What stands before the segments that the old and the new path have in common at their end."""
     old, new = (change.old_path or "").split("."), change.path.split(".")
     while old and new and old[-1] == new[-1]:
@@ -225,23 +225,23 @@ def _prefixes(change: Change) -> tuple[str, str]:
     return ".".join([*old, ""]), ".".join([*new, ""])
 
 
-def _line(change: Change) -> Line:
+def _line(change: Difference) -> DiffLine:
     """A change in the form in which the report of an edit prints."""
     mark = _MARKS.get(change.kind, "~")
     path, old_path = change.path or ROOT, change.old_path or ROOT
     if change.kind == "renamed":
         parent = change.path.rpartition(".")[0]
-        return Line(mark, ".".join(filter(None, [parent, old_path.rpartition(".")[2]])), change.new, change.name)
+        return DiffLine(mark, ".".join(filter(None, [parent, old_path.rpartition(".")[2]])), change.new, change.name)
     if change.kind == "moved" and path != old_path:
-        return Line(mark, old_path, change.new, path)
+        return DiffLine(mark, old_path, change.new, path)
     if change.values is not None:
-        return Line(mark, path, _measured(change.values), values=change.values)
+        return DiffLine(mark, path, _measured(change.values), values=change.values)
     word = "requires_grad " if change.kind == "requires_grad" else ""
     arrow = " -> " if change.old and change.new else ""
-    return Line(mark, old_path if change.kind == "wrapped" else path, word + change.old + arrow + change.new)
+    return DiffLine(mark, old_path if change.kind == "wrapped" else path, word + change.old + arrow + change.new)
 
 
-def _visible(line: Line) -> Line:
+def _visible(line: DiffLine) -> DiffLine:
     return replace(line, path=visible(line.path), text=visible(line.text), goal=visible(line.goal))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from modsurg.views.diff.nodes import Leaf, Node
-from modsurg.views.diff.result import Change, Kind
+from modsurg.views.diff.result import Difference, Kind
 
 FACTS: tuple[Kind, ...] = ("dtype", "role", "requires_grad")
 
@@ -26,7 +26,7 @@ class Spans:
         """Note what a tensor was, whatever it is now."""
         self._pairs.append((old, new))
 
-    def marked(self, changes: list[Change]) -> Iterator[Change]:
+    def marked(self, changes: list[Difference]) -> Iterator[Difference]:
         """The changes, each with the highest module below which every tensor changed like this."""
         alike: dict[tuple[Kind, str, str], set[str]] = {}
         for change in changes:

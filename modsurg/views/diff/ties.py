@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from modsurg.views.diff.build import Side
 from modsurg.views.diff.match import Matching
 from modsurg.views.diff.nodes import Node
-from modsurg.views.diff.result import Change
+from modsurg.views.diff.result import Difference
 
 OWN = "its own tensor"
 
@@ -17,11 +17,11 @@ class Ties:
         self._old, self._new = _Half(old, matching.new_of), _Half(new, matching.old_of)
         self._are_models = old.is_model and new.is_model
 
-    def change(self, old: Node, new: Node) -> Iterator[Change]:
+    def change(self, old: Node, new: Node) -> Iterator[Difference]:
         """What the two partners are tied to, if that is not the same."""
         was, now = self._old.tied_elsewhere(old, new), self._new.tied_elsewhere(new, old)
         if was or now:
-            yield Change("tied", new.path, old.path, was or OWN, now or OWN)
+            yield Difference("tied", new.path, old.path, was or OWN, now or OWN)
 
     def covers(self, node: Node, *, is_new: bool) -> bool:
         """Whether the other side, a state, lacks this only because it keeps a tied tensor under one of its names."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from modsurg.checkpoints.formats.remote import PathOrFile, is_binary
 from modsurg.errors import NoMatchError, SummaryError, listed
 from modsurg.tree.patterns import matcher
-from modsurg.views.summary.fold import Line, View
+from modsurg.views.summary.fold import SummaryLine, View
 from modsurg.views.summary.render_text import Medium, coloured, plain, styled
 from modsurg.views.summary.rows import Content, Row
 from modsurg.views.svg import draw_svg
@@ -94,7 +94,7 @@ class Summary:
 
     def __init__(self, content: Content, view: View) -> None:
         self._content = content
-        self._lines: list[Line] = list(view.lines(content.root))
+        self._lines: list[SummaryLine] = list(view.lines(content.root))
 
     def render(self, width: int | None = None, color: bool = False, bars: bool | None = None) -> str:
         """The summary as text.

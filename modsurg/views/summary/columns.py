@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from modsurg.errors import visible
-from modsurg.views.summary.fold import Line
+from modsurg.views.summary.fold import SummaryLine
 from modsurg.views.summary.rows import Content, Shape, Totals
 from modsurg.views.svg import Style
 from modsurg.views.text import cut, percent, scaled, size, widest, written
@@ -42,7 +42,7 @@ class Column:
         self.width = widest([self.title, *self.texts])
 
 
-def columns(content: Content, lines: Sequence[Line]) -> list[Column]:
+def columns(content: Content, lines: Sequence[SummaryLine]) -> list[Column]:
     """Every column that has something in it, in order, each as wide as it needs."""
     totals = content.totals
     batch = _batch(content)
@@ -101,7 +101,7 @@ def taken(found: Sequence[Column]) -> int:
 
 
 def _numbers(
-    name: str, title: str, lines: Sequence[Line], whole: int, text: Callable[[int], str]
+    name: str, title: str, lines: Sequence[SummaryLine], whole: int, text: Callable[[int], str]
 ) -> tuple[Column, Column]:
     numbers = [line.total(name) or 0 for line in lines]
     texts = [text(number) if number else "." for number in numbers]
@@ -128,7 +128,7 @@ def _batch(content: Content) -> int | None:
     return given[0][0] if all(len(shape) > 1 and shape[0] == given[0][0] for shape in shapes) else None
 
 
-def _output(line: Line, batch: int | None) -> str:
+def _output(line: SummaryLine, batch: int | None) -> str:
     return shapes_text(line.rows[-1].outputs, batch)
 
 

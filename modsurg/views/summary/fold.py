@@ -8,7 +8,7 @@ from modsurg.views.summary.rows import Row
 
 
 @dataclass(slots=True)
-class Line:
+class SummaryLine:
     """One or several equal neighbours.
 
     Attributes:
@@ -63,7 +63,7 @@ class View:
     paths: frozenset[str] | None = None
     expands_first: bool = False
 
-    def lines(self, root: Row) -> Iterator[Line]:
+    def lines(self, root: Row) -> Iterator[SummaryLine]:
         """The lines under the root, in order."""
         marks = {} if self.paths is not None else signatures(root)
         above = _above(self.paths)
@@ -85,7 +85,7 @@ class View:
                 children = row.children
             if within:
                 inside.update(map(id, children))
-            yield Line(tuple(run), level, bool(children))
+            yield SummaryLine(tuple(run), level, bool(children))
             waiting.extend((child, level + 1) for child in reversed(children))
 
     def _kept(self, rows: list[Row], above: set[str], within: bool) -> list[Row]:

@@ -42,7 +42,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class HeaderTensor:
     """A tensor in a file: what its header says."""
 
     dtype: str
@@ -88,7 +88,7 @@ def collect_file(path: PathOrFile, part: str | None = None) -> Content:
     return _from_keys(path, stored, ties, note)
 
 
-def _contents(path: Path, part: str | None) -> tuple[dict[str, Stored], Mapping[str, str], str]:
+def _contents(path: Path, part: str | None) -> tuple[dict[str, HeaderTensor], Mapping[str, str], str]:
     """Tensors, metadata, and which part of the file they are, if they are a part."""
     index = path if path.name.endswith(".index.json") else path.parent / f"{path.name}.index.json"
     is_index = (
@@ -103,7 +103,7 @@ def _contents(path: Path, part: str | None) -> tuple[dict[str, Stored], Mapping[
 
     with open_source(path, part) as source:
         entries = {
-            key: Stored(str(source[key].dtype)[6:], source[key].shape, source[key].nbytes)
+            key: HeaderTensor(str(source[key].dtype)[6:], source[key].shape, source[key].nbytes)
             for key in source
             if key not in source.notes.ties
         }
@@ -123,13 +123,13 @@ def _part(source: "Source") -> str:
     return shown + "".join(beside)
 
 
-def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
+def _shards(index: Path) -> tuple[dict[str, HeaderTensor], Mapping[str, str]]:
     try:
         data = json.loads(index.read_bytes())
         files = dict.fromkeys(data["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(f"{index} is no index of a sharded checkpoint: it has no weight_map") from None
-    stored: dict[str, Stored] = {}
+    stored: dict[str, HeaderTensor] = {}
     metadata: dict[str, str] = {}
     for name in files:
         if not isinstance(name, str) or not name or Path(name).name != name:
@@ -142,14 +142,14 @@ def _shards(index: Path) -> tuple[dict[str, Stored], Mapping[str, str]]:
     return stored, metadata
 
 
-def _stored(record: Any) -> Stored:
-    return Stored(_DTYPES.get(record.dtype, record.dtype), record.shape, record.nbytes)
+def _stored(record: Any) -> HeaderTensor:
+    return HeaderTensor(_DTYPES.get(record.dtype, record.dtype), record.shape, record.nbytes)
 
 
-def _from_keys(path: Path, stored: Mapping[str, Stored], ties: Mapping[str, str], note: str) -> Content:
+def _from_keys(path: Path, stored: Mapping[str, HeaderTensor], ties: Mapping[str, str], note: str) -> Content:
     rows: dict[str, Row] = {"": Row("")}
     totals = Totals()
-    places: dict[str, list[tuple[str, Stored]]] = {}
+    places: dict[str, list[tuple[str, HeaderTensor]]] = {}
     for key, tensor in stored.items():
         prefix, _, name = key.rpartition(".")
         row = _place(rows, prefix)
@@ -174,7 +174,7 @@ def _from_keys(path: Path, stored: Mapping[str, Stored], ties: Mapping[str, str]
     return _finished(path, rows, totals, usual, note)
 
 
-def _from_run(path: Path, text: str, stored: Mapping[str, Stored], ties: Mapping[str, str]) -> Content:
+def _from_run(path: Path, text: str, stored: Mapping[str, HeaderTensor], ties: Mapping[str, str]) -> Content:
     """What `save_checkpoint` wrote: the models as trees, a line for whatever else has tensors."""
     try:
         run = json.loads(text)
@@ -184,7 +184,7 @@ def _from_run(path: Path, text: str, stored: Mapping[str, Stored], ties: Mapping
         note = f"a run at step {run['step']:,}"
     except UNREADABLE as error:
         raise FormatError(f"{path}: its run metadata is corrupt ({error!r:.200})") from None
-    others: dict[str, list[Stored]] = {}
+    others: dict[str, list[HeaderTensor]] = {}
     for key, tensor in stored.items():
         name = key.partition(".")[0]
         if name not in models:
@@ -212,7 +212,7 @@ def _place(rows: dict[str, Row], path: str) -> Row:
     return rows[path]
 
 
-def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, Stored], note: str) -> Content:
+def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, HeaderTensor], note: str) -> Content:
     rows: dict[str, Row] = {}
     totals = Totals()
     modules: dict[int, str] = {}
@@ -240,12 +240,12 @@ def _from_tree(path: Path, tree: Mapping[str, Any], stored: Mapping[str, Stored]
     return _finished(path, rows, totals, usual, note)
 
 
-def _as_stored(slot: Slot, held: Stored | None) -> Slot:
+def _as_stored(slot: Slot, held: HeaderTensor | None) -> Slot:
     """The slot with the dtype that its values have: `convert` may have changed it."""
     return slot if held is None or held.dtype == slot.dtype else replace(slot, dtype=held.dtype)
 
 
-def _weigh(row: Row, slot: Slot, met: dict[int, str], totals: Totals, stored: Mapping[str, Stored]) -> None:
+def _weigh(row: Row, slot: Slot, met: dict[int, str], totals: Totals, stored: Mapping[str, HeaderTensor]) -> None:
     number = prod(slot.shape)
     held = stored.get(slot.key or "")
     nbytes = held.nbytes if held else number * BITS.get(_CODES.get(slot.dtype, ""), 32) // 8

@@ -5,7 +5,7 @@ from dataclasses import replace
 from html import escape
 
 from modsurg.views.summary.columns import Column, columns
-from modsurg.views.summary.fold import Line, View
+from modsurg.views.summary.fold import SummaryLine, View
 from modsurg.views.summary.render_text import flow_text, totals_parts
 from modsurg.views.summary.rows import Content
 from modsurg.views.text import cells
@@ -14,7 +14,7 @@ LIMIT = 3000
 INDENT = 2
 
 
-def fragment(content: Content, lines: Sequence[Line]) -> str:
+def fragment(content: Content, lines: Sequence[SummaryLine]) -> str:
     """One `div` with its own style; the first rows of a very large tree."""
     about = escape(", ".join(content.about))
     flow = escape(flow_text(content))
@@ -33,10 +33,14 @@ def fragment(content: Content, lines: Sequence[Line]) -> str:
 class _Table:
     """Rows as nested `details`; what is folded or closed holds its content all the same, while there is room."""
 
-    def __init__(self, content: Content, lines: Sequence[Line]) -> None:
+    def __init__(self, content: Content, lines: Sequence[SummaryLine]) -> None:
         self._content = content
         self._room = LIMIT - len(lines)
-        every = [*lines, *(Line((row,), 0, False) for row in content.rows())] if content.root.children else list(lines)
+        every = (
+            [*lines, *(SummaryLine((row,), 0, False) for row in content.rows())]
+            if content.root.children
+            else list(lines)
+        )
         shown = columns(content, every)
         self._names = [column.name for column in shown if column.name != "bar"]
         deepest = max((row.path.count(".") for row in content.rows()), default=0)
@@ -46,7 +50,7 @@ class _Table:
         titles = {column.name: column for column in shown}
         self.heading = self._row([(titles[name], titles[name].title) for name in self._names], 0, "ms-row ms-titles")
 
-    def tree(self, lines: Iterable[Line]) -> str:
+    def tree(self, lines: Iterable[SummaryLine]) -> str:
         """The lines, nested by their level."""
         shown = list(lines)
         found: list[str] = []
@@ -64,17 +68,17 @@ class _Table:
                 found.append(row)
         return "".join(found) + "</details>" * len(levels)
 
-    def _closed(self, line: Line) -> str:
-        below: list[Line]
+    def _closed(self, line: SummaryLine) -> str:
+        below: list[SummaryLine]
         if len(line.rows) > 1:
-            below = [Line((row,), line.level + 1, False) for row in line.rows]
+            below = [SummaryLine((row,), line.level + 1, False) for row in line.rows]
         else:
             start = line.level + 1
             below = [replace(each, level=each.level + start) for each in View().lines(line.rows[0])]
         self._room -= len(below)
         return self.tree(below) if below and self._room >= 0 else ""
 
-    def _cells(self, lines: Sequence[Line]) -> Iterable[list[tuple[Column | None, str]]]:
+    def _cells(self, lines: Sequence[SummaryLine]) -> Iterable[list[tuple[Column | None, str]]]:
         found = {column.name: column for column in columns(self._content, lines)} if lines else {}
         for number in range(len(lines)):
             yield [(found[name], found[name].texts[number]) if name in found else (None, "") for name in self._names]

@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 
 from modsurg.views.summary.columns import Column, columns
-from modsurg.views.summary.fold import Line
+from modsurg.views.summary.fold import SummaryLine
 from modsurg.views.summary.render_text import flow_text, totals_parts
 from modsurg.views.summary.rows import Content
 from modsurg.views.text import longest_run
 
 
-def table(content: Content, lines: Sequence[Line]) -> str:
+def table(content: Content, lines: Sequence[SummaryLine]) -> str:
     """Header, table and totals; a name is the whole path."""
     shown = [column for column in columns(content, lines) if column.name != "bar"]
     shown[0] = Column("name", "name", [line.path for line in lines], "plain")

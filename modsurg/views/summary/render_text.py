@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from modsurg.views.summary.columns import GAP, Column, columns, fit, shapes_text, taken
-from modsurg.views.summary.fold import Line
+from modsurg.views.summary.fold import SummaryLine
 from modsurg.views.summary.rows import Content, Totals
 from modsurg.views.svg import Style, Styled
 from modsurg.views.text import cells, padded, size, wrapped
@@ -25,7 +25,7 @@ class Medium:
     bars: bool = False
 
 
-def styled(content: Content, lines: Sequence[Line], medium: Medium) -> list[list[Styled]]:
+def styled(content: Content, lines: Sequence[SummaryLine], medium: Medium) -> list[list[Styled]]:
     """Header, table, totals and notes, each line as pieces of text with a style."""
     table = fit(columns(content, lines), medium.width, medium.bars) if lines else []
     used = max(taken(table) if table else 0, min(60, medium.width))

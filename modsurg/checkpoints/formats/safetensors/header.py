@@ -36,7 +36,7 @@ BITS: Mapping[str, int] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class TensorRecord:
     """One tensor as the header has it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Header:
         raw: The JSON as it stands in the file, padding included.
     """
 
-    records: Mapping[str, Record]
+    records: Mapping[str, TensorRecord]
     metadata: Mapping[str, str]
     raw: bytes
 
@@ -126,7 +126,7 @@ def foreign(start: bytes, path: Path) -> str | None:
     return None
 
 
-def encode_header(records: Mapping[str, Record], metadata: Mapping[str, str]) -> bytes:
+def encode_header(records: Mapping[str, TensorRecord], metadata: Mapping[str, str]) -> bytes:
     """The start of a file, length and JSON, padded so that the data begins at a multiple of 64 bytes.
 
     Args:
@@ -200,7 +200,7 @@ def _refuse(text: str) -> None:
     raise FormatError(f"the JSON has {text[:40]}, which is no number of JSON")
 
 
-def _record(name: str, value: Any, start: int) -> Record:
+def _record(name: str, value: Any, start: int) -> TensorRecord:
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
         raise FormatError(f"tensor {name!r} has no dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -219,7 +219,7 @@ def _record(name: str, value: Any, start: int) -> Record:
         raise FormatError(
             f"tensor {name!r}: {dtype} of shape {str(tuple(shape))[:80]} does not take {str(nbytes)[:40]} bytes"
         )
-    return Record(dtype, tuple(shape), start + offsets[0], nbytes)
+    return TensorRecord(dtype, tuple(shape), start + offsets[0], nbytes)
 
 
 def _whole(values: Any) -> bool:

@@ -21,7 +21,7 @@ from modsurg.checkpoints.formats.safetensors.header import (
     HEADER_LIMIT,
     METADATA,
     Header,
-    Record,
+    TensorRecord,
     encode_header,
     parse_header,
 )
@@ -113,7 +113,7 @@ class Layout:
     """
 
     source: Source
-    records: Mapping[str, Record]
+    records: Mapping[str, TensorRecord]
     metadata: Mapping[str, str]
     size: int
 
@@ -129,7 +129,7 @@ def lay_out(source: Source, keys: Sequence[str], metadata: Mapping[str, str]) ->
     for key in sorted(keys, key=lambda key: -_alignment(sizes[key])):
         offsets[key] = offset
         offset += sizes[key]
-    records = {key: Record(*_description(source[key]), offsets[key], sizes[key]) for key in keys}
+    records = {key: TensorRecord(*_description(source[key]), offsets[key], sizes[key]) for key in keys}
     empty = {**metadata, HASHES: compact(dict.fromkeys(keys, EMPTY)), SEAL: EMPTY}
     length = len(encode_header(records, empty))
     if length > HEADER_LIMIT:
@@ -208,7 +208,7 @@ def _understand(header: Header, path: Path) -> tuple[Mapping[str, Entry], Notes,
     return entries, notes, hashes
 
 
-def _entry(name: str, record: Record) -> Entry:
+def _entry(name: str, record: TensorRecord) -> Entry:
     if record.dtype not in DTYPES:
         raise FormatError(f"tensor {name!r} is of dtype {record.dtype}, which this version of torch does not have")
     shape = record.shape

@@ -14,14 +14,14 @@ from modsurg.structure.encode import Packer
 from modsurg.structure.module_state import HOOKS, NORM_HOOKS, UNUSED_HOOKS, is_kept
 from modsurg.structure.schema import BESIDE, VERSION, checked
 from modsurg.structure.trust import ENUMS
-from modsurg.tree.eval_lock import Held
+from modsurg.tree.eval_lock import EvalLock
 
 _SLOTS = ("_parameters", "_buffers", "_modules")
 _DEEPEST = 300
 _MOST = 1_000_000
 # A pickle has torch's own functions as attributes of this class.
 _TORCH_FUNCTIONS: Final = "torch._C._VariableFunctionsClass"
-_HELD: Final = f"{Held.__module__}.{Held.__qualname__}"
+_EVAL_LOCK: Final = f"{EvalLock.__module__}.{EvalLock.__qualname__}"
 _WRAPPED_HOOK: Final = "torch.nn.modules.module._WrappedHook"
 
 
@@ -273,7 +273,7 @@ class _PickledPacker(Packer):
             return self._pack_attribute(made, path)
         if maker == "functools.partial" and isinstance(state, tuple) and len(state) == 4:
             return self._pack_unpickled_partial(state, path)
-        if maker == _HELD and isinstance(state, dict) and is_module(state.get("module")):
+        if maker == _EVAL_LOCK and isinstance(state, dict) and is_module(state.get("module")):
             return {"eval_lock": [self._tree.module(state["module"], path), self.pack(state.get("mode"), path)]}
         if maker.rpartition(".")[::2] in _ENUMS and len(made.args) == 1:
             return {"enum": [self.name_class(made.maker, path), self.pack(made.args[0], path)]}
