@@ -1,6 +1,7 @@
 """Imports between packages point down, and no files import each other in a circle: read from the source."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,17 +33,9 @@ def package_of(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def for_type_checkers(tree):
-    """The imports that never run."""
-    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
-    return {inner for block in blocks for inner in ast.walk(block)}
-
-
-def modules_imported(tree, without=frozenset()):
-    """Every module that is named in an import, wherever it stands."""
+def modules_imported(tree):
+    """Every module that is named in an import, wherever it is."""
     for node in ast.walk(tree):
-        if node in without:
-            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -67,12 +60,12 @@ def test_every_file_is_in_a_package():
 
 
 def test_no_cycle_of_files():
-    """No two files import each other, however far round; imports inside functions count too."""
+    """No two files import each other, however far round; imports in functions and for type checkers count too."""
     name = {".".join(["modsurg", *path.relative_to(ROOT).with_suffix("").parts]): path for path in FILES}
     below = {
         path: {
             name[candidate]
-            for target in modules_imported(TREES[path], for_type_checkers(TREES[path]))
+            for target in modules_imported(TREES[path])
             for candidate in (target, target.rpartition(".")[0])
             if candidate in name and candidate != "modsurg"
         }
@@ -83,6 +76,11 @@ def test_no_cycle_of_files():
         for path in free:
             del below[path]
     assert not below, "in a cycle, or above one: " + ", ".join(sorted(map(name_of, below)))
+
+
+def test_no_two_classes_of_one_name():
+    names = [node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 @pytest.mark.parametrize(
