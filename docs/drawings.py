@@ -1,9 +1,10 @@
-"""Draw what each verb does to a small tree, and the terminal of the README: `python docs/drawings.py`.
+"""Draw what each verb does to a tree, the README's terminal, and the packages: `python docs/drawings.py`.
 
 Each picture comes from the code: the model before, the edit, the model after. A test holds that the files are those
 that this script draws.
 """
 
+import ast
 import html
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,50 @@ def draw_terminal() -> str:
     return _svg(820, height, parts, "An edit that is refused, one that is made, and its undo")
 
 
+LEVELS = [["cli"], ["training"], ["views"], ["surgery", "checkpoints"], ["tracing", "structure"], ["tree"], ["errors"]]
+VERB_OF = {"training": "train", "views": "look", "surgery": "change", "checkpoints": "keep", "tree": "read"}
+
+
+def draw_house() -> str:
+    """Draw the packages, each on those that it imports, with the topics that are in it."""
+    root = Path(modsurg.__file__).parent
+    parts, y = [], 0
+    for level in LEVELS:
+        boxes = [(name, *_room(root, name)) for name in level]
+        height = 46 + 16 * max(len(topics) for _, topics, _ in boxes)
+        width = (860 - 20 * (len(level) - 1)) // len(level)
+        for number, (name, topics, imports) in enumerate(boxes):
+            x = number * (width + 20)
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" fill="#eef1f5" stroke="#c3cad8"/>'
+            )
+            verb = f"   {VERB_OF[name]}" if name in VERB_OF else ""
+            parts.append(_text(x + 10, y + 19, f"{name}{verb}", "#16213e", "bold"))
+            parts += [_text(x + 10, y + 37 + 16 * n, line, "#3d4663") for n, line in enumerate(topics)]
+            stands = f"imports {', '.join(imports)}" if imports else "imports no other"
+            parts.append(_text(x + 10, y + height - 8, stands, "#e4572e"))
+        y += height + 14
+    return _svg(860, y, parts, "The packages of modsurg")
+
+
+def _room(root: Path, name: str) -> tuple[list[str], list[str]]:
+    """Return the topics in a package, as lines, and the packages that it imports."""
+    home = root / name
+    files = sorted(home.rglob("*.py")) if home.is_dir() else [home.with_suffix(".py")]
+    imported = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("modsurg."):
+                imported.add(node.module.split(".")[1])
+    if not home.is_dir():
+        return [], [each for level in LEVELS for each in level if each in imported - {name}]
+    inside = [f"{path.name}/" for path in sorted(home.iterdir()) if (path / "__init__.py").exists()]
+    inside += [path.stem for path in sorted(home.glob("*.py")) if path.stem != "__init__"]
+    count = len([each for level in LEVELS if name in level for each in level])
+    lines = [row for _, row in _wrap("", "  ".join(inside), 105 // count)]
+    return lines, [each for level in LEVELS for each in level if each in imported - {name}]
+
+
 def _wrap(kind: str, text: str, width: int = 96) -> list[tuple[str, str]]:
     rows, row = [], ""
     for word in text.replace("\n", " ").split(" "):
@@ -181,7 +226,7 @@ def drawings() -> dict[str, str]:
     """Return each picture by its path under docs/pictures."""
     torch.manual_seed(0)
     found = {f"verbs/{name}.svg": draw_verb(code, apply) for name, (code, apply) in VERBS.items()}
-    return found | {"terminal.svg": draw_terminal()}
+    return found | {"terminal.svg": draw_terminal(), "house.svg": draw_house()}
 
 
 if __name__ == "__main__":
