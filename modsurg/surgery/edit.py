@@ -276,6 +276,10 @@ class Edit:
             changes = counted(len(inner._changes()), "change", "changes")
             self._said.append(f"within it another edit was made, of {changes}: see its report")
 
+    def warn(self, text: str) -> None:
+        """Add a warning about the last verb to the report."""
+        self._records[-1].warnings.append(text)
+
     def note(self, text: str) -> None:
         """Say something in the report."""
         self._said.append(text)

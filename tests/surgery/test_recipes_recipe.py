@@ -210,3 +210,17 @@ def test_a_module_that_its_class_can_not_initialise(change):
     with pytest.raises(RecipeError, match="module 0 of the recipe, a Linear, can't be initialised: "):
         replay(model, Recipe.from_json(json.dumps(recipe)))
     assert str(model) == str(net())
+
+
+def test_a_recipe_on_a_deeper_model_says_what_it_does_not_reach():
+    def make(depth):
+        return nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(depth)])
+
+    recipe = replace(make(2), nn.ReLU, nn.GELU).recipe
+    deeper = make(4)
+    with pytest.warns(ModsurgWarning, match=r"changed every ReLU of its model; 2 modules of that class here are not in"):
+        report = replay(deeper, recipe)
+    assert "! the recipe changed every ReLU" in str(report)
+    assert isinstance(deeper[1][1], nn.GELU)
+    assert isinstance(deeper[3][1], nn.ReLU)
+    assert "every" not in str(replay(make(4), replace(make(2), "0.1", nn.GELU).recipe))

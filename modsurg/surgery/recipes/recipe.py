@@ -14,7 +14,8 @@ by its own `reset_parameters`.
 """
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from inspect import getattr_static
 from types import FunctionType
@@ -151,7 +152,9 @@ class RecipeWriter:
             assert change.new is not None
             return described | self._new(change.new, *_known(record.tree))
         if record.verb in ("replace", "wrap", "insert_before", "insert_after"):
-            described["sites"] = self._sites([_site(change) for change in record.changes], record.tree)
+            sites = [_site(change) for change in record.changes]
+            described["sites"] = self._sites(sites, record.tree)
+            described["every"] = _whole_classes([old for _, old, _ in sites], record.tree)
         return described
 
     def _sites(self, made: list[tuple[tuple[str, ...], nn.Module, nn.Module]], tree: Tree) -> list[dict[str, Any]]:
@@ -184,6 +187,13 @@ def _site(change: Change) -> tuple[tuple[str, ...], nn.Module, nn.Module]:
     assert old is not None
     assert change.new is not None
     return change.detail.paths if isinstance(change.detail, Beside) else change.paths, old, change.new
+
+
+def _whole_classes(sites: Sequence[nn.Module], tree: Tree) -> list[str]:
+    """The classes of which every module of the tree is a site, where there are several: the edit meant the class."""
+    there = Counter(type(module).__name__ for module in {id(each): each for each in tree.modules.values()}.values())
+    changed = Counter(type(module).__name__ for module in sites)
+    return sorted(name for name, count in changed.items() if count == there[name] > 1)
 
 
 def _form(module: nn.Module) -> list[Any]:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modsurg.errors import RecipeError
+from modsurg.errors import RecipeError, counted, listed
 from modsurg.structure.trust import Trusted
 from modsurg.surgery.edit import Edit
 from modsurg.surgery.preflight import Example
@@ -128,7 +128,18 @@ class _Replayed:
 
         selection = self._select(list(sites))
         method = getattr(self.edit, verb)
+        others = [
+            path
+            for path, module in modules.items()
+            if type(module).__name__ in record.get("every", ()) and path not in sites
+        ]
         method(selection, make, untie=record["untie"])
+        if others:
+            kinds = ", ".join(record["every"])
+            self.edit.warn(
+                f"the recipe changed every {kinds} of its model; {counted(len(others), 'module', 'modules')} of that "
+                f"class here {'is' if len(others) == 1 else 'are'} not in it and stayed: {listed(others, 5)}"
+            )
 
     def _make(self, record: dict[str, Any], modules: Mapping[str, nn.Module]) -> nn.Module:
         if record["new"] is None:
