@@ -119,7 +119,7 @@ class Calling(nn.Module):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nonsense", "this is no recipe: "),
+        ("nonsense", "this is not a recipe: "),
         ("[]", "no recipe of version 2"),
         (
             '{"version": 1, "edits": [], "modules": []}',
@@ -127,7 +127,7 @@ class Calling(nn.Module):
         ),
         ('{"version": 7}', "no recipe of version 2"),
         ('{"version": 2, "edits": 3, "modules": []}', 'its "edits" must be a list of objects'),
-        ("[" * 100_000, "this is no recipe"),
+        ("[" * 100_000, "this is not a recipe"),
     ],
 )
 def test_texts_that_are_no_recipes(text, message):
@@ -218,9 +218,23 @@ def test_a_recipe_on_a_deeper_model_says_what_it_does_not_reach():
 
     recipe = replace(make(2), nn.ReLU, nn.GELU).recipe
     deeper = make(4)
-    with pytest.warns(ModsurgWarning, match=r"changed every ReLU of its model; 2 modules of that class here are not in"):
+    with pytest.warns(
+        ModsurgWarning, match=r"changed every ReLU of its model; 2 modules of that class here are not in"
+    ):
         report = replay(deeper, recipe)
     assert "! the recipe changed every ReLU" in str(report)
     assert isinstance(deeper[1][1], nn.GELU)
     assert isinstance(deeper[3][1], nn.ReLU)
     assert "every" not in str(replay(make(4), replace(make(2), "0.1", nn.GELU).recipe))
+
+
+def test_a_recipe_is_read_from_a_file(tmp_path):
+    recipe = replace(nn.Sequential(nn.ReLU()), "0", nn.GELU).recipe
+    path = tmp_path / "edit.json"
+    path.write_text(recipe.to_json())
+    for given in (path, str(path), recipe.to_json()):
+        assert Recipe.from_json(given).edits == recipe.edits
+    with pytest.raises(FileNotFoundError, match="gone"):
+        Recipe.from_json(tmp_path / "gone.json")
+    with pytest.raises(RecipeError, match="this is not a recipe"):
+        Recipe.from_json("gone.json")

@@ -14,10 +14,12 @@ by its own `reset_parameters`.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from inspect import getattr_static
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -59,20 +61,27 @@ class Recipe:
         return json.dumps({"version": VERSION, "edits": self.edits, "modules": self.modules})
 
     @classmethod
-    def from_json(cls, text: str) -> "Recipe":
+    def from_json(cls, text: str | os.PathLike[str]) -> "Recipe":
         """Read what `to_json` wrote.
 
+        Args:
+            text: The text, or the path of a file that holds it.
+
         Raises:
-            RecipeError: The text is no recipe, or one of another version.
+            RecipeError: The text is not a recipe, or one of another version.
+            FileNotFoundError: There is no such file.
         """
+        is_text = isinstance(text, str) and (text.lstrip()[:1] in ("{", "[", "") or not os.path.exists(text))
+        if not is_text and isinstance(text, str | os.PathLike):
+            text = Path(text).read_text(encoding="utf-8")
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise RecipeError(f"this is no recipe: {error}. Write one with report.recipe.to_json().") from None
+            data = json.loads(os.fspath(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RecipeError(f"this is not a recipe: {error}. Write one with report.recipe.to_json().") from None
         version = data.get("version") if isinstance(data, dict) else None
         if version != VERSION:
             raise RecipeError(
-                f'this is no recipe of version {VERSION}: its "version" is {version!r:.20}. Make the edit again and '
+                f'this is not a recipe of version {VERSION}: its "version" is {version!r:.20}. Make the edit again and '
                 "write report.recipe.to_json()."
             )
         return cls(_objects(data, "edits"), _objects(data, "modules"))
@@ -81,7 +90,7 @@ class Recipe:
 def _objects(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
     value = data.get(key)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise RecipeError(f'this is no recipe: its "{key}" must be a list of objects.')
+        raise RecipeError(f'this is not a recipe: its "{key}" must be a list of objects.')
     return value
 
 
