@@ -305,7 +305,7 @@ def rename(
 ) -> Report:
     """Give the child at `path` another name; it keeps its place in the order, and so the output.
 
-    Code that speaks of the child by its old name, as `self.head`, no longer finds it; where that is in the parent's own
+    Code that names the child by its old name, as `self.head`, no longer finds it; where that is in the parent's own
     class, the report warns.
 
     Args:

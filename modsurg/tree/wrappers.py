@@ -11,7 +11,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a torch.compile wrapper; any other model as it is.
 
     Raises:
-        WhereError: It is no module.
+        WhereError: It is not a module.
 
     Example:
         >>> import torch

@@ -76,7 +76,7 @@ def test_places_where_nothing_can_be_written(tmp_path):
     with pytest.raises(SaveError, match=r"is a directory: save to a file name, as in .*model\.safetensors"):
         pending(tmp_path).__enter__()
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SaveError, match="is no regular file: save to another name"):
+    with pytest.raises(SaveError, match="is not a regular file: save to another name"):
         pending(tmp_path / "pipe").__enter__()
     with pytest.raises(SaveError, match="can't be written"):
         pending(Path("/proc/a")).__enter__()
@@ -143,7 +143,7 @@ def test_a_full_disk_says_how_much_was_missing(room, tmp_path, monkeypatch):
     path = save_state({"a": torch.zeros(10)}, tmp_path / "a.safetensors")
     full_disk(monkeypatch, room)
     with pytest.raises(
-        SaveError, match=r"no room for it \(No space left.*at least [0-9,]+ more bytes.*as it was"
+        SaveError, match=r"no room for it \(No space left.*at least [0-9,]+ more bytes.*unchanged"
     ) as caught:
         save_state({"a": torch.zeros(10_000)}, path)
     assert f"{room:,} bytes were written" in str(caught.value)

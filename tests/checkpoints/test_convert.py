@@ -163,7 +163,7 @@ def test_progress(tmp_path):
         ({"only": 3}, "3 chooses no keys: give a name"),
         ({"rename": [("w", "x")]}, "rename=.* must be a dict such as"),
         ({"dtype": torch.int8}, r"dtype=torch\.int8 would lose"),
-        ({"shard_size": "many"}, "shard_size='many' is no size"),
+        ({"shard_size": "many"}, "shard_size='many' is not a size"),
     ],
 )
 def test_what_can_not_be(tmp_path, options, message):

@@ -189,7 +189,7 @@ def test_a_hostile_index(tmp_path, monkeypatch):
     index = dcp.FileSystemReader(path).read_metadata()
     index.planner_data = Evil()
     (path / ".metadata").write_bytes(pickle.dumps(index))
-    with pytest.raises(TrustError, match=r"names posix\.system, which is no class of torch\.distributed\.checkpoint"):
+    with pytest.raises(TrustError, match=r"names posix\.system, not a class of torch\.distributed\.checkpoint"):
         DistributedSource(path)
     assert not (tmp_path / "it_ran").exists()
 
@@ -236,7 +236,7 @@ def test_a_lying_index(tmp_path, change, message):
 
 def test_no_index(tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(FormatError, match=r"no directory of torch\.distributed\.checkpoint: it has no \.metadata"):
+    with pytest.raises(FormatError, match=r"nor a directory of torch\.distributed\.checkpoint: no \.metadata"):
         read_state(tmp_path / "run")
 
 

@@ -89,7 +89,7 @@ def test_which_of_several(run, tmp_path):
 def test_parts_that_are_no_weights(run):
     with pytest.raises(FormatError, match="is a run with model, optimizer, trainer, and no 'mode'"):
         read_state(run[1], part="mode")
-    with pytest.raises(FormatError, match=r"its 'optimizer' is no state of a module: load_checkpoint\(path, optimizer"):
+    with pytest.raises(FormatError, match=r"its 'optimizer' is not the state of a module\. Try: load_checkpoint"):
         read_state(run[1], part="optimizer")
 
 

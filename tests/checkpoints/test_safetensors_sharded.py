@@ -269,7 +269,7 @@ def test_sizes(size, count):
 
 @pytest.mark.parametrize("size", ["", "five", "5XB", 0, -3, "-1GB", "nan", 2.5e-1])
 def test_no_size(size, tmp_path):
-    with pytest.raises(SaveError, match='is no size: give bytes, or a text such as "5GB"'):
+    with pytest.raises(SaveError, match='is not a size: give bytes, or a text such as "5GB"'):
         save_state(net(), tmp_path / "net.safetensors", shard_size=size)
     assert names(tmp_path) == []
 

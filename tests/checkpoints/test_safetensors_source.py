@@ -155,7 +155,7 @@ def test_a_file_of_the_library_is_read(tmp_path):
     [
         ({"net.z": torch.ones(2, dtype=torch.complex128)}, r"net\.z: safetensors has no complex128: save to \.pt"),
         ({"__metadata__": torch.ones(2)}, "can't be called '__metadata__' in safetensors: rename it"),
-        ({"\ud800": torch.ones(2)}, "is no valid text"),
+        ({"\ud800": torch.ones(2)}, "is not valid text"),
         ({"net.s": torch.eye(2).to_sparse()}, r"net\.s is a sparse tensor.*to_dense"),
         ({"net.s": torch.eye(2).to_sparse_csr()}, r"net\.s is a sparse tensor.*sparse_csr"),
         ({"net.m": torch.ones(2, device="meta")}, r"net\.m is on the meta device and has no values"),
@@ -164,7 +164,7 @@ def test_a_file_of_the_library_is_read(tmp_path):
         ({"net.l": torch.nn.LazyLinear(2).weight}, r"net\.l is not initialised yet: run the model once"),
         ({"model": {"a": torch.ones(1)}}, r"model is itself a state .*state\['model'\]"),
         ({"epoch": 3}, r"epoch is of type int.*metadata="),
-        ({3: torch.ones(1)}, "key 3 is no string"),
+        ({3: torch.ones(1)}, "key 3 is not a string"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(state, message, tmp_path):

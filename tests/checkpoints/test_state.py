@@ -199,7 +199,7 @@ def test_a_dtype_that_loses_what_floating_tensors_hold(tmp_path):
     for dtype in BLOCKS:
         with pytest.raises(SaveError, match=f"dtype={dtype} would lose what floating tensors hold: take torch.float16"):
             save_state(net(), path, dtype=dtype)
-    with pytest.raises(SaveError, match="dtype='float16' is no dtype of torch: take torch.float16"):
+    with pytest.raises(SaveError, match="dtype='float16' is not a dtype of torch: take torch.float16"):
         save_state(net(), path, dtype="float16")
 
 
@@ -220,7 +220,7 @@ def test_nothing_there(tmp_path):
         read_state(tmp_path / "a.npz")
     with pytest.raises(SaveError, match="does not say which format to write"):
         save_state(net(), tmp_path / "a.npz")
-    with pytest.raises(FormatError, match="is no file"):
+    with pytest.raises(FormatError, match="is not a file"):
         load_state(net(), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Where the state is in a checkpoint, what is no state, and that nothing in a file ever runs."""
+"""Where the state is in a checkpoint, what is not a state, and that nothing in a file ever runs."""
 
 import argparse
 import collections
@@ -155,7 +155,7 @@ def test_bytes_in_extra_state(tmp_path):
     assert list(map(repr, extra)) == list(map(repr, value))
 
 
-# What is no state
+# What is not a state
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_bytes_in_extra_state(tmp_path):
         ([torch.ones(1)], "it holds a list, not a state_dict"),
         (3, "it holds a int, not a state_dict"),
         ({"epoch": 3, "lr": 0.1}, "there is no state_dict in it. It holds: epoch 3, lr 0\\.1"),
-        ({0: torch.ones(1)}, "no state_dict"),
+        ({0: torch.ones(1)}, "not a state_dict"),
         ({"w": torch.ones(2).to_sparse()}, r"w is a sparse tensor: only torch\.load"),
         ({"w": torch.empty(2, device="meta")}, "w is a tensor on meta, without values"),
     ],
@@ -218,7 +218,7 @@ def test_a_hostile_pickle_does_not_run(tmp_path, evil, options):
         {"state_dict": {"w": torch.ones(1)}, "x": evil(mark)},
     ):
         path = saved(tmp_path, value, **options)
-        with pytest.raises(TrustError, match=r"file\.pt: it wants to call .*, which is no data\. Nothing of it ran"):
+        with pytest.raises(TrustError, match=r"file\.pt: it wants to call .*, which is not data\. Nothing of it ran"):
             TorchSource(path)
         with pytest.raises(TrustError, match="wants to call"):
             load_state(nn.Linear(1, 1), path)
@@ -228,7 +228,7 @@ def test_a_hostile_pickle_does_not_run(tmp_path, evil, options):
 def test_an_object_for_a_weight(tmp_path):
     path = saved(tmp_path, {"w": torch.ones(1), "x": Config()})
     with pytest.raises(
-        TrustError, match=r"x is an object of .*Config, which is no data. Nothing of it ran. If you trust"
+        TrustError, match=r"x is an object of .*Config, which is not data. Nothing of it ran. If you trust"
     ):
         TorchSource(path)
     path = saved(tmp_path, {"w": torch.ones(1), "x._extra_state": Config()})

@@ -210,12 +210,12 @@ def test_a_lying_pickle(tmp_path, claim, message):
         (b"", "it is empty"),
         (b"<!DOCTYPE html><html>Sign in</html>", "is an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n", "is a git-LFS pointer"),
-        (b"hello", "it is no file of torch.save: it begins with b'hello'"),
+        (b"hello", "it is not a file of torch.save: it begins with b'hello'"),
         (b"\x10\0\0\0\0\0\0\0{'__metadata__':{}}", r"it is a safetensors file: rename it to file\.safetensors"),
-        (b"\x80\x02}q\x00.", "it is no file of torch.save but a plain pickle. If you trust whoever made it"),
+        (b"\x80\x02}q\x00.", "it is not a file of torch.save but a plain pickle. If you trust whoever made it"),
         (b"PK\x03\x04nothing", "it begins as a zip archive, but its list of records is not"),
         (b"PK\x05\x06" + bytes(18), "there is no data.pkl in it"),
-        (bytes(4096), "it is no file of torch.save"),
+        (bytes(4096), "it is not a file of torch.save"),
     ],
 )
 def test_another_file_under_the_name(tmp_path, content, message):

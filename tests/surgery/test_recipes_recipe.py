@@ -120,12 +120,12 @@ class Calling(nn.Module):
     ("text", "message"),
     [
         ("nonsense", "this is not a recipe: "),
-        ("[]", "no recipe of version 2"),
+        ("[]", "not a recipe of version 2"),
         (
             '{"version": 1, "edits": [], "modules": []}',
-            'no recipe of version 2: its "version" is 1. Make the edit again',
+            'not a recipe of version 2: its "version" is 1. Make the edit again',
         ),
-        ('{"version": 7}', "no recipe of version 2"),
+        ('{"version": 7}', "not a recipe of version 2"),
         ('{"version": 2, "edits": 3, "modules": []}', 'its "edits" must be a list of objects'),
         ("[" * 100_000, "this is not a recipe"),
     ],
@@ -146,7 +146,7 @@ def test_a_text_is_read_before_it_is_replayed():
         ([{"verb": "explode"}], 'the verb "explode", which this version of modsurg does not know'),
         ([{"verb": "rename"}], "an edit that is not whole"),
         ([{"verb": "freeze", "paths": "1"}], "an edit that is not whole"),
-        ([{"verb": "add", "path": "x", "new": 4, "before": None, "after": None}], "speaks of module 4 and has 0"),
+        ([{"verb": "add", "path": "x", "new": 4, "before": None, "after": None}], "names module 4 and has 0"),
     ],
 )
 def test_recipes_that_do_not_hold_together(edits, message):

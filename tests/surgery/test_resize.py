@@ -212,10 +212,10 @@ def test_ties_that_cannot_follow_are_refused():
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ({"out_features": 0}, r'"0" \(Linear\): out_features=0 is no size; a size is a whole number from 1 on'),
-        ({"out_features": True}, "out_features=True is no size"),
-        ({"out_features": 2.0}, "out_features=2.0 is no size"),
-        ({"out_features": "4"}, "out_features='4' is no size"),
+        ({"out_features": 0}, r'"0" \(Linear\): out_features=0 is not a size; a size is a whole number from 1 on'),
+        ({"out_features": True}, "out_features=True is not a size"),
+        ({"out_features": 2.0}, "out_features=2.0 is not a size"),
+        ({"out_features": "4"}, "out_features='4' is not a size"),
         (
             {"out_channels": 3},
             r'"0" is a Linear and has no out_channels; its sizes are out_features, in_features: '

@@ -17,7 +17,7 @@ from modsurg.errors import ResizeError
             {"groups": 4},
             "its 2 groups have 2 inputs and 4 outputs each, .*: in_channels=8, out_channels=16, groups=4",
         ),
-        (nn.GroupNorm(2, 4), {"num_channels": 5}, "num_channels=5 is no multiple of num_groups=2; .* num_groups=2"),
+        (nn.GroupNorm(2, 4), {"num_channels": 5}, "num_channels=5 is not a multiple of num_groups=2; .* num_groups=2"),
         (torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), {"out_features": 4}, "which can't be resized"),
         (nn.LSTM(2, 3), {"hidden_size": 4}, "is a LSTM, which can't be resized"),
         (

@@ -1,6 +1,6 @@
 """A run on meta against real runs: random operations with random arguments, wrong ones above all.
 
-The examples are always the same ones: what a kernel of the CPU alone refuses is no fault of the run on meta.
+The examples are always the same ones: what a kernel of the CPU alone refuses is not a fault of the run on meta.
 """
 
 import warnings

@@ -98,7 +98,7 @@ def test_the_directory_one_is_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "run")
     assert summary(".").to_dict()["total"]["params"] == 9
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FormatError, match="no directory of torch.distributed.checkpoint"):
+    with pytest.raises(FormatError, match="nor a directory of torch.distributed.checkpoint"):
         summary("")
 
 

@@ -127,12 +127,12 @@ class PendingFile:
 
     def _said(self, error: OSError, wanted: int) -> str:
         if error.errno not in _FULL:
-            return f"{self.target}: can't be written ({error.strerror}); it is as it was"
+            return f"{self.target}: can't be written ({error.strerror}); it is unchanged"
         missing = max(self.size or 0, wanted) - self.written
         amount = f"at least {missing:,} more bytes are needed" if missing > 0 else "more room is needed"
         return (
             f"{self.target}: no room for it ({error.strerror}): {self.written:,} bytes were written and {amount}. "
-            f"The target is as it was: make room in {self.target.parent} and save again"
+            f"The target is unchanged: make room in {self.target.parent} and save again"
         )
 
 
@@ -155,7 +155,7 @@ def writing(path: str | os.PathLike[str], size: int | None = None) -> Iterator[P
         size: How many bytes there will be, if known: a full disk is then reported with what was missing.
 
     Raises:
-        SaveError: The directory does not exist, the target is no regular file, or the disk is full.
+        SaveError: The directory does not exist, the target is not a regular file, or the disk is full.
 
     Example:
         >>> import tempfile
@@ -220,7 +220,7 @@ def _checked(path: Path) -> Path:
         raise SaveError(f"{path}: {no_directory(target.parent, path)}")
     if exists and not stat.S_ISREG(target.stat().st_mode):
         if not target.is_dir():
-            raise SaveError(f"{path} is no regular file: save to another name")
+            raise SaveError(f"{path} is not a regular file: save to another name")
         raise SaveError(f"{path} is a directory: save to a file name, as in {str(path / 'model.safetensors')!r}")
     return target
 

@@ -154,9 +154,9 @@ def floating(dtype: torch.dtype | None, error: type[CheckpointError]) -> torch.d
     """The dtype for floating tensors, if it can be one.
 
     Raises:
-        CheckpointError: As `error`: it holds whole numbers, or is no dtype.
+        CheckpointError: As `error`: it holds whole numbers, or is not a dtype.
     """
     if dtype is None or (isinstance(dtype, torch.dtype) and is_general(dtype)):
         return dtype
-    what = "would lose what floating tensors hold" if isinstance(dtype, torch.dtype) else "is no dtype of torch"
+    what = "would lose what floating tensors hold" if isinstance(dtype, torch.dtype) else "is not a dtype of torch"
     raise error(f"dtype={dtype!r} {what}: take torch.float16 or torch.bfloat16")

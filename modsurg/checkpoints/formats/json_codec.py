@@ -132,14 +132,14 @@ def _is_of_numbers(value: Any) -> bool:
 def _dtype(name: str, _: object) -> torch.dtype:
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"torch.{name} is no dtype")
+        raise TypeError(f"torch.{name} is not a dtype")
     return dtype
 
 
 def _array(data: list[str], tensors: Mapping[str, torch.Tensor]) -> Any:
     array = tensors[data[0]].numpy()
     if data[1].lstrip("<>|=") != array.dtype.str.lstrip("<>|="):  # one element may be as long as a dtype says
-        raise TypeError(f"{data[0]} is no array of {data[1]}")
+        raise TypeError(f"{data[0]} is not an array of {data[1]}")
     return array.astype(data[1], copy=False)
 
 

@@ -20,7 +20,7 @@ class MemorySource(Source):
         metadata: The strings to keep with it.
 
     Raises:
-        SaveError: A value that is no dense, initialised tensor with values, named by its key.
+        SaveError: A value that is not a dense, initialised tensor with values, named by its key.
     """
 
     def __init__(self, state: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -32,7 +32,7 @@ class MemorySource(Source):
         first: dict[object, str] = {}
         for key, value in state.items():
             if not isinstance(key, str):
-                raise SaveError(f"the key {key!r} is no string, so this is no state_dict")
+                raise SaveError(f"the key {key!r} is not a string, so this is not a state_dict")
             if not isinstance(value, torch.Tensor):
                 extra[key] = _checked_extra(key, value)
                 continue

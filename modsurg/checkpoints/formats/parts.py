@@ -40,11 +40,11 @@ def run_part(source: Source, part: str | None = None) -> Source:
     """The state of a module in a run.
 
     Args:
-        source: Any state. One that is no run is given back as it is.
+        source: Any state. One that is not a run is given back as it is.
         part: Its name. By default that of the model: `"model"` or one of the names that are usual, or the only one.
 
     Raises:
-        FormatError: There is no such part, or it is no state of a module; several, none of which is called model; or
+        FormatError: There is no such part, or it is not a state of a module; several, none of which is called model; or
             what the run says of itself can't be read.
     """
     if RUN not in source.notes.metadata:
@@ -66,7 +66,8 @@ def run_part(source: Source, part: str | None = None) -> Source:
             f"{source.path} is a run with {', '.join(found)}: choose one, read_state(path, part={json.dumps(chosen)})"
         )
     if part in states:
-        raise FormatError(f"{source.path}: its {part!r} is no state of a module: load_checkpoint(path, {part}={part})")
+        line = f"load_checkpoint(path, {part}={part})"
+        raise FormatError(f"{source.path}: its {part!r} is not the state of a module. Try: {line}")
     raise FormatError(f"{source.path} is a run with {', '.join(states)}, and no {part!r}")
 
 

@@ -64,7 +64,7 @@ def open_source(path: PathOrFile, part: str | None = None) -> Source:
         return DistributedSource(path)
     if not path.is_file():
         raise FormatError(
-            f"{path} is no file, and no directory of torch.distributed.checkpoint: it has no .metadata{_inside(path)}"
+            f"{path} is not a file, nor a directory of torch.distributed.checkpoint: no .metadata{_inside(path)}"
         )
     if path.name.endswith(".index.json"):
         return ShardedSource(path, open_source)

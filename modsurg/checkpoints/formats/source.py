@@ -36,7 +36,7 @@ class Notes:
     Attributes:
         metadata: The user's own strings.
         ties: Other name -> the name under which those same values are stored.
-        extra: Values of `get_extra_state` that are no tensors, by key.
+        extra: Values of `get_extra_state` that are not tensors, by key.
         versions: Module path -> the module's `_version`, where it is not 1.
         order: Every key, tensors and extra state, in the order of the state_dict; empty where tensors come first.
     """

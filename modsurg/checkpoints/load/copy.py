@@ -32,8 +32,8 @@ def fill(source: Source, fills: Sequence[Fill]) -> None:
     """Fill tensors.
 
     Raises:
-        LoadError: The file can't be read. The tensors are as they were, or the message names those that were filled.
-        FormatError: The file is shorter than its header says. The tensors are as they were.
+        LoadError: The file can't be read. The tensors are unchanged, or the message names those that were filled.
+        FormatError: The file is shorter than its header says. The tensors are unchanged.
     """
     fills = _distinct(fills)
     reads: list[_Read] = []

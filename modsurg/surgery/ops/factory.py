@@ -42,7 +42,7 @@ def caller(function: Callable[..., object]) -> Maker:
     """Call `function(old)` or `function(old, path)`, as it wants, and check what it returns.
 
     Raises:
-        EditError: It is no function, as a module given as a wrapper, or takes other arguments.
+        EditError: It is not a function, as a module given as a wrapper, or takes other arguments.
     """
     if isinstance(function, nn.Module) or not callable(function):
         kind = type(function).__name__

@@ -240,7 +240,7 @@ def make_module(recipe: Recipe, number: object, trust: Trusted, most: int) -> tu
         TrustError: A class in it is not trusted.
     """
     if not isinstance(number, int) or not 0 <= number < len(recipe.modules):
-        raise RecipeError(f"the recipe speaks of module {number!r} and has {len(recipe.modules)}.")
+        raise RecipeError(f"the recipe names module {number!r} and has {len(recipe.modules)}.")
     try:
         module = build(recipe.modules[number], trust)
     except TrustError as error:

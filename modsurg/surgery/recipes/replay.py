@@ -44,7 +44,7 @@ def replay(
         example: Run on meta before the edit is committed.
 
     Raises:
-        RecipeError: It is no recipe, or the model has not the paths or the classes that it met.
+        RecipeError: It is not a recipe, or the model has not the paths or the classes that it met.
         TrustError: A new module is of a class that is not trusted; the message lists them.
 
     Example:

@@ -166,7 +166,7 @@ class GroupNorms(Table):
         if new["num_channels"] % new["num_groups"]:
             size = index(module.num_channels) // index(module.num_groups)  # type: ignore[arg-type]  # typed Tensor
             raise ResizeError(
-                f"num_channels={new['num_channels']} is no multiple of num_groups={new['num_groups']}; "
+                f"num_channels={new['num_channels']} is not a multiple of num_groups={new['num_groups']}; "
                 f"groups of {size}, as it has now, would be num_groups={max(1, new['num_channels'] // size)}."
             )
         return new
@@ -278,5 +278,5 @@ def _size(name: str, value: object) -> int:
     except TypeError:
         size = 0
     if size < 1 or isinstance(value, bool):
-        raise ResizeError(f"{name}={value!r} is no size; a size is a whole number from 1 on.")
+        raise ResizeError(f"{name}={value!r} is not a size; a size is a whole number from 1 on.")
     return size

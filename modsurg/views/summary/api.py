@@ -55,7 +55,7 @@ def summary(
         SummaryError: Forward fails on the example; the message shows the tree up to the layer that failed.
         NoMatchError: Nothing at `where`.
         FileNotFoundError: No such file.
-        FormatError: The file is no checkpoint.
+        FormatError: The file is not a checkpoint.
 
     Example:
         >>> from torch import nn
@@ -191,7 +191,7 @@ def _missing(content: Content, where: str, path: str) -> str:
 
 
 def _hint(example: object, error: Exception) -> str:
-    """What to say of a dict that is no keywords, and of sizes that stayed numbers, in a list or inside an argument."""
+    """What to say of a dict that is not keywords, and of sizes that stayed numbers, in a list or inside an argument."""
     if isinstance(example, Mapping) and any(f"keyword argument {name!r}" in str(error) for name in example):
         return "\nA dict is keyword arguments. If forward takes the dict itself, pass it in a tuple: ({...},)."
     if (

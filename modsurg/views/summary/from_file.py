@@ -128,7 +128,7 @@ def _shards(index: Path) -> tuple[dict[str, HeaderTensor], Mapping[str, str]]:
         data = json.loads(index.read_bytes())
         files = dict.fromkeys(data["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise FormatError(f"{index} is no index of a sharded checkpoint: it has no weight_map") from None
+        raise FormatError(f"{index} is not an index of a sharded checkpoint: it has no weight_map") from None
     stored: dict[str, HeaderTensor] = {}
     metadata: dict[str, str] = {}
     for name in files:

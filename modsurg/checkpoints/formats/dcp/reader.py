@@ -192,7 +192,7 @@ def _read_index(path: Path) -> _Index:
     for made in pickle.made:
         if not isinstance(made.maker, Name) or not str(made.maker).startswith(_HARMLESS):
             raise TrustError(
-                f"{INDEX} names {shown(made.maker)}, which is no class of torch.distributed.checkpoint. Nothing of it "
+                f"{INDEX} names {shown(made.maker)}, not a class of torch.distributed.checkpoint. Nothing of it "
                 "ran; the directory is damaged or made to do harm"
             )
     try:

@@ -98,7 +98,7 @@ def parse_header(fd: int, path: Path) -> Header:
     length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT:
         raise FormatError(
-            f"{path} is no safetensors file: it claims a header of {length:,} bytes (limit {HEADER_LIMIT:,})"
+            f"{path} is not a safetensors file: it claims a header of {length:,} bytes (limit {HEADER_LIMIT:,})"
         )
     if 8 + length > size:
         raise FormatError(f"{path} is cut off: the header ends at byte {8 + length:,}, the file at {size:,}")
@@ -175,7 +175,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     except RecursionError:
         raise FormatError("the JSON is nested far too deeply") from None
     except UnicodeDecodeError as error:
-        raise FormatError(f"the JSON is no UTF-8 text: {error}") from None
+        raise FormatError(f"the JSON is not UTF-8 text: {error}") from None
     except FormatError:
         raise
     except ValueError as error:
@@ -192,12 +192,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise FormatError(f"the JSON has {twice!r} twice")
     for name in data:
         if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
-            raise FormatError(f"the JSON has a name that is no valid text: {name!r}")
+            raise FormatError(f"the JSON has a name that is not valid text: {name!r}")
     return data
 
 
 def _refuse(text: str) -> None:
-    raise FormatError(f"the JSON has {text[:40]}, which is no number of JSON")
+    raise FormatError(f"the JSON has {text[:40]}, which is not a number of JSON")
 
 
 def _record(name: str, value: Any, start: int) -> TensorRecord:
@@ -207,7 +207,7 @@ def _record(name: str, value: Any, start: int) -> TensorRecord:
     if not isinstance(dtype, str) or dtype not in BITS:
         raise FormatError(f"tensor {name!r} has an unknown dtype {str(dtype)[:40]!r}")
     if not _whole(shape) or not _whole(offsets) or len(offsets) != 2 or len(shape) > 64:
-        raise FormatError(f"tensor {name!r} has a shape or offsets that are no lists of whole numbers")
+        raise FormatError(f"tensor {name!r} has a shape or offsets that are not lists of whole numbers")
     count, span = 1, 1
     for length in shape:
         count *= length

@@ -32,7 +32,7 @@ def pack(notes: Notes, order: Sequence[str]) -> dict[str, str]:
         order: Every key of the state, tensors and extra state: positions are kept for those that the header lacks.
 
     Raises:
-        SaveError: Extra state that is no plain data, named by its key.
+        SaveError: Extra state that is not plain data, named by its key.
     """
     metadata = {"format": "pt"} | {name: text for name, text in sorted(notes.metadata.items()) if name not in OURS}
     places = {key: place for place, key in enumerate(order)}

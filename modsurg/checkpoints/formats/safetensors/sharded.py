@@ -182,7 +182,7 @@ def parse_size(size: int | str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Z]*)", str(size).strip().upper())
     count = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
     if count <= 0:
-        raise SaveError(f'shard_size={size!r} is no size: give bytes, or a text such as "5GB" or "500MB"')
+        raise SaveError(f'shard_size={size!r} is not a size: give bytes, or a text such as "5GB" or "500MB"')
     return count
 
 
@@ -286,14 +286,14 @@ def _alone_in(directory: Path) -> Iterator[None]:
 def _read_index(path: Path) -> tuple[dict[str, Any], bytes]:
     size = path.stat().st_size
     if size > _LARGEST_INDEX:
-        raise FormatError(f"{path} is no index: {size:,} bytes")
+        raise FormatError(f"{path} is not an index: {size:,} bytes")
     raw = path.read_bytes()
     if problem := foreign(raw[:64], path):
         raise FormatError(problem)
     index = parse_json(raw)
     homes, metadata = index.get("weight_map"), index.setdefault("metadata", {})
     if not isinstance(homes, dict) or not isinstance(metadata, dict):
-        raise FormatError(f"{path} is no index: it has no weight_map")
+        raise FormatError(f"{path} is not an index: it has no weight_map")
     for key, name in homes.items():
         if not isinstance(name, str) or not _inside(name):
             raise FormatError(f"{path} points outside its directory: {key!r} is in {str(name)[:80]!r}")

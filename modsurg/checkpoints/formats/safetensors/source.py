@@ -161,7 +161,7 @@ def write_safetensors(path: str | os.PathLike[str], source: Source) -> None:
         source: Values, and the notes that go into the header's metadata.
 
     Raises:
-        SaveError: Something that the format can't keep, by its name; or the disk is full. The target is as it was.
+        SaveError: Something that the format can't keep, by its name; or the disk is full. The target is unchanged.
     """
     layout = lay_out(source, source.stored, pack(source.notes, source.keys_in_order))
     with writing(path, layout.size) as file:
@@ -179,7 +179,7 @@ def _description(entry: Entry) -> tuple[str, tuple[int, ...]]:
     try:
         entry.name.encode()
     except UnicodeEncodeError:
-        raise SaveError(f"{entry.name!r} is no valid text, so it can't be a name in safetensors: rename it") from None
+        raise SaveError(f"{entry.name!r} is not valid text, so it can't be a name in safetensors: rename it") from None
     if entry.dtype not in _NAMES:
         raise SaveError(
             f"{entry.name}: safetensors has no {_short(entry.dtype)}: save to .pt"

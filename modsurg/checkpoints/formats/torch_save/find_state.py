@@ -122,8 +122,8 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", 
             as in the state of an optimizer.
 
     Raises:
-        TrustError: The file wants something called that is no data, or an object of some class stands for a weight.
-        FormatError: A tensor, or anything else that is no state; nothing at `part`.
+        TrustError: The file wants something called that is not data, or an object of some class stands for a weight.
+        FormatError: A tensor, or anything else that is not a state; nothing at `part`.
     """
     value = pickle.value if part is None else _at(pickle.value, part)
     path = [part] if part else []
@@ -355,7 +355,7 @@ def _collect(value: Mapping[Any, Any], found: Found, path: Sequence[str] = ()) -
         elif isinstance(key, str) and key.rpartition(".")[2] == EXTRA_STATE:
             found.extra[key] = item
         elif isinstance(item, Stored):
-            raise FormatError(f"a tensor stands under the key {shown(key)}, which is no text, so it is no state_dict")
+            raise FormatError(f"the key {shown(key)} of a tensor is not text, so this is not a state_dict")
         elif isinstance(item, Made):
             reason = _refuse_weight(shown(key), item)
             if reason and isinstance(key, str):
@@ -434,7 +434,7 @@ def _untrusted(what: str, value: Made | Name) -> TrustError:
         loaded = f"{{key: value.full_tensor() for key, value in {loaded}.items()}}"
         place += ", in a process group of as many ranks as wrote it"
     return TrustError(
-        f"{what} {name}, which is no data. Nothing of it ran. {place}: save_state({loaded}, 'state.safetensors')"
+        f"{what} {name}, which is not data. Nothing of it ran. {place}: save_state({loaded}, 'state.safetensors')"
     )
 
 

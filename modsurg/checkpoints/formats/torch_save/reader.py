@@ -74,10 +74,10 @@ def open_torch(fd: int, path: Path) -> TorchFile:
         raise FormatError(f"it is a safetensors file: rename it to {path.stem}.safetensors")
     if start.startswith(b"\x80"):
         raise FormatError(
-            "it is no file of torch.save but a plain pickle. If you trust whoever made it: save_state({key: "
+            "it is not a file of torch.save but a plain pickle. If you trust whoever made it: save_state({key: "
             "torch.as_tensor(value) for key, value in pickle.load(open(path, 'rb')).items()}, 'state.safetensors')"
         )
-    raise FormatError(f"it is no file of torch.save: it begins with {start[:8]!r}")
+    raise FormatError(f"it is not a file of torch.save: it begins with {start[:8]!r}")
 
 
 class TorchSource(Source):
@@ -85,7 +85,7 @@ class TorchSource(Source):
 
     Raises:
         FormatError: The file is cut off, foreign or lying, or has no state in it.
-        TrustError: The file wants something done that is no data. Nothing of it ran.
+        TrustError: The file wants something done that is not data. Nothing of it ran.
     """
 
     def __init__(self, path: Path, part: str | None = None) -> None:

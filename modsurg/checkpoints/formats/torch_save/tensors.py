@@ -189,7 +189,7 @@ def storage_key(value: object) -> str:
 def stored_id(saved: Any) -> Storage:
     """The storage that a persistent id in a zip archive means."""
     if saved[0] != "storage" or type(saved[4]) is not int or not 0 <= saved[4] < 1 << 62:
-        raise FormatError("the pickle refers to something that is no storage of torch")
+        raise FormatError("the pickle refers to something that is not a storage of torch")
     return Storage(storage_key(saved[2]), storage_dtype(saved[1]), saved[4])
 
 
@@ -273,7 +273,7 @@ def _plain_bytes(kind: type[bytes | bytearray], content: object = b"", encoding:
     if isinstance(content, str):
         content = _encode(content, encoding)
     if not isinstance(content, bytes):
-        raise TrustError(f"it wants to call builtins.{kind.__name__}, which is no data; nothing of it ran")
+        raise TrustError(f"it wants to call builtins.{kind.__name__}, which is not data; nothing of it ran")
     return kind(content)
 
 

@@ -49,7 +49,7 @@ def write_torch(path: str | os.PathLike[str], source: Source) -> None:
         source: Values and notes. The user's strings go into a record of their own, `modsurg.json`, which torch ignores.
 
     Raises:
-        SaveError: Extra state that is no plain data, by its key; or the disk is full. The target is as it was.
+        SaveError: Extra state that is not plain data, by its key; or the disk is full. The target is unchanged.
     """
     for key, value in source.notes.extra.items():
         _check_plain(key, value)

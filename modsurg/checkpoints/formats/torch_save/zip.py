@@ -132,7 +132,7 @@ class Archive:
         return Region(self.part.fd, offset, record.packed)
 
     def read(self, name: str) -> bytes:
-        """A record that is no tensor, checked, and unpacked if need be: TorchScript compresses its code.
+        """A record that is not a tensor, checked, and unpacked if need be: TorchScript compresses its code.
 
         Raises:
             FormatError: As `region`; also for a record over 256 MiB, and one whose checksum does not hold.
