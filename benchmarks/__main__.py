@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT, Table, by_room, slower, write
 
-ROOMS = ("editing", "keeping", "looking", "training", "growth")
+ROOMS = ("editing", "shaping", "keeping", "merging", "looking", "training", "growth")
 
 
 def measure(rooms: list[str], runs: int, full: bool) -> tuple[list[Table], int]:

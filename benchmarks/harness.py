@@ -19,7 +19,7 @@ Way = Callable[[], object]
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = (
     *("torch", "torchvision", "safetensors", "huggingface_hub", "accelerate", "peft", "transformers"),
-    *("torchinfo", "torchview", "lightning", "pytorch-ignite"),
+    *("torchinfo", "torchview", "torch-pruning", "lightning", "pytorch-ignite"),
 )
 
 

@@ -183,7 +183,8 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = _normalize(args) if func is torch.ops.aten.native_batch_norm.default else None
+        out = func(*args, **kwargs) if out is None else out
         if self.paused:
             return out
         given = [each for each in _flat((*args, *kwargs.values())) if isinstance(each, torch.Tensor)]
@@ -223,6 +224,15 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             self.labels.refuse([dim for tensor in given for dim in self.dims(tensor)], f"{name} in {where}")
             return []
         return list(found) if isinstance(out, (tuple, list)) else [found]
+
+
+def _normalize(args: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
+    """What batch norm gives on meta, where torch decomposes it into many operations; None if a size is wrong."""
+    x, *rest, training = args[:6]
+    if x.dim() < 2 or any(each is not None and each.shape != x.shape[1:2] for each in rest):
+        return None
+    saved = x.shape[1] if training else 0
+    return torch.empty_like(x), x.new_empty(saved), x.new_empty(saved)
 
 
 _FOLLOWING = ("expand", "repeat", "view", "clone", "add", "mul", "cat")
