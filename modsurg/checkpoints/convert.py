@@ -11,7 +11,17 @@ import torch
 
 from modsurg.checkpoints.formats.derived import DerivedSource, floating
 from modsurg.checkpoints.formats.registry import open_source, write_source
-from modsurg.checkpoints.formats.remote import PathOrFile, is_binary, local_path, remote_path, shown, url_of
+from modsurg.checkpoints.formats.remote import (
+    PathOrFile,
+    file_name,
+    is_binary,
+    local_path,
+    path_exists,
+    publishing,
+    remote_path,
+    shown,
+    url_of,
+)
 from modsurg.checkpoints.formats.safetensors.sharded import index_of
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.load.key_mapping import Only, Rename, chooser, renamer
@@ -180,8 +190,16 @@ def _path(path: PathOrFile) -> Path:
 
 
 def _write(path: PathOrFile, source: Source, shard_size: int | str | None) -> Path:
-    if is_binary(path) or url_of(path) is not None:
+    if is_binary(path):
         return write_source(path, source, shard_size=shard_size)
+    if (url := url_of(path)) is not None:
+        if Path(file_name(url)).suffix:
+            return write_source(path, source, shard_size=shard_size)
+        if path_exists(url):
+            raise SaveError(f"{shown(url)} exists already: give the name of a directory that does not")
+        with publishing(url) as local:
+            _write(local, source, shard_size)
+        return remote_path(url)
     target = local_path(path)
     if target.suffix and not target.is_dir():
         return write_source(target, source, shard_size=shard_size)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modsurg.checkpoints.formats.registry import open_source
+from modsurg.checkpoints.formats.remote import Mirror, local_path, remote_path, shown, url_of
 from modsurg.checkpoints.formats.source import Source
 from modsurg.errors import FormatError, MergeError, listed
 
@@ -43,9 +44,15 @@ class LoraAdapter:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        self._config = _read_config(self.folder)
-        self._source = _open_weights(self.folder)
+        url = url_of(folder)
+        self.folder = local_path(folder) if url is None else remote_path(shown(url))
+        self._mirror = Mirror(url) if url is not None else None
+        local = self._mirror.path if self._mirror else self.folder
+        try:
+            self._config = _read_config(local)
+            self._source = _open_weights(local)
+        except (MergeError, FormatError) as error:
+            raise type(error)(str(error).replace(str(local), str(self.folder))) from None
         self._factors: dict[str, dict[str, str]] = {}
         self._whole: dict[str, str] = {}
         for key in self._source:
@@ -116,6 +123,8 @@ class LoraAdapter:
     def close(self) -> None:
         """Close the file."""
         self._source.close()
+        if self._mirror:
+            self._mirror.close()
 
     def _sort_key(self, key: str) -> None:
         if not key.startswith(_PREFIX):

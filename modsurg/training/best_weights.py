@@ -3,11 +3,11 @@
 import copy
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from modsurg.checkpoints.formats.remote import path_exists, path_in
 from modsurg.checkpoints.run_file import read_run
 from modsurg.errors import TrainingError, warn
 from modsurg.training.metrics import Metric, metric_columns
@@ -51,8 +51,7 @@ class BestWeights:
     @classmethod
     def read(cls, state: TrainingState, directory: str | os.PathLike[str] | None) -> "BestWeights | None":
         """Read them from `best`, if that is the best epoch of this run."""
-        file = Path(directory or "", BEST)
-        if directory is None or not file.is_file():
+        if directory is None or not path_exists(file := path_in(directory, BEST)):
             return None
         run = read_run(file)
         own = run.states["trainer"]

@@ -9,6 +9,16 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from modsurg.checkpoints.formats.remote import (
+    copy_remote,
+    keep_latest,
+    open_writable,
+    path_exists,
+    path_in,
+    remote_path,
+    shown,
+    url_of,
+)
 from modsurg.checkpoints.rng import random_states, set_random_states
 from modsurg.checkpoints.run_file import read_run, restore, save_checkpoint
 from modsurg.errors import LoadError, ModsurgError, TrainingError, counted, warn
@@ -46,23 +56,27 @@ def rotate(
     state: TrainingState, runtime: Runtime, directory: str | os.PathLike[str], *, improved: bool, numbered: int
 ) -> None:
     """Write `best` if it is, let `last` be the same file, else write that; keep so many `numbered` ones."""
-    directory, step = Path(directory), state.progress.step
+    step, url = state.progress.step, url_of(directory)
     if runtime.sharded:
+        directory = Path(directory)
         name = gathered(sharding.free_name(directory, step))[0]
         save(state, runtime, directory / name)
         gathered(None)
         if rank() == 0:
             sharding.point(directory, name, ["last", "best"] if improved else ["last"], numbered)
         return
-    last, best = directory / LAST, directory / BEST
+    last, best = path_in(directory, LAST), path_in(directory, BEST)
     save(state, runtime, best if improved else last)
     if rank():
         return
     if improved:
         _link(best, last)  # after it, so that no kill leaves a `best` that is older than `last` says
     if numbered:
-        _link(last, directory / f"step-{step:08d}.safetensors")
-        files = directory.glob("step-????????.safetensors")
+        _link(last, path_in(directory, f"step-{step:08d}.safetensors"))
+        if url is not None:
+            keep_latest(url, "step-????????.safetensors", numbered)
+            return
+        files = Path(directory).glob("step-????????.safetensors")
         for old in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))[:-numbered]:
             old.unlink()
 
@@ -71,16 +85,22 @@ def resume_hint(directory: str | os.PathLike[str] | None, *, sharded: bool) -> s
     """Say how a run that was stopped goes on."""
     if directory is None:
         return "; it is in no file, as there is no checkpoint_dir"
-    return f"; {Path(directory, 'last' if sharded else LAST)} goes on with fit(..., resume=True)"
+    return f"; {path_in(directory, 'last' if sharded else LAST)} goes on with fit(..., resume=True)"
 
 
-def find_checkpoint(directory: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str]) -> Path | None:
+def find_checkpoint(
+    directory: str | os.PathLike[str] | None, resume: bool | str | os.PathLike[str], *, sharded: bool
+) -> Path | None:
     """Find the file to go on from; None to begin with the first step. Makes the directory for the files to come.
 
     Raises:
         TrainingError: `resume=True` without a directory, a file that is not there, a directory that can't be made.
     """
-    if directory is not None:
+    if directory is not None and (url := url_of(directory)) is not None:
+        if sharded:
+            raise TrainingError(f"checkpoint_dir={shown(url)!r}: a sharded run is kept in a local directory.")
+        open_writable(url)
+    elif directory is not None:
         try:
             Path(directory).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,10 +112,11 @@ def find_checkpoint(directory: str | os.PathLike[str] | None, resume: bool | str
     if resume is True:
         if directory is None:
             raise TrainingError('resume=True needs Trainer(..., checkpoint_dir=...), or name the file: resume="...".')
-        files = [Path(directory) / name for name in (LAST, "last")]
-        return next((file for file in files if file.exists()), None)
-    file = Path(resume)
-    if not file.exists():
+        files = [path_in(directory, name) for name in (LAST, "last")]
+        return next((file for file in files if path_exists(file)), None)
+    url = url_of(resume)
+    file = Path(resume) if url is None else remote_path(url)
+    if not path_exists(file):
         text = f"resume={str(file)!r}: the file does not exist. resume=True begins with the first step in that case."
         raise TrainingError(text)
     if file.is_dir() and not (file / sharding.OWN).exists():
@@ -206,6 +227,9 @@ def _check_generators(state: TrainingState, ranks: list[dict[str, Any]], world: 
 
 def _link(source: Path, target: Path) -> None:
     """Give a file another name, in one step; a copy where the filesystem has no links."""
+    if (url := url_of(target)) is not None:
+        copy_remote(os.fspath(source), url)
+        return
     target = Path(os.path.realpath(target))
     temporary = target.with_name(f".{target.name}.linking")
     with contextlib.suppress(FileNotFoundError):

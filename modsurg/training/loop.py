@@ -3,12 +3,12 @@
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from modsurg.checkpoints.formats.remote import path_in
 from modsurg.checkpoints.rng import seed
 from modsurg.errors import BatchError, TrainingError, counted
 from modsurg.surgery.parameters import unfreeze
@@ -177,7 +177,7 @@ class TrainingLoop:
         """Write `best` before an edit, if the epoch that has just ended was it: an edited model is not measured."""
         if self._improved and self.options.checkpoint_dir is not None and not self.runtime.sharded:
             self.record_position()
-            checkpointing.save(self.state, self.runtime, Path(self.options.checkpoint_dir, BEST))
+            checkpointing.save(self.state, self.runtime, path_in(self.options.checkpoint_dir, BEST))
             self._improved = False
 
     def record_position(self) -> None:
@@ -202,7 +202,7 @@ class TrainingLoop:
     def _begin(self) -> None:
         options, progress = self.options, self.progress
         self.stop.clear()
-        file = checkpointing.find_checkpoint(options.checkpoint_dir, options.resume)
+        file = checkpointing.find_checkpoint(options.checkpoint_dir, options.resume, sharded=self.runtime.sharded)
         if file is None:
             if options.resume is True:
                 name = f"{checkpointing.LAST} in {options.checkpoint_dir}"

@@ -4,6 +4,8 @@ import contextlib
 import http.server
 import os
 import re
+import signal
+import subprocess
 import sys
 import threading
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from modsurg import (
+    Trainer,
     convert,
     diff,
     load_checkpoint,
@@ -27,7 +30,7 @@ from modsurg import (
 )
 from modsurg.checkpoints.formats import remote
 from modsurg.cli import main
-from modsurg.errors import FormatError, RemoteError
+from modsurg.errors import FormatError, MergeError, RemoteError, SaveError, TrainingError
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -159,6 +162,59 @@ def test_convert_and_merge(memory, tmp_path):
     assert torch.allclose(read_state(found.target)["2.bias"], (net()[2].bias + net(1)[2].bias) / 2)
 
 
+def test_a_lora_adapter(memory, tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.randn(2, 300, generator=generator), torch.randn(300, 2, generator=generator)
+    prefix = "base_model.model.0"
+    save_state({f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, "memory://lora/adapter_model.safetensors")
+    memory.pipe_file("/lora/adapter_config.json", b'{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    save_state(net(), "memory://base.safetensors")
+    found = merge({"memory://base.safetensors": 1}, tmp_path / "merged.safetensors", lora="memory://lora")
+    assert found.lora == ("0.weight",)
+    merged = read_state(tmp_path / "merged.safetensors")
+    assert torch.allclose(merged["0.weight"], net()[0].weight + 2 * b @ a)
+    memory.pipe_file("/lora/adapter_config.json", b'{"peft_type": "IA3"}')
+    with pytest.raises(MergeError, match=r"^memory://lora/adapter_config\.json describes an adapter of type 'IA3'"):
+        merge({"memory://base.safetensors": 1}, tmp_path / "other.safetensors", lora="memory://lora")
+
+
+def test_a_directory_of_torch_distributed(memory):
+    save_state(net(), "memory://a.safetensors")
+    done = convert("memory://a.safetensors", "memory://runs/dcp")
+    assert str(done.target) == "memory://runs/dcp"
+    model = net(1)
+    load_state(model, "memory://runs/dcp")
+    assert same(model, net())
+    with pytest.raises(SaveError, match="exists already"):
+        convert("memory://a.safetensors", "memory://runs/dcp")
+
+
+def fit(directory, epochs, resume=False, keep=0):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    data = [(torch.randn(4, 4), torch.randn(4, 2)) for _ in range(3)]
+    trainer = Trainer(model, optimizer, nn.MSELoss(), checkpoint_dir=directory, keep=keep, progress=False)
+    trainer.fit(data, data, epochs=epochs, resume=resume)
+    return model
+
+
+def test_the_files_of_a_trainer(memory):
+    whole = fit(None, 4)
+    fit("memory://run", 2, resume=True)
+    assert same(fit("memory://run", 4, resume=True), whole)
+    assert same(fit("memory://run", 4, resume="memory://run/last.safetensors"), whole)
+    assert {"best.safetensors", "last.safetensors"} <= {path.rpartition("/")[2] for path in memory.find("/run")}
+    with pytest.raises(TrainingError, match=r"resume='memory://run/gone\.safetensors': the file does not exist"):
+        fit("memory://run", 4, resume="memory://run/gone.safetensors")
+
+
+def test_numbered_files_of_a_trainer(memory):
+    fit("memory://run", 4, keep=2)
+    names = [path.rpartition("/")[2] for path in memory.glob("/run/step-*")]
+    assert names == ["step-00000009.safetensors", "step-00000012.safetensors"]
+
+
 def test_the_command_line(memory, capsys):
     save_state(net(), "memory://a.safetensors")
     assert main(["summary", "memory://a.safetensors"]) == 0
@@ -245,6 +301,48 @@ def test_a_failed_upload_leaves_the_old_file(memory, monkeypatch):
     with pytest.raises(RemoteError, match="can't be reached"):
         save_state(net(1), "memory://a.safetensors")
     assert memory.cat_file("/a.safetensors") == before
+
+
+KILLED = """
+import os, signal, sys
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from torch import nn
+from modsurg import save_state
+
+class Slow(LocalFileSystem):
+    protocol = "slow"
+
+    def put_file(self, source, target, **options):
+        with open(source, "rb") as file, open(target, "wb") as written:
+            written.write(file.read(100))
+            written.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("slow://"))
+
+fsspec.register_implementation("slow", Slow)
+save_state(nn.Linear(50, 50), "slow://" + sys.argv[1])
+"""
+
+
+def test_a_killed_upload_leaves_the_old_file_or_none(tmp_path):
+    target = tmp_path / "a.safetensors"
+    for before in (None, save_state(net(), tmp_path / "old.safetensors").read_bytes()):
+        if before:
+            target.write_bytes(before)
+        done = subprocess.run([sys.executable, "-c", KILLED, str(target)], capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (target.read_bytes() if target.exists() else None) == before
+
+
+def test_the_text_of_a_path_shows_no_secret(memory):
+    path = remote.remote_path("https://me:secret@host/a.pt?token=abc")
+    assert str(path) == "https://host/a.pt"
+    assert "abc" not in repr(path) + f"{path}"
+    assert os.fspath(path) == "https://me:secret@host/a.pt?token=abc"
 
 
 def test_without_fsspec(monkeypatch):

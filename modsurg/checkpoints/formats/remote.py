@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
@@ -45,13 +45,13 @@ _FIXED = (
 PathOrFile: TypeAlias = str | os.PathLike[str] | BinaryIO | bytes
 
 
-class RemotePath(PosixPath):
-    """The URL of something that was written; its text is the URL."""
+class RemotePath(type(Path())):  # type: ignore[misc]  # the path class of this system, which is not known before
+    """The URL of a file; its text is the URL without what may be secret in it."""
 
     url = ""
 
     def __str__(self) -> str:
-        return self.url
+        return shown(self.url)
 
     def __fspath__(self) -> str:
         return self.url
@@ -62,6 +62,21 @@ def remote_path(url: str) -> RemotePath:
     path = RemotePath(url)
     path.url = url
     return path
+
+
+def path_in(directory: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of a file in a directory, which may be a URL."""
+    url = url_of(directory)
+    return local_path(directory) / name if url is None else remote_path(_inside(url, name))
+
+
+def path_exists(path: str | os.PathLike[str]) -> bool:
+    """Tell whether there is a file or a directory, locally or at a URL."""
+    url = url_of(path)
+    if url is None:
+        return local_path(path).exists()
+    system = open_system(url)
+    return bool(attempt(url, lambda: system.exists(system._strip_protocol(url))))
 
 
 def url_of(path: object) -> str | None:
@@ -118,6 +133,8 @@ class RemoteFile:
         self._system = system
         self._path = system._strip_protocol(url)
         info = self._try(lambda: system.info(self._path))
+        if info.get("type") == "directory":
+            raise IsADirectoryError(shown(url))
         if info.get("size") is None:
             raise RemoteError(f"{shown(url)}: the server does not say how large it is. Try: download it first")
         self._version = _version(info)
@@ -262,7 +279,7 @@ class Mirror:
         self._close()
 
     def _open(self, system: Any, url: str) -> Path:
-        name = _name(url)
+        name = file_name(url)
         path = Path(self._directory, name)
         try:
             self._files.append(RemoteFile(system, url, path))
@@ -288,14 +305,16 @@ class Mirror:
     def _open_directory(self, system: Any, url: str, path: Path) -> Path:
         """A repository on a hub, or a directory of torch.distributed.checkpoint."""
         listed = attempt(url, lambda: system.ls(system._strip_protocol(url), detail=True))
-        names = sorted(_name(item["name"]) for item in listed if item.get("type") == "file")
+        names = sorted(file_name(item["name"]) for item in listed if item.get("type") == "file")
         for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
             if name in names:
                 return self._open(system, _inside(url, name))
-        if ".metadata" not in names:
+        if ".metadata" not in names and _ADAPTER not in names:
             raise FormatError(
                 f"{shown(url)} is a directory, not a checkpoint. It holds {', '.join(names[:8]) or 'no files'}"
             )
+        if _ADAPTER in names:
+            names = [name for name in names if name.startswith("adapter_")]
         path.mkdir()
         for name in names[:_MOST_SHARDS]:
             self._files.append(RemoteFile(system, _inside(url, name), path / name))
@@ -304,6 +323,7 @@ class Mirror:
 
 
 _MOST_SHARDS = 10_000
+_ADAPTER = "adapter_config.json"
 
 
 def open_system(url: str) -> Any:
@@ -327,26 +347,52 @@ def open_system(url: str) -> Any:
 
 @contextmanager
 def publishing(url: str) -> Generator[Path]:
-    """Give a local path to write to; what is written there is uploaded when the block ends without an error.
+    """Give a local path to write to; the file or directory there is uploaded when the block ends without an error.
 
     Raises:
         RemoteError: It can't be uploaded.
     """
-    system = open_system(url)
+    system = open_writable(url)
     with tempfile.TemporaryDirectory(prefix="modsurg-") as directory:
-        target = Path(directory, _name(url))
+        target = Path(directory, file_name(url))
         yield target
-        files = sorted(Path(directory).iterdir(), key=lambda file: file == target)  # what readers open first, last
-        for file in files:
-            _put(system, file, _beside(url, file.name))
+        files = [file for file in Path(directory).rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: file in (target, target / ".metadata")):  # what readers open: last
+            _put(system, file, _beside(url, file.relative_to(directory).as_posix()))
+
+
+def open_writable(url: str) -> Any:
+    """Open the file system of a URL for uploads.
+
+    Raises:
+        RemoteError: It takes none.
+    """
+    system = open_system(url)
+    if _protocols(system) & {"http", "https"}:
+        raise RemoteError(f"{shown(url)} can't be written: the web takes no uploads. Try: an s3://, gs:// or hf:// URL")
+    return system
+
+
+def copy_remote(source: str, target: str) -> None:
+    """Give a file another name beside its own, without fetching it."""
+    system = open_writable(target)
+    attempt(target, lambda: system.copy(system._strip_protocol(source), system._strip_protocol(target)))
+
+
+def keep_latest(directory: str, pattern: str, keep: int) -> None:
+    """Delete files at a URL whose names match a glob, but for the last so many by name."""
+    system = open_writable(directory)
+    for path in sorted(attempt(directory, lambda: system.glob(_inside(directory, pattern))))[:-keep]:
+        system.rm_file(path)
+
+
+def _protocols(system: Any) -> set[str]:
+    return {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
 
 
 def _put(system: Any, file: Path, url: str) -> None:
     path = system._strip_protocol(url)
-    protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
-    if protocols & {"http", "https"}:
-        raise RemoteError(f"{shown(url)} can't be written: the web takes no uploads. Try: an s3://, gs:// or hf:// URL")
-    if protocols & _PUT_WHOLE:  # there all at once, when the upload is complete
+    if _protocols(system) & _PUT_WHOLE:  # there all at once, when the upload is complete
         attempt(url, lambda: system.put_file(str(file), path))
         return
     temporary = f"{path}.{os.urandom(4).hex()}.saving"
@@ -380,7 +426,8 @@ def _merged(ranges: Iterable[tuple[int, int]], near: int = _NEAR) -> list[tuple[
     return found
 
 
-def _name(url: str) -> str:
+def file_name(url: str) -> str:
+    """Return the last part of a URL's path."""
     return url.partition("?")[0].rstrip("/").rpartition("/")[2] or "file"
 
 
@@ -404,5 +451,5 @@ def _progress(url: str, total: int) -> Generator[Callable[[int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(_name(url), total=total)
+        task = bar.add_task(file_name(url), total=total)
         yield lambda count: bar.advance(task, count)
