@@ -60,5 +60,7 @@ def test_many_tensors_by_threads(piece, tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(bytes(memory(values)))
     tensors = [torch.zeros(300, dtype=torch.uint8) for _ in range(10)]
     with open(tmp_path / "a", "rb") as file:
-        read_all([(Region(file.fileno(), 300 * i, 300), tensor) for i, tensor in enumerate(tensors)])
+        begun = []
+        read_all([(Region(file.fileno(), 300 * i, 300), tensor) for i, tensor in enumerate(tensors)], begun.append)
+    assert list(dict.fromkeys(begun)) == list(range(10))
     assert torch.equal(torch.cat(tensors), values)

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import NamedTuple
@@ -99,37 +99,41 @@ def prefetch(regions: Iterable[Region]) -> None:
         fetch(fd, ranges)
 
 
-def read_all(jobs: Sequence[tuple[Region, torch.Tensor]]) -> None:
+def read_all(jobs: Sequence[tuple[Region, torch.Tensor]], begun: Callable[[int], object]) -> None:
     """Fill plain tensors from their regions, with two threads where there is enough to share.
 
     The first failure stops the rest and is raised.
+
+    Args:
+        jobs: Each a region and the tensor to fill.
+        begun: Called with the number of a job before its tensor is touched.
     """
-    pieces = [piece for region, tensor in jobs for piece in _pieces(region, memory(tensor))]
-    total = sum(region.nbytes for region, _ in pieces)
-    if total < PIECE:
-        for region, view in pieces:
-            read_into(region, view)
-        return
+    pieces = iter(
+        [
+            (number, start, Region(region.fd, region.offset + start, min(PIECE, region.nbytes - start)))
+            for number, (region, _) in enumerate(jobs)
+            for start in range(0, region.nbytes, PIECE)
+        ]
+    )  # a list iterator's next() is atomic under the GIL
     stop = Event()
-    queue = iter(pieces)  # a list iterator's next() is atomic under the GIL
 
     def work() -> None:
-        for region, view in queue:
+        for number, start, region in pieces:
             if stop.is_set():
                 return
+            begun(number)
             try:
-                read_into(region, view)
+                read_into(region, memory(jobs[number][1])[start : start + region.nbytes])
             except BaseException:
                 stop.set()
                 raise
 
+    if sum(region.nbytes for region, _ in jobs) < PIECE:
+        work()
+        return
     with ThreadPoolExecutor(THREADS) as pool:
-        for future in [pool.submit(work) for _ in range(THREADS)]:
-            future.result()
-
-
-def _pieces(region: Region, view: memoryview) -> list[tuple[Region, memoryview]]:
-    return [
-        (Region(region.fd, region.offset + start, min(PIECE, region.nbytes - start)), view[start : start + PIECE])
-        for start in range(0, region.nbytes, PIECE)
-    ]
+        try:
+            for future in [pool.submit(work) for _ in range(THREADS)]:
+                future.result()
+        finally:
+            stop.set()  # a Ctrl-C comes to this thread

@@ -17,7 +17,6 @@ from modsurg.checkpoints.load.plan import Fill
 from modsurg.errors import FormatError, LoadError, counted
 
 JOURNAL_LIMIT = 32 << 20
-BATCH = 256 << 20  # bytes between two notes of how far a load has come
 
 
 @dataclass(frozen=True)
@@ -49,27 +48,15 @@ def fill(source: Source, fills: Sequence[Fill]) -> None:
     prefetch(region for each in fills if (region := source.region(each.key)) is not None)
     small = sum(each.target.tensor.nbytes for each in fills) <= JOURNAL_LIMIT
     with _restore_on_failure(source, fills) if small else _name_on_failure(source, len(fills)) as filled:
-        for batch in _batches(reads):
-            filled.extend(read.fill.target.name for read in batch)
-            read_all([(read.region, read.fill.target.tensor) for read in batch])
+        read_all(
+            [(read.region, read.fill.target.tensor) for read in reads],
+            lambda number: filled.append(reads[number].fill.target.name),
+        )
         for each in copies:
             filled.append(each.target.name)
             _write(each.target.tensor, each.read(source))
     tensors = [read.fill.target.tensor for read in reads]
     torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
-
-
-def _batches(reads: Sequence[_Read]) -> Iterator[list[_Read]]:
-    batch: list[_Read] = []
-    size = 0
-    for read in reads:
-        batch.append(read)
-        size += read.region.nbytes
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _check_regions(source: Source, fills: Sequence[Fill]) -> None:
@@ -131,6 +118,7 @@ def _name_on_failure(source: Source, count: int) -> Iterator[list[str]]:
     except BaseException as error:
         if not filled:
             raise
+        filled = list(dict.fromkeys(filled))  # a large one is read in pieces
         last = filled[-1] if len(filled) == 1 else f"{filled[0]} to {filled[-1]}, in the order of the file"
         text = f"{len(filled)} of {counted(count, 'tensor', 'tensors')} may have new values ({last}): load again"
         if isinstance(error, Exception):
