@@ -190,14 +190,14 @@ class Trust:
         if untrusted:
             raise TrustError(_untrusted(sorted(set(untrusted))))
         found: list[object] = []
-        lost: dict[str, ImportError | LookupError] = {}
+        lost: dict[str, Exception] = {}
         for target in targets:
             try:
                 found.append(self._load(target) if isinstance(target, str) else target)
-            except (ImportError, LookupError) as error:
-                lost[_dotted(str(target))] = error
             except TrustError:
                 untrusted.append(str(target))
+            except Exception as error:  # whatever importing a trusted module raises
+                lost[_dotted(str(target))] = error
         if untrusted:
             raise TrustError(_untrusted(sorted(set(untrusted))))
         if lost:
@@ -347,7 +347,7 @@ def _untrusted(names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _lost(lost: Mapping[str, ImportError | LookupError]) -> str:
+def _lost(lost: Mapping[str, Exception]) -> str:
     names = sorted(lost)
     modules = {error.name if isinstance(error, ModuleNotFoundError) else None for error in lost.values()}
     module = next(iter(modules)) if len(modules) == 1 and len(names) > 1 else None

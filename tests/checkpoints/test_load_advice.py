@@ -38,15 +38,22 @@ def test_a_rename_that_leaves_something_missing_does_not_say_that_all_match():
     state = {f"backbone.{key}": value for key, value in net().state_dict().items()}
     assert load_state(net(), state, rename={"backbone.": ""})
     del state["backbone.2.bias"]
-    text = refused(net(), state, r'8 of them match with load_state\(\.\.\., rename=\{"backbone\.": ""\}\)')
+    text = refused(
+        net(), state, r'8 of them match with load_state\(\.\.\., rename=\{"backbone\.": ""\}, strict=False\)'
+    )
     assert "They match" not in text
+    assert follow(net(), state, text).missing == ["2.bias"]
     state["backbone.2.bias"] = torch.ones(7)
-    assert "They match" not in refused(net(), state, "rename=")
+    text = refused(net(), state, "rename=")
+    assert "They match" not in text
+    assert list(follow(net(), state, text).skipped) == ["2.bias"]
 
 
 def test_a_rename_beside_another_shape():
     state = {f"backbone.{key}": value for key, value in wide().state_dict().items()}
-    assert "They match" not in refused(net(), state, "of them match with")
+    text = refused(net(), state, "of them match with")
+    assert "They match" not in text
+    assert list(follow(net(), state, text).skipped) == ["2.weight", "2.bias"]
 
 
 def test_what_cannot_be_skipped_is_not_recommended():

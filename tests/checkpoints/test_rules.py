@@ -422,7 +422,7 @@ def test_rules_are_proposed_where_other_keys_do_not_match():
     packed, apart = projects()
     packed.head = nn.Linear(8, 3)
     text = refused(packed, apart.state_dict(), r"\n24 keys match with load_state\(\.\.\., rules=\[Concat")
-    report = load_state(packed, apart.state_dict(), strict=False, **arguments_of(text))
+    report = load_state(packed, apart.state_dict(), **arguments_of(text))
     assert (len(report.loaded), report.missing) == (24, ["pos_embed", "head.weight", "head.bias"])
     assert report.unexpected == ["embeddings.position_embeddings"]
 

@@ -237,3 +237,10 @@ def test_a_module_that_moved_whole_needs_one_rule():
         Trust("gone").resolve(["gone.nets:Net"])
     with pytest.raises(TrustError, match=r'rename=\{"gone\.nets\.Net": Net\}\)$'):
         Trust(("gone", "lost")).resolve(["lost:Block", "gone.nets:Net"])
+
+
+def test_a_trusted_module_that_fails_on_import(tmp_path, monkeypatch):
+    (tmp_path / "fails_on_import.py").write_text("class Layer(undefined): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TrustError, match=r"fails_on_import\.Layer: name 'undefined' is not defined"):
+        Trust("fails_on_import").resolve(["fails_on_import:Layer"])

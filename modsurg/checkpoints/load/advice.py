@@ -37,7 +37,7 @@ def check_missing_and_unexpected(
         problems.advice, problems.mended = advice, advice.startswith("They")
     elif rules:
         share = counted(served, "of them matches", "of them match")
-        problems.advice = f"{share} with load_state(..., rename={as_code(rules)})"
+        problems.advice = f"{share} with load_state(..., rename={as_code(rules)}{attempt.leave_rest(rename=rules)})"
     elif problems.misfits and attempt.matches_all(on_mismatch="interpolate"):
         problems.advice = 'They match with load_state(..., on_mismatch="interpolate")'
 
@@ -59,6 +59,14 @@ class _Attempt:
         """Whether these options give a plan without a problem: every key has a name, and every name a key."""
         plan, problems = make_plan(self._source, self._targets, replace(self._options, **changes))
         return not (problems or plan.missing or plan.leftover)
+
+    def leave_rest(self, **changes: Any) -> str:
+        """The arguments that leave alone what does not match under these options; empty where none would."""
+        plan, problems = make_plan(self._source, self._targets, replace(self._options, **changes))
+        if not problems.skippable >= problems.misfits.keys():
+            return ""
+        strict = ", strict=False" if plan.missing or plan.leftover else ""
+        return strict + (', on_mismatch="skip"' if problems.misfits else "")
 
     def find_renames(self) -> tuple[dict[str, str | None], int]:
         """A `rename=` that was tried, and how many keys it brings to a name; none if it takes others from theirs."""
@@ -101,11 +109,12 @@ class _Attempt:
             if len(matched.fills) <= len(self._plan.fills) + served:
                 return ""
             whole = attempt.matches_all(rename=renames or None)
+            rest = "" if whole else attempt.leave_rest(rename=renames or None)
         except LoadError:
             return ""
         share = "They match" if whole else counted(len(matched.fills), "key matches", "keys match")
         arguments = f"rules=[{', '.join(map(rule_as_code, rules))}]"
-        arguments += f", rename={as_code(renames)}" if renames else ""
+        arguments += (f", rename={as_code(renames)}" if renames else "") + rest
         advice = f"{share} with load_state(..., {arguments}) (from modsurg.rules)"
         if any(isinstance(rule, Transpose) for rule in rules) and self._fills_square():
             advice += ". A square matrix does not show whether it is transposed: add those that are"
