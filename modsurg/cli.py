@@ -8,7 +8,6 @@ file is damaged, 2 when the question could not be answered. Nothing heavy is imp
 
 import argparse
 import json
-import math
 import os
 import sys
 import warnings
@@ -235,7 +234,7 @@ def _summary(options: argparse.Namespace) -> int:
 
 
 def _print_plain_part(options: argparse.Namespace) -> bool:
-    """Print a number or a text that lies beside the state; returns whether `--part` names one."""
+    """Print a value that lies beside the state and holds no tensors; returns whether `--part` names one."""
     if options.part is None:
         return False
     from modsurg.checkpoints.formats.registry import open_source
@@ -248,8 +247,11 @@ def _print_plain_part(options: argparse.Namespace) -> bool:
     if options.part not in plain:
         return False
     value = plain[options.part]
-    finite = not isinstance(value, float) or math.isfinite(value)
-    data = {"part": options.part, "value": value if finite else repr(value)}
+    try:
+        json.dumps(value, allow_nan=False)
+        data = {"part": options.part, "value": value}
+    except ValueError:
+        data = {"part": options.part, "value": repr(value)}
     _print(options, lambda: data, lambda: visible(f"{options.part} = {value!r}"))
     return True
 

@@ -73,7 +73,7 @@ def test_a_directory_says_which_file_to_open(capsys, tmp_path):
         torch.save({}, tmp_path / name)
     status, out, _ = run(capsys, "verify", tmp_path)
     assert status == 2
-    assert out.strip().endswith(f"It holds model.safetensors, ema.pt. Try: '{tmp_path / 'model.safetensors'}'")
+    assert out.strip().endswith(f"In it: model.safetensors, ema.pt. Try: '{tmp_path / 'model.safetensors'}'")
 
 
 def test_a_part_that_is_a_value(capsys, tmp_path):
@@ -123,3 +123,15 @@ def test_wrong_arguments_as_json(capsys, arguments, message):
     assert json.loads(out)["error"] == "UsageError"
     assert message in json.loads(out)["message"]
     assert "usage: modsurg" in err
+
+
+def test_plain_values_inside_one_another(tmp_path, capsys):
+    twice: list[object] = [1]
+    for _ in range(40):
+        twice = [twice, twice]
+    values = {"lr": 0.1, "layers": [2, 3], "inf": float("inf")}
+    torch.save({"model": {"w": torch.ones(1)}, "hparams": values, "huge": twice}, tmp_path / "run.pt")
+    assert run(capsys, "summary", tmp_path / "run.pt", "--part", "hparams") == (0, f"hparams = {values}\n", "")
+    code, out, _ = run(capsys, "summary", tmp_path / "run.pt", "--part", "hparams", "--json")
+    assert (code, json.loads(out)["value"]) == (0, repr(values))
+    assert run(capsys, "summary", tmp_path / "run.pt", "--part", "huge")[0] == 2

@@ -236,7 +236,7 @@ def test_a_lying_index(tmp_path, change, message):
 
 def test_no_index(tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(FormatError, match=r"nor a directory of torch\.distributed\.checkpoint: no \.metadata"):
+    with pytest.raises(FormatError, match=r"is a directory, not a checkpoint: it has no \.metadata"):
         read_state(tmp_path / "run")
 
 

@@ -38,9 +38,7 @@ def test_a_rename_that_leaves_something_missing_does_not_say_that_all_match():
     state = {f"backbone.{key}": value for key, value in net().state_dict().items()}
     assert load_state(net(), state, rename={"backbone.": ""})
     del state["backbone.2.bias"]
-    text = refused(
-        net(), state, r'8 of them match with load_state\(\.\.\., rename=\{"backbone\.": ""\}, strict=False\)'
-    )
+    text = refused(net(), state, r'8 of them match with load_state\(.*rename=\{"backbone\.": ""\}, strict=False\)')
     assert "They match" not in text
     assert follow(net(), state, text).missing == ["2.bias"]
     state["backbone.2.bias"] = torch.ones(7)

@@ -30,7 +30,7 @@ def test_a_file_goes_before_a_set_of_its_name(tmp_path):
 
 def test_a_directory_with_something_to_open(tmp_path):
     save_state({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(FormatError, match=r"is not a file.*Try: '.*model\.safetensors'"):
+    with pytest.raises(FormatError, match=r"is a directory, not a checkpoint.*Try: '.*model\.safetensors'"):
         read_state(tmp_path)
     save_state({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "set.safetensors", shard_size=4)
     with pytest.raises(FormatError, match=r"Try: '.*set\.safetensors\.index\.json'"):

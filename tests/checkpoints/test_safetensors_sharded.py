@@ -147,7 +147,7 @@ def test_the_old_set_is_whole_while_the_new_one_fails(tmp_path, monkeypatch):
         real(old, new)
 
     monkeypatch.setattr(os, "replace", rename)
-    with pytest.raises(SaveError, match=r"can't be written \(Input/output error\); it is as it was"):
+    with pytest.raises(SaveError, match=r"can't be written \(Input/output error\); it is unchanged"):
         save(tmp_path / "net.safetensors", net(1))
     monkeypatch.undo()
     assert verify(index)

@@ -220,7 +220,7 @@ def test_nothing_there(tmp_path):
         read_state(tmp_path / "a.npz")
     with pytest.raises(SaveError, match="does not say which format to write"):
         save_state(net(), tmp_path / "a.npz")
-    with pytest.raises(FormatError, match="is not a file"):
+    with pytest.raises(FormatError, match="is a directory, not a checkpoint"):
         load_state(net(), tmp_path)
 
 

@@ -37,7 +37,7 @@ def test_a_part_of_a_checkpoint_is_named(tmp_path):
     torch.save({"epoch": 3, "model": {"state_dict": state, "name": "a"}, "optimizer": {}}, tmp_path / "last.pth")
     torch.save(state, tmp_path / "state.pth")
     text = summary(tmp_path / "last.pth").render(100)
-    note = "shown is its 'model.state_dict'; beside it: epoch 3, model.name 'a'; left out: optimizer"
+    note = "Showing 'model.state_dict'. Also in the file: epoch = 3, model.name = 'a'; optimizer (--part NAME)"
     assert text.splitlines()[-1] == note
     assert "shown is" not in str(summary(tmp_path / "state.pth"))
 
@@ -54,13 +54,13 @@ def trained(path, epoch):
 def test_an_optimizer_as_the_part(tmp_path):
     text = summary(trained(tmp_path / "a.pth", 1), part="optimizer").render(200)
     assert "step scalar, exp_avg 3x2, exp_avg_sq 3x2" in text
-    assert "shown is its 'optimizer'; beside it: param_groups.0.lr 0.001" in text
+    assert "Showing 'optimizer'. Also in the file: param_groups.0.lr = 0.001" in text
 
 
 def test_a_part_that_is_not_shown_is_not_there_to_choose_in(tmp_path):
     path = trained(tmp_path / "a.pth", 1)
     told = (
-        "nothing at 'optimizer' in .*a.pth; shown is its 'model'; beside it: epoch 1; left out: optimizer. To look at"
+        r"nothing at 'optimizer' in .*a.pth; Showing 'model'\. Also in the file: epoch = 1; optimizer \(--part NAME\)"
     )
     with pytest.raises(NoMatchError, match=told):
         summary(path, where="optimizer")
@@ -98,7 +98,7 @@ def test_the_directory_one_is_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "run")
     assert summary(".").to_dict()["total"]["params"] == 9
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FormatError, match="nor a directory of torch.distributed.checkpoint"):
+    with pytest.raises(FormatError, match="is a directory, not a checkpoint"):
         summary("")
 
 

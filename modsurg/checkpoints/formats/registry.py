@@ -63,9 +63,9 @@ def open_source(path: PathOrFile, part: str | None = None) -> Source:
     if (path / ".metadata").exists():
         return DistributedSource(path)
     if not path.is_file():
-        raise FormatError(
-            f"{path} is not a file, nor a directory of torch.distributed.checkpoint: no .metadata{_inside(path)}"
-        )
+        if not path.is_dir():
+            raise FormatError(f"{path} is not a file, but a pipe or a device")
+        raise FormatError(f"{str(path)!r} is a directory, not a checkpoint: it has no .metadata{_inside(path)}")
     if path.name.endswith(".index.json"):
         return ShardedSource(path, open_source)
     if path.suffix == ".safetensors":
@@ -206,4 +206,4 @@ def _inside(path: Path) -> str:
     first = [name for name in found if not (_BESIDE.search(name) or (indexed and _SHARD.search(name)))] or found
     if not first:
         return ""
-    return f". It holds {listed(first, 5)}. Try: {str(path / first[0])!r}"
+    return f". In it: {listed(first, 5)}. Try: {str(path / first[0])!r}"

@@ -59,7 +59,7 @@ class Source(Mapping[str, Entry]):
         notes: What there is besides tensors. Names in `notes.ties` are keys of the mapping like any other.
         taken: Where in a larger checkpoint the state was, as in `"model.state_dict"`; `""` for the top.
         left: What lay beside it in that checkpoint.
-        plain: What of that is a number, a text or None, by name.
+        plain: What of that is a number, a text or None, or holds only those, by name.
         left_tensors: What of that holds tensors.
         unreadable: Keys of the state whose tensors can't be read, and why.
         mirror: Of a file elsewhere: deleted when the source is no longer used.

@@ -186,8 +186,7 @@ def _missing(content: Content, where: str, path: str) -> str:
     names = [child.path for child in content.root.children]
     there = f", which holds {listed(names, 8)}" if names else ""
     beside = f"; {content.note}" if content.note else ""
-    advice = ". To look at what was left out, give its name as the part" if "left out" in beside else ""
-    return f"nothing at {where!r} in {path}{there}{beside}{advice}"
+    return f"nothing at {where!r} in {path}{there}{beside}"
 
 
 def _hint(example: object, error: Exception) -> str:

@@ -115,12 +115,12 @@ def _part(source: "Source") -> str:
     """Which part of the file is shown, and what lies beside it."""
     if not source.taken and not source.left_tensors:
         return ""
-    plain = [f"{key} {repr(value) if isinstance(value, str) else value}" for key, value in source.plain.items()]
-    left = [key for key in source.left if key not in source.plain]
-    lists = [("beside it", plain), ("left out", left)]
-    beside = [f"; {name}: {listed(each, 5)}" for name, each in lists if each]
-    shown = f"shown is its {source.taken!r}" if source.taken else "shown is its state"
-    return shown + "".join(beside)
+    short = {key: value for key, value in source.plain.items() if not isinstance(value, dict | list | tuple)}
+    beside = [f"{key} = {value!r}" for key, value in short.items()]
+    parts = [key for key in source.left if key not in short]
+    lists = [listed(beside, 5)] * bool(beside) + [f"{listed(parts, 5)} (--part NAME)"] * bool(parts)
+    shown = f"Showing {source.taken!r}." if source.taken else "Showing the state."
+    return f"{shown} Also in the file: {'; '.join(lists)}" if lists else shown
 
 
 def _shards(index: Path) -> tuple[dict[str, HeaderTensor], Mapping[str, str]]:

@@ -65,6 +65,7 @@ _DEEPEST: Final = 100
 _NESTED: Final = 4
 _MOST_NAMES: Final = 250_000
 _LONGEST_NAME: Final = 2000
+_MOST_PLAIN: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class Found:
 
     @property
     def plain(self) -> dict[str, object]:
-        """What of `left` is a number, a text or None."""
-        return {name: item for name, item in self.left.items() if _is_plain(item)}
+        """What of `left` is a number, a text or None, or a short list or dictionary of those."""
+        return {name: item for name, item in self.left.items() if _is_plain(item) or _is_plain_container(item)}
 
     def left_tensors(self) -> list[str]:
         """Find the names in `left` under which there are tensors, at any depth."""
@@ -137,6 +138,8 @@ def find_state(pickle: Unpickled, code: Callable[[str], str] = lambda name: "", 
     if part is not None and isinstance(value, Stored):
         value = {part: value}
     if not isinstance(value, dict):
+        if part is not None:
+            raise FormatError(f"{part!r} is {_kind(value)}, not weights")
         raise FormatError(
             f"it holds {_kind(value)}, not a state_dict: use torch.load(path, weights_only=True), or save a state_dict"
         )
@@ -346,6 +349,22 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def _is_plain_container(value: object) -> bool:
+    """Whether this is a dictionary or a list that prints shortly, however often it holds the same one."""
+    waiting, budget = [value], _MOST_PLAIN
+    while waiting:
+        item = waiting.pop()
+        budget -= 1
+        if type(item) in (dict, list, tuple):
+            keys, items = (list(item), list(item.values())) if isinstance(item, dict) else ([], item)
+            if len(items) > budget or not all(map(_is_plain, keys)):
+                return False
+            waiting += items
+        elif budget < 0 or not _is_plain(item):
+            return False
+    return type(value) in (dict, list, tuple)
+
+
 def _collect(value: Mapping[Any, Any], found: Found, path: Sequence[str] = ()) -> Found:
     for key, item in value.items():
         if isinstance(key, str) and len(key) > _LONGEST_NAME:
@@ -399,7 +418,7 @@ def _refuse_dangerous(made: list[Made]) -> None:
     for item in made:
         names = [name for name in (item.maker, *item.args) if isinstance(name, Name)]
         if any(map(_is_dangerous, names)) or _reaches_inside(item):
-            raise _untrusted("it wants to call", item)
+            raise _untrusted("refused: opening it would run", item)
 
 
 def _is_dangerous(name: Name) -> bool:
@@ -423,7 +442,7 @@ def _refuse_weight(key: str, item: Made) -> str:
     if kind is not None:
         return f"{key} is {kind}: only torch.load(path, weights_only=True) can read it"
     if not item.called or shown(item.maker).startswith(_REBUILDS):
-        raise _untrusted(f"{key} is an object of", item)
+        raise _untrusted(f"{key} is not a tensor but", item)
     return ""
 
 
@@ -433,12 +452,12 @@ def _untrusted(what: str, value: Made | Name) -> TrustError:
     if name.endswith(".DTensor"):
         loaded = f"{{key: value.full_tensor() for key, value in {loaded}.items()}}"
         place += ", in a process group of as many ranks as wrote it"
-    return TrustError(
-        f"{what} {name}, which is not data. Nothing of it ran. {place}: save_state({loaded}, 'state.safetensors')"
-    )
+    return TrustError(f"{what} {name}. Nothing ran. {place}: save_state({loaded}, 'state.safetensors')")
 
 
 def _kind(value: object) -> str:
     if isinstance(value, Made):
         return f"an object of {shown(value.maker)}"
+    if isinstance(value, bool | int | float | str):
+        return f"{'the text' if isinstance(value, str) else 'the number'} {value!r:.60}"
     return "a tensor" if isinstance(value, Stored) else f"a {type(value).__name__}"

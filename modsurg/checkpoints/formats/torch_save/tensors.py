@@ -273,7 +273,7 @@ def _plain_bytes(kind: type[bytes | bytearray], content: object = b"", encoding:
     if isinstance(content, str):
         content = _encode(content, encoding)
     if not isinstance(content, bytes):
-        raise TrustError(f"it wants to call builtins.{kind.__name__}, which is not data; nothing of it ran")
+        raise TrustError(f"refused: opening it would run builtins.{kind.__name__}. Nothing ran")
     return kind(content)
 
 
