@@ -355,14 +355,14 @@ def _is_plain_container(value: object) -> bool:
     while waiting:
         item = waiting.pop()
         budget -= 1
-        if type(item) in (dict, list, tuple):
-            keys, items = (list(item), list(item.values())) if isinstance(item, dict) else ([], item)
+        if isinstance(item, dict | list | tuple):
+            keys, items = (list(item), list(item.values())) if isinstance(item, dict) else ([], list(item))
             if len(items) > budget or not all(map(_is_plain, keys)):
                 return False
             waiting += items
         elif budget < 0 or not _is_plain(item):
             return False
-    return type(value) in (dict, list, tuple)
+    return isinstance(value, dict | list | tuple)
 
 
 def _collect(value: Mapping[Any, Any], found: Found, path: Sequence[str] = ()) -> Found:
