@@ -5,7 +5,7 @@ import json
 import torch
 from torch import nn
 
-from modsurg.structure.build import build, describe, describe_model
+from modsurg.structure.build import build, describe
 
 
 class Net(nn.Module):
@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 def again(model):
     """The model by way of JSON, with its own values."""
-    description = describe_model(model)
+    description = describe(model)
     values = {
         key: value.detach().clone() for key, value in description.state.items() if isinstance(value, torch.Tensor)
     }
@@ -47,7 +47,7 @@ def assert_same(a, b):
 
 
 def linear():
-    return json.loads(json.dumps(describe(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))))
+    return json.loads(json.dumps(describe(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).data))
 
 
 def damage(data, *path_and_value):

@@ -18,7 +18,7 @@ from modsurg.checkpoints.formats.ruled import Output, RuledSource
 from modsurg.checkpoints.formats.source import Entry, Source
 from modsurg.checkpoints.load.key_mapping import chooser, unwrapped
 from modsurg.errors import LoadError, visible
-from modsurg.structure.positions import Grid, Resampling, find_grid, plan_resampling
+from modsurg.tree.positions import Grid, Resampling, find_grid, plan_resampling
 
 Shape: TypeAlias = tuple[int, ...]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modsurg.errors import FormatError, TrustError
+from modsurg.errors import FormatError
 from modsurg.structure.decode import Unpacker, check_child_name, set_attributes
 from modsurg.structure.describe import ModelDescriber, children_first, may_replace
 from modsurg.structure.module_state import (
@@ -22,7 +22,7 @@ from modsurg.structure.module_state import (
     is_attribute,
     reparametrize,
 )
-from modsurg.structure.schema import checked
+from modsurg.structure.schema import checked, sound
 from modsurg.structure.tensors import TensorTable, make_tensors
 from modsurg.structure.trust import Renames, Trust, Trusted
 from modsurg.tree.wrappers import unwrap
@@ -42,8 +42,8 @@ class ModelDescription:
     state: "OrderedDict[str, Any]"
 
 
-def describe(module: nn.Module) -> dict[str, Any]:
-    """The structure of a model as JSON-able data, without its weights.
+def describe(module: nn.Module) -> ModelDescription:
+    """Take a model apart into its structure, as JSON-able data, and its state.
 
     Args:
         module: Any model. A torch.compile wrapper is looked through.
@@ -52,15 +52,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
         SaveError: Values that a file can not hold (a lambda, an open file), all of them, each by its path.
 
     Example:
-        >>> data = describe(nn.Linear(2, 3))
+        >>> data = describe(nn.Linear(2, 3)).data
         >>> data["names"], data["modules"][0]["parameters"]
         (['torch.nn.modules.linear:Linear'], {'weight': 0, 'bias': 1})
     """
-    return describe_model(module).data
-
-
-def describe_model(module: nn.Module) -> ModelDescription:
-    """Take a model apart into its structure and its state; see `describe`."""
     root = unwrap(module)
     order = children_first(root)
     known = root.state_dict(keep_vars=True)
@@ -89,7 +84,7 @@ def build(
         data: What `describe` gave, also by way of JSON.
         trust: Packages and classes besides torch.nn and torchvision, as in `load_model`.
         rename: Old dotted name -> the class that took its place, as in `load_model`.
-        values: The tensors in the state of `describe_model`, used as they are. Without them parameters and buffers are
+        values: The tensors in the state of `describe`, used as they are. Without them parameters and buffers are
             empty, on the meta device.
 
     Raises:
@@ -97,19 +92,15 @@ def build(
         FormatError: Data that `describe` does not write.
 
     Example:
-        >>> build(describe(nn.Linear(2, 3)))
+        >>> build(describe(nn.Linear(2, 3)).data)
         Linear(in_features=2, out_features=3, bias=True)
     """
     checked(data)
     if "partial" in data:
         raise FormatError("its tree comes from a pickle and is not complete. Try: load_model of the .pt file itself")
     names = Trust(trust, rename).resolve(data["names"])
-    try:
+    with sound():
         return _Building(data, names, make_tensors(data["tensors"], values)).module()
-    except (FormatError, TrustError):
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
-        raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from error
 
 
 class _Building:

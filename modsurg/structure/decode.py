@@ -29,6 +29,7 @@ from modsurg.structure.encode import (
     is_named_tuple,
     is_own_function,
 )
+from modsurg.structure.tensors import dtype_named
 from modsurg.structure.trust import ENUMS, is_data_class, may_be_value, qualified_name
 from modsurg.tree.eval_lock import EvalLock
 
@@ -244,13 +245,6 @@ def check_child_name(kind: type, name: str) -> None:
         check_name(kind, name)
 
 
-def _constant(name: str, kind: type) -> Any:
-    value = vars(torch).get(name)
-    if type(value) is not kind:
-        raise FormatError(f"torch.{name!r:.40} is not a {kind.__name__}")
-    return value
-
-
 def _float(text: str) -> float:
     value = float(text)
     if math.isfinite(value) and text != repr(value):
@@ -279,5 +273,5 @@ _VALUES: dict[str, Callable[[Unpacker, Any], Any]] = {
     "bytes": lambda _, content: base64.b64decode(content, validate=True),
     "size": lambda self, content: torch.Size(self._each(content)),
     "device": lambda _, content: torch.device(content),
-    "dtype": lambda _, content: _constant(content, torch.dtype),
+    "dtype": lambda _, content: dtype_named(content),
 }

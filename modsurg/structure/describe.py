@@ -1,7 +1,6 @@
 """One model being described: every module, tensor and value gets its number and its line."""
 
 import itertools
-import json
 import types
 from typing import Any
 
@@ -11,9 +10,8 @@ from torch.nn.utils import parametrize
 
 from modsurg.errors import FormatError, SaveError, TrustError, counted
 from modsurg.structure.decode import check_child_name
-from modsurg.structure.encode import Packer
-from modsurg.structure.module_state import attributes, describe_norm_hooks
-from modsurg.structure.schema import VERSION
+from modsurg.structure.encode import Packer, attributes
+from modsurg.structure.module_state import describe_norm_hooks, is_kept
 from modsurg.structure.tensors import TensorTable
 from modsurg.structure.trust import qualified_name
 from modsurg.tree.eval_lock import EvalLock
@@ -39,7 +37,6 @@ class ModelDescriber:
         self._numbers = {id(module): numbers[id(unwrap(module))] for module in self._all}
         self._root = len(order) - 1
         self._packer = Packer(self)
-        self._alike: dict[str, int] = {}
 
     def data(self) -> dict[str, Any]:
         """The whole tree as data."""
@@ -54,10 +51,7 @@ class ModelDescriber:
         tensors = [{**entry, **more} for entry, more in zip(self.table.entries(), details, strict=True)]
         self._raise_problems()
         return {
-            "version": VERSION,
-            "names": list(self._packer.names),
-            "attributes": [json.loads(text) for text in self._alike],
-            "shared": self._packer.shared,
+            **self._packer.tables(),
             "tensors": tensors,
             "modules": modules,
             "root": self._root,
@@ -131,16 +125,12 @@ class ModelDescriber:
                 self._packer.refuse(f"{path}.{name}".strip("."), "a name that a file can't hold", "rename it")
 
     def _attributes(self, module: nn.Module, kind: type, path: str) -> int | dict[str, Any]:
-        before = self._packer.marks
         held = {
             name: value
             for name, value in attributes(module).items()
-            if may_replace(name, value, module) or self._packer.may_have(kind, name, path)
+            if is_kept(name, value) and (may_replace(name, value, module) or self._packer.may_have(kind, name, path))
         }
-        packed = {name: self._packer.pack(value, f"{path}.{name}".strip(".")) for name, value in held.items()}
-        if self._packer.marks > before:
-            return packed
-        return self._alike.setdefault(json.dumps(packed), len(self._alike))
+        return self._packer.share_attributes(held, path)
 
     def _refuses(self, module: nn.Module, path: str) -> bool:
         """Whether this is a wrapper that owns what is in it."""
@@ -159,14 +149,8 @@ class ModelDescriber:
         """The attributes that somebody put on each tensor."""
         details: list[dict[str, Any]] = []
         while len(details) < len(self.table.tensors):  # an attribute may be another tensor
-            tensor = self.table.tensors[len(details)]
-            place = f"tensor {len(details)}"
-            more: dict[str, Any] = {}
-            if tensor.__dict__:
-                more["state"] = {
-                    name: self._packer.pack(value, f"{place}.{name}") for name, value in vars(tensor).items()
-                }
-            details.append(more)
+            held = vars(self.table.tensors[len(details)])
+            details.append({"state": self._packer.pack_attributes(held, f"tensor {len(details)}")} if held else {})
         return details
 
 

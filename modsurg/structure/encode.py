@@ -1,4 +1,4 @@
-"""Python values -> JSON: what modules hold besides tensors and children. `unpacking` is the way back.
+"""Python values -> JSON: what modules hold besides tensors and children. `decode` is the way back.
 
 None, numbers and strings are themselves and a tuple is a list, so that `kernel_size` reads `[3, 3]`. Everything else is
 an object with one key that says what it is: `{"list": [...]}`, `{"dtype": "float16"}`, `{"name": 4}`. Classes and
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from modsurg.errors import FormatError, TrustError
+from modsurg.structure.schema import VERSION
 from modsurg.structure.trust import CONTAINERS, ENUMS, is_data_class, may_be_value, qualified_name
 from modsurg.tree.eval_lock import EvalLock
 
@@ -63,16 +64,17 @@ class Packer:
 
     Attributes:
         names: The number of each class and function that was named.
+        alike: The number of each set of attributes that several modules may share, by its text.
         shared: The mutable objects that are reached more than once.
         problems: What can't be kept, each with its place.
-        marks: How many mutable objects, modules and tensors were met. A value that adds none may be shared freely.
     """
 
     def __init__(self, tree: Numbers) -> None:
         self.names: dict[str, int] = {}
+        self.alike: dict[str, int] = {}
         self.shared: list[Any] = []
         self.problems: list[str] = []
-        self.marks = 0
+        self._marks = 0  # how many mutable objects, modules and tensors were met
         self._tree = tree
         self._seen: dict[int, tuple[object, dict[str, Any]]] = {}
         self._depth = 0
@@ -94,6 +96,27 @@ class Packer:
             return [*self._each(value, path)] if kind is tuple else self._pack_object(value, path)  # type: ignore[arg-type]  # a tuple
         finally:
             self._depth -= 1
+
+    def pack_attributes(self, held: Mapping[str, object], path: str) -> dict[str, Any]:
+        """The attributes of an object as data."""
+        return {name: self.pack(value, f"{path}.{name}".strip(".")) for name, value in held.items()}
+
+    def share_attributes(self, held: Mapping[str, object], path: str) -> int | dict[str, Any]:
+        """The attributes of a module: as data, or the number of those that others may have too."""
+        before = self._marks
+        packed = self.pack_attributes(held, path)
+        if self._marks > before:
+            return packed
+        return self.alike.setdefault(json.dumps(packed), len(self.alike))
+
+    def tables(self) -> dict[str, Any]:
+        """The parts of the tree that values refer to."""
+        return {
+            "version": VERSION,
+            "names": list(self.names),
+            "attributes": [json.loads(text) for text in self.alike],
+            "shared": self.shared,
+        }
 
     def refuse(self, path: str, what: str, remedy: str) -> Any:
         """Note a value that can't be kept; returns None in its place."""
@@ -121,10 +144,10 @@ class Packer:
 
     def _pack_object(self, value: object, path: str) -> Any:
         if isinstance(value, nn.Module):
-            self.marks += 1
+            self._marks += 1
             return {"module": self._tree.module(value, path)}
         if isinstance(value, torch.Tensor):
-            self.marks += 1
+            self._marks += 1
             return {"tensor": self._tree.tensor(value, path)}
         if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
             name = self.name(value, path)
@@ -134,7 +157,7 @@ class Packer:
         return self._pack_once(value, path)
 
     def _pack_once(self, value: object, path: str) -> Any:
-        self.marks += 1
+        self._marks += 1
         if id(value) not in self._seen:
             holder: dict[str, Any] = {}
             self._seen[id(value)] = (value, holder)  # the value is held, so that its id stays its own
@@ -192,8 +215,7 @@ class Packer:
         name = self.name(value.func, path)
         if name is None:
             return None
-        keywords = {key: self.pack(item, f"{path}.{key}") for key, item in value.keywords.items()}
-        return {"partial": [name, self._each(value.args, path), keywords]}
+        return {"partial": [name, self._each(value.args, path), self.pack_attributes(value.keywords, path)]}
 
     def _pack_instance(self, value: Any, path: str) -> Any:
         """An object of a class: its name, what it holds as a list or dict, and its attributes."""
@@ -222,7 +244,7 @@ class Packer:
         if isinstance(value, deque):
             data["length"] = value.maxlen
         held = {key: item for key, item in attributes(value).items() if self.may_have(kind, key, path)}
-        state = {key: self.pack(item, f"{path}.{key}") for key, item in held.items()}
+        state = self.pack_attributes(held, path)
         return {"object": {**data, "state": state} if state else data}
 
     def may_have(self, kind: type, name: str, path: str) -> bool:

@@ -12,7 +12,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 
 from modsurg.errors import FormatError
-from modsurg.structure import encode as values
 from modsurg.structure.encode import check_name, class_entry
 
 _EMPTY = vars(nn.Module())
@@ -41,11 +40,6 @@ UNUSED_HOOKS = frozenset(
 def is_attribute(name: str) -> bool:
     """Whether this entry of a module's `__dict__` is kept as a plain value."""
     return (name not in SLOTS or name in _VALUES) and name != COMPILED
-
-
-def attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module holds as plain values, but for what every module holds alike."""
-    return {name: value for name, value in values.attributes(module).items() if is_kept(name, value)}
 
 
 def is_kept(name: str, value: object) -> bool:

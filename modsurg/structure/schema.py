@@ -112,8 +112,8 @@ def sound() -> Generator[None]:
         yield
     except ModsurgError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise FormatError(f"the tree is damaged: {type(error).__name__}: {error}") from error
 
 
 def _check(data: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ it is not.
 """
 
 import base64
-import ctypes
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -118,7 +117,6 @@ def make_tensors(entries: Sequence[Mapping[str, Any]], values: Mapping[str, torc
         check_within(entries)
     elif sum(_nbytes(entry) for entry in entries if "data" in entry) > _INLINE_ALWAYS:
         entries = [{key: value for key, value in entry.items() if key != "data"} for entry in entries]
-    check_copies(entries)
     made = [torch.empty(0) if "of" in entry else _stored(entry, values) for entry in entries]
     for number, entry in enumerate(entries):
         if "of" in entry:
@@ -127,11 +125,17 @@ def make_tensors(entries: Sequence[Mapping[str, Any]], values: Mapping[str, torc
 
 
 def check_within(entries: Sequence[Mapping[str, Any]]) -> None:
-    """Check that the tensors whose values are in the tree itself take no more room than a writer gives them.
+    """Check that a file does not unpack to many of its size.
+
+    The tensors in the tree itself take no more room than a writer gives them, and none is copied into other strides
+    twice.
 
     Raises:
-        FormatError: They are.
+        FormatError: They do, or one is.
     """
+    copied = [entry["name"] for entry in entries if "name" in entry and "stride" in entry and "of" not in entry]
+    if len(copied) > len(set(copied)):
+        raise FormatError("a tensor of the file is named twice, each time with strides of its own")
     room = _inline_room(entries)
     if sum(_nbytes(entry) for entry in entries if "data" in entry) > room:
         raise FormatError(f"the tensors inside the tree take more than {room:,} bytes, as many as those beside it")
@@ -141,17 +145,6 @@ def _inline_room(entries: Sequence[Mapping[str, Any]]) -> int:
     """How many bytes the tensors inside the tree may take: no more than the file has in the others."""
     stored = {entry["name"]: _nbytes(entry) for entry in entries if "name" in entry and "of" not in entry}
     return min(_INLINE_TOTAL, _INLINE_ALWAYS + sum(stored.values()))
-
-
-def check_copies(entries: Sequence[Mapping[str, Any]]) -> None:
-    """Check that no stored tensor is copied into other strides more than once: a file must not unpack to many of it.
-
-    Raises:
-        FormatError: One is.
-    """
-    copied = [entry["name"] for entry in entries if "name" in entry and "stride" in entry and "of" not in entry]
-    if len(copied) > len(set(copied)):
-        raise FormatError("a tensor of the file is named twice, each time with strides of its own")
 
 
 def within(entry: Mapping[str, Any]) -> torch.Tensor:
@@ -291,4 +284,4 @@ def _is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.numel() else b""
+    return plain.reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -77,13 +77,8 @@ ENUMS = _names(
     }
 )
 _LONGEST_NAME = 500
-_TYPES = _names(
-    {
-        "builtins": "int float str bytes list tuple dict set",
-        "collections": "OrderedDict defaultdict Counter deque",
-    }
-)
 CONTAINERS = frozenset({dict, list, tuple, set, str, bytes, int, float, OrderedDict, defaultdict, Counter, deque})
+_TYPES = frozenset(f"{kind.__module__}:{kind.__qualname__}" for kind in CONTAINERS)
 # With one of these a class has its own say when an object of it is filled, compared as an attribute or dropped.
 _CODE = ("__del__", "__setstate__", "__get__", "__set__", "__delete__", "__set_name__", "__call__")
 # Objects that torchvision's detectors call like functions; what they compute with are numbers.

@@ -326,5 +326,5 @@ def test_the_tree_of_a_model_whose_classes_are_gone(tmp_path, monkeypatch):
     ]
     monkeypatch.undo()
     assert [(place, place.tensors) for place in places] == [
-        (place, place.tensors) for place in outline(describe(model))
+        (place, place.tensors) for place in outline(describe(model).data)
     ]

@@ -165,7 +165,7 @@ def test_a_recipe_makes_no_module_that_is_much_larger_than_the_model():
 def test_a_parametrization_hides_nothing(tmp_path, names):
     layer = nn.Linear(2, 2)
     nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity())
-    data = modsurg.structure.build.describe(layer)
+    data = modsurg.structure.build.describe(layer).data
     node = data["modules"][data["root"]]
     node["parametrized"] = names
     if names == ["weight"]:

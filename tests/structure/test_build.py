@@ -20,7 +20,7 @@ class Config:
 
 
 def test_no_constructor_is_called(monkeypatch):
-    data = describe(nn.Sequential(nn.Linear(2, 2), Net(a=nn.ReLU())))
+    data = describe(nn.Sequential(nn.Linear(2, 2), Net(a=nn.ReLU()))).data
 
     def refuse(*_, **__):
         raise AssertionError("a constructor was called")
@@ -31,7 +31,7 @@ def test_no_constructor_is_called(monkeypatch):
 
 
 def test_without_values_the_tensors_are_on_meta():
-    model = build(describe(nn.BatchNorm1d(3)))
+    model = build(describe(nn.BatchNorm1d(3)).data)
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     assert model.weight.requires_grad
 
@@ -100,7 +100,7 @@ def test_a_class_inside_a_function_opens_with_the_class_itself():
     class Local(nn.Module):
         pass
 
-    data = describe(Local())
+    data = describe(Local()).data
     assert isinstance(build(data, [Local]), Local)
     with pytest.raises(TrustError, match=r"not trusted[\s\S]*Local"):
         build(data)

@@ -96,7 +96,7 @@ def test_a_shape_that_no_memory_has_is_refused_before_it_is_counted():
 
 def test_one_module_at_many_places_is_no_such_tree():
     model = nn.Sequential(*[nn.Sequential(*[nn.ReLU()] * 300)] * 300)
-    assert len(list(outline(checked(describe(model))))) == 1 + 300 + 300 * 300
+    assert len(list(outline(checked(describe(model).data)))) == 1 + 300 + 300 * 300
 
 
 def test_a_class_that_is_no_module_is_refused():
@@ -110,7 +110,7 @@ def test_every_path_with_its_class_and_tensors():
     shared = nn.Linear(2, 3, bias=False)
     model = Net(a=shared, b=nn.Sequential(shared, nn.BatchNorm1d(3)))
     model.b[1].bias.requires_grad_(False)
-    places = list(outline(describe(model)))
+    places = list(outline(describe(model).data))
     assert [place.path for place in places] == [name for name, _ in model.named_modules(remove_duplicate=False)]
     assert [place.name for place in places] == ["Net", "Linear", "Sequential", "Linear", "BatchNorm1d"]
     assert places[1].number == places[3].number
@@ -146,7 +146,7 @@ def test_whatever_is_changed_it_is_a_model_or_a_clear_error():
     random = Random(0)
     model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(1, 1), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     model.extra = {"a": (1, 2.5), "b": [model[0], model[0].weight], "c": nn.functional.relu, "d": model[0].forward}
-    text = json.dumps(describe(model))
+    text = json.dumps(describe(model).data)
     places = list(places_in(json.loads(text)))
     refused = 0
     for _ in range(300):

@@ -4,7 +4,7 @@ from blueprints import Net, again, assert_same
 from torch import nn
 
 from modsurg.errors import FormatError
-from modsurg.structure.build import build, describe_model
+from modsurg.structure.build import build, describe
 
 
 def test_buffers_and_tensors_outside_the_state():
@@ -20,7 +20,7 @@ def test_buffers_and_tensors_outside_the_state():
     assert torch.equal(back.anchors[0], torch.ones(2))
     assert back.anchors[1].shape == (0, 4)
     assert list(back.state_dict()) == ["inner.weight", "inner.bias"]
-    assert [key for key in describe_model(model).state if key not in model.state_dict()] == ["modsurg.beside.1"]
+    assert [key for key in describe(model).state if key not in model.state_dict()] == ["modsurg.beside.1"]
 
 
 def test_memory_that_two_tensors_share_stays_shared():
@@ -48,7 +48,7 @@ def test_strides_dtypes_and_odd_tensors():
 
 
 def test_a_tensor_in_the_tree_takes_no_more_than_the_file_has():
-    description = describe_model(nn.Linear(2, 3))
+    description = describe(nn.Linear(2, 3))
     for shape in ([2**30], [2**18, 2]):
         description.data["tensors"][0] = {"data": "eJwDAAAAAAE=", "dtype": "float32", "shape": shape}
         with pytest.raises(FormatError, match=r"the tensors inside the tree take more than 1,048,588 bytes"):
@@ -58,14 +58,14 @@ def test_a_tensor_in_the_tree_takes_no_more_than_the_file_has():
 
 def test_a_tensor_of_the_file_is_copied_once():
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    description = describe_model(model)
+    description = describe(model)
     description.data["tensors"] += [description.data["tensors"][0]] * 9
     with pytest.raises(FormatError, match="is named twice, each time with strides of its own"):
         build(description.data, values=description.state)
 
 
 def test_values_of_another_shape_are_refused():
-    description = describe_model(nn.Linear(2, 3))
+    description = describe(nn.Linear(2, 3))
     with pytest.raises(FormatError, match=r"'weight' is torch.float32 \[5\] in the file"):
         build(description.data, values={**description.state, "weight": torch.ones(5)})
     with pytest.raises(FormatError, match="no tensor 'bias'"):

@@ -59,6 +59,6 @@ def test_private_attributes_and_the_mode_are_left_out():
 @pytest.mark.parametrize("make", [Custom, lambda: nn.Conv2d(3, 4, 3, padding="same"), lambda: nn.LSTM(2, 3)])
 def test_a_file_tells_the_same(make):
     module = make()
-    data = describe(module)
+    data = describe(module).data
     (place,) = outline(data)
     assert packed_attributes(place.attributes, data["names"]) == attributes(module)

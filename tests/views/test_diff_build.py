@@ -12,7 +12,7 @@ from modsurg.checkpoints.formats.memory import MemorySource
 from modsurg.checkpoints.formats.registry import open_source
 from modsurg.checkpoints.formats.safetensors.source import write_safetensors
 from modsurg.errors import FormatError
-from modsurg.structure.build import describe_model
+from modsurg.structure.build import describe
 from modsurg.structure.schema import KEY
 from modsurg.views.diff import nodes
 from modsurg.views.diff.build import two_sides
@@ -85,7 +85,7 @@ def test_a_key_that_is_also_the_start_of_another():
 
 
 def test_a_tree_that_names_what_the_file_has_not(tmp_path):
-    description = describe_model(nn.Linear(1, 1))
+    description = describe(nn.Linear(1, 1))
     path = tmp_path / "a.safetensors"
     data = json.dumps(description.data)
     write_safetensors(path, MemorySource({"bias": torch.ones(1)}, {KEY: data}))

@@ -17,10 +17,10 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
-from modsurg.errors import FormatError, RemoteError
+from modsurg.errors import FormatError, ModsurgError, RemoteError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -265,6 +265,7 @@ class Mirror:
 
     def __init__(self, url: str) -> None:
         system = open_system(url)
+        self._url = url
         self._directory = tempfile.mkdtemp(prefix="modsurg-")
         self._files: list[RemoteFile] = []
         self._close = weakref.finalize(self, _remove, self._directory, self._files)
@@ -275,8 +276,17 @@ class Mirror:
             raise
 
     def close(self) -> None:
-        """Delete the mirrors."""
+        """Delete the mirrors; what is mapped stays readable."""
         self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Close it; an error of ours names the URL in place of the mirror."""
+        self.close()
+        if isinstance(error, ModsurgError):
+            raise type(error)(str(error).replace(str(self.path), shown(self._url))) from None
 
     def _open(self, system: Any, url: str) -> Path:
         name = file_name(url)

@@ -17,7 +17,7 @@ from modsurg.checkpoints.load.report import LoadReport, Problems, as_code
 from modsurg.checkpoints.load.sharing import check_sharing
 from modsurg.checkpoints.rules import Interpolate, rule_as_code
 from modsurg.errors import LoadError, counted
-from modsurg.structure.positions import find_grid, guess_grids, holds_positions, plan_resampling
+from modsurg.tree.positions import find_grid, guess_grids, holds_positions, plan_resampling
 
 OnMismatch = Literal["error", "skip", "slice", "interpolate"]
 

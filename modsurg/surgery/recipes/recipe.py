@@ -183,7 +183,7 @@ class RecipeWriter:
         if "" in loan.get("modules", ()):
             return {"new": None, **loan}
         with taken_out(module, loan):
-            blueprint = describe(module)
+            blueprint = describe(module).data
         number = self._numbers.setdefault(json.dumps(blueprint, sort_keys=True), len(self._modules))
         if number == len(self._modules):
             self._modules.append(blueprint)

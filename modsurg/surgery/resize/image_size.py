@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from modsurg.errors import ResizeError
-from modsurg.structure.positions import (
+from modsurg.surgery.journal import Journal
+from modsurg.surgery.resize.axes import Axes, Axis, fixed
+from modsurg.surgery.resize.checks import refuse_shared_memory, refuse_values
+from modsurg.surgery.resize.layers import Layer
+from modsurg.surgery.resize.values import LayerPlan, Resized, changing_tensors, write_plans
+from modsurg.tree.positions import (
     IMAGE_SIZES,
     MOST_PREFIX_TOKENS,
     Grid,
@@ -22,11 +27,6 @@ from modsurg.structure.positions import (
     patch_size,
     plan_resampling,
 )
-from modsurg.surgery.journal import Journal
-from modsurg.surgery.resize.axes import Axes, Axis, fixed
-from modsurg.surgery.resize.checks import refuse_shared_memory, refuse_values
-from modsurg.surgery.resize.layers import Layer
-from modsurg.surgery.resize.values import LayerPlan, Resized, changing_tensors, write_plans
 from modsurg.tree.walk import Tree
 
 ImageSize = int | tuple[int, int]

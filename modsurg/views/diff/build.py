@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modsurg.checkpoints.formats.source import Source
 from modsurg.checkpoints.state import State
 from modsurg.errors import SaveError
-from modsurg.structure.build import describe_model
+from modsurg.structure.build import describe
 from modsurg.structure.schema import BESIDE, outline, read_tree, sound
 from modsurg.structure.tensors import check_within, within
 from modsurg.tree.walk import walk
@@ -76,7 +76,7 @@ def _from_outline(thing: object) -> Side | None:
     """A side by the description of its tree, None if it has none."""
     leaf: Callable[[str], Leaf]
     if isinstance(thing, nn.Module):
-        description = describe_model(thing)
+        description = describe(thing)
         data, state, label = description.data, description.state, type(unwrap(thing)).__name__
         leaf = lambda key: TensorLeaf(state[key], key)  # noqa: E731  # the two ways to the values, side by side
     elif isinstance(thing, Source) and thing.path is not None and (found := read_tree(thing.notes.metadata)):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modsurg.checkpoints.formats.documents import RUN, TIES, UNREADABLE, is_state
-from modsurg.checkpoints.formats.remote import Mirror, PathOrFile, is_binary, local_path, shown, url_of
+from modsurg.checkpoints.formats.remote import Mirror, PathOrFile, is_binary, local_path, url_of
 from modsurg.checkpoints.formats.safetensors.header import BITS, read_header
-from modsurg.errors import FormatError, TrustError, counted, listed, visible
+from modsurg.errors import FormatError, counted, listed, visible
 from modsurg.structure.schema import Slot, outline, read_tree, sound
 from modsurg.views.summary.layer_text import detail
 from modsurg.views.summary.rows import Content, Row, Totals, add_up, mark_frozen
@@ -63,13 +63,8 @@ def collect_file(path: PathOrFile, part: str | None = None) -> Content:
         with open_source(path) as source:
             return collect_file(source.path or "", part)
     if (url := url_of(path)) is not None:
-        mirror = Mirror(url)
-        try:
+        with Mirror(url) as mirror:
             return collect_file(mirror.path, part)
-        except (FormatError, TrustError) as error:
-            raise type(error)(str(error).replace(str(mirror.path), shown(url))) from None
-        finally:
-            mirror.close()
     path = local_path(path)
     stored, metadata, note = _contents(path, part)
     try:

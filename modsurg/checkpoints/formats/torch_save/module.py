@@ -1,6 +1,5 @@
 """A pickled module seen as data: its tree and its tensors, whether or not its classes exist here."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +11,7 @@ from modsurg.checkpoints.formats.torch_save.unpickler import Made, Name, Ordered
 from modsurg.errors import FormatError
 from modsurg.structure.encode import Packer
 from modsurg.structure.module_state import HOOKS, NORM_HOOKS, UNUSED_HOOKS, is_kept
-from modsurg.structure.schema import BESIDE, VERSION, checked
+from modsurg.structure.schema import BESIDE, checked
 from modsurg.structure.trust import ENUMS
 from modsurg.tree.eval_lock import EvalLock
 
@@ -100,7 +99,6 @@ class _ModuleReader:
         self._paths: dict[int, str] = {}
         self._tensors: dict[int, int] = {}
         self._stored: list[Stored] = []
-        self._alike: dict[str, int] = {}
         self._root = self.module(root, "")
 
     def tree(self) -> PickledTree:
@@ -115,10 +113,7 @@ class _ModuleReader:
             tensors[name] = stored
             entries.append(self._entry(stored, name))
         data = {
-            "version": VERSION,
-            "names": list(self._packer.names),
-            "attributes": [json.loads(text) for text in self._alike],
-            "shared": self._packer.shared,
+            **self._packer.tables(),
             "tensors": entries,
             "modules": nodes,
             "root": self._root,
@@ -159,9 +154,7 @@ class _ModuleReader:
         if stored.requires_grad is not stored.parameter:
             entry["requires_grad"] = stored.requires_grad
         if isinstance(stored.state, dict) and stored.state:
-            entry["state"] = {
-                str(key): self._packer.pack(value, f"{name}.{key}") for key, value in stored.state.items()
-            }
+            entry["state"] = self._packer.pack_attributes(stored.state, name)
         return entry
 
     def _node(self, module: Made) -> dict[str, Any]:
@@ -188,18 +181,14 @@ class _ModuleReader:
         return None
 
     def _attributes(self, module: Made, path: str) -> int | dict[str, Any]:
-        before = self._packer.marks
         held = {name: value for name, value in module.state.items() if type(name) is str and is_kept(name, value)}
-        packed = {name: self._packer.pack(value, f"{path}.{name}".strip(".")) for name, value in held.items()}
-        weights = held.get("_flat_weights")
-        if isinstance(weights, list) and "_flat_weight_refs" not in held:  # recurrent layers pickle without these
-            references = [
-                {"weakref": self.tensor(each, path) if isinstance(each, Stored) else None} for each in weights
-            ]
-            packed["_flat_weight_refs"] = {"list": references}
-        if self._packer.marks > before:
-            return packed
-        return self._alike.setdefault(json.dumps(packed), len(self._alike))
+        packed = self._packer.share_attributes(held, path)
+        weights: Any = held.get("_flat_weights")
+        # Recurrent layers pickle without these.
+        if type(weights) is list and "_flat_weight_refs" not in held and isinstance(packed, dict):
+            numbers = [self.tensor(each, path) if isinstance(each, Stored) else None for each in weights]
+            packed["_flat_weight_refs"] = {"list": [{"weakref": number} for number in numbers]}
+        return packed
 
     def _hooks(self, module: Made, table: str, path: str) -> list[list[Any]]:
         found = []
@@ -227,6 +216,10 @@ class _PickledPacker(Packer):
             return {"device": str(value)}
         return super().pack(value, path)
 
+    def pack_attributes(self, held: Mapping[Any, object], path: str) -> dict[str, Any]:
+        """The attributes of an object as data; see `Packer`."""
+        return super().pack_attributes({str(name): value for name, value in held.items()}, path)
+
     def name_class(self, maker: object, path: str) -> int:
         """The number of a class or function in the table of names."""
         name = qualified(maker)
@@ -245,10 +238,10 @@ class _PickledPacker(Packer):
 
     def _pack_object(self, value: object, path: str) -> Any:
         if isinstance(value, Stored):
-            self.marks += 1
+            self._marks += 1
             return {"tensor": self._tree.tensor(value, path)}
         if is_module(value):
-            self.marks += 1
+            self._marks += 1
             return {"module": self._tree.module(value, path)}
         return self._pack_once(value, path)
 
@@ -297,7 +290,7 @@ class _PickledPacker(Packer):
         if not all(isinstance(part, dict) or part is None for part in parts):
             return self.refuse(path, f"the state of {shown(data)}", "which is not attributes")
         attributes = {key: value for part in parts for key, value in (part or {}).items()}
-        packed = {str(key): self.pack(value, f"{path}.{key}") for key, value in attributes.items()}
+        packed = self.pack_attributes(attributes, path)
         return {"object": {**data, "state": packed} if packed else data}
 
     def _pack_attribute(self, made: Made, path: str) -> Any:
@@ -311,7 +304,7 @@ class _PickledPacker(Packer):
         function, args, keywords, attributes = state
         if not isinstance(args, tuple) or not isinstance(keywords, dict) or attributes:
             return self.refuse(path, "a partial with attributes", "which no file may hold")
-        packed = {str(key): self.pack(item, f"{path}.{key}") for key, item in keywords.items()}
+        packed = self.pack_attributes(keywords, path)
         return {"partial": [self.name_class(function, path), self._each(args, path), packed]}
 
 
