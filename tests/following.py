@@ -129,15 +129,14 @@ def one(model, before, example, widths, site, group, full, generator, share):
             return "refused", f"{path}: all {group.channels} channels come and go at once"
         done, _ = follow_modules(widths, [(path, module)], {size: share}, journal, keep=scores)
         try:
+            check_followed(widths, model, example)
+        except ResizeError as refused:
+            return "refused", f"{path}: {refused}"
+        try:
             out = run(model, example)
         except Exception as error:
-            try:
-                check_followed(widths, model, example)
-            except ResizeError as refused:
-                return "refused", f"{path}: {refused}"
             return "wrong", f"{path}: {type(error).__name__} {error}"
         if group.spanned:
-            check_followed(widths, model, example)
             return "reported", ""
         expected = oracle(model, before, example, done)
         chosen = next((a.source for each in done if each.path == path for t in each.tensors for a in t.axes[:1]), None)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from modsurg.tracing.channel_op import Op, Rule, UnknownOperationError, plain_dims, pointwise
 from modsurg.tracing.compute_rules import COMPUTE_RULES
 from modsurg.tracing.inputs import arguments, dtypes_to_try, forked_random
-from modsurg.tracing.labels import FIXED, Dim, Labels
+from modsurg.tracing.labels import FIXED, Dim, Factor, Labels
 from modsurg.tracing.layout_rules import LAYOUT_RULES
 from modsurg.tracing.meta_copy import Cloner, to_example, to_meta
 from modsurg.tracing.observer import Failure, Functions, Recorder, tensors
@@ -98,11 +98,13 @@ class _Marked(Functions):
             return self._rules.sized(args[0], out)
         if name == "size":
             at = args[1] if len(args) > 1 else (kwargs or {}).get("dim")
-            return Size(out, self._rules.dims(args[0])[at]) if at is not None else out
+            return Size(out, self._rules.dims(args[0])[at], self._rules.checks) if at is not None else out
         if name == "multi_head_attention_forward":
             self._rules.attention(args, kwargs or {})
         elif name == "conv2d" or name in ("conv1d", "conv3d"):
             self._rules.grouped(args, kwargs or {})
+        elif name == "group_norm":
+            self._rules.normalized_groups(args, kwargs or {}, out)
         elif isinstance(out, (torch.Tensor, tuple, list)):
             self._rules.use(uses(name, args, kwargs or {}, out, self._rules.dims))
         return out
@@ -118,6 +120,7 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self.outcomes: list[Outcome] = []
         self.used: dict[Attribute, Dim] = {}
         self.leaves: dict[Leaf, list[Dim]] = {}
+        self.checks: list[tuple[Size, Dim]] = []
         self._recorder = recorder
         self._names: dict[int, Leaf] = {}
         self._dims: dict[int, list[Dim]] = {}
@@ -155,7 +158,7 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
     def sized(self, tensor: torch.Tensor, shape: torch.Size) -> torch.Size:
         """A shape whose numbers say where they are from."""
-        return torch.Size([Size(size, dim) for size, dim in zip(shape, self.dims(tensor), strict=True)])
+        return torch.Size([Size(size, dim, self.checks) for size, dim in zip(shape, self.dims(tensor), strict=True)])
 
     def use(self, found: Sequence[tuple[Size, Dim]]) -> None:
         """What one number sizes belongs together."""
@@ -174,6 +177,17 @@ class _Rules(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             outputs = self.dims(weight)[0]
             self.use([(groups, self.labels.split(outputs[0], (groups, weight.shape[0] // groups))[:1])])
+
+    def normalized_groups(self, args: Any, kwargs: Any, out: torch.Tensor) -> None:
+        """So is the number of groups of a norm."""
+        groups = args[1] if len(args) > 1 else kwargs["num_groups"]
+        ids = self.labels.flatten(self.dims(out)[1])
+        if groups > 1 and ids is not None:
+            parts = self.labels.split(Factor(len(ids), ids), (groups, len(ids) // groups), whole_groups=True)
+            if isinstance(groups, Size):
+                self.use([(groups, parts[:1])])
+            else:
+                self.labels.fix(parts[:1])
 
     def attention(self, args: Any, kwargs: Any) -> None:
         """Torch's own attention takes its inner width from its input's."""
@@ -270,14 +284,15 @@ def _attempt(
     if not training:
         copied.eval()
     tree = walk(copied)
-    mark_attributes(tree)
     recorder = _Counter(tree)
     rules = recorder.rules = _Rules(tree, recorder)
+    mark_attributes(tree, rules.checks)
     try:
         with forked_random():
             args, kwargs = Cloner(to_example).value(arguments(example, copied, dtypes))
             with torch.enable_grad(), _Marked(recorder, rules), rules:
                 rules.read(tensors(copied(*args, **kwargs)))
+            rules.use(rules.checks)
     except Exception as error:
         return recorder.failure or Failure("", type(model).__name__, {}, (), error)
     found = _result(rules, sum(recorder.macs.values()))

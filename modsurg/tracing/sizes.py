@@ -26,18 +26,37 @@ class Attribute:
 
 
 class Size(int):
-    """A number that also has a source; computing with it gives plain numbers."""
+    """A number that also has a source; computing with it gives plain numbers.
+
+    Attributes:
+        source: Where it comes from.
+        checks: Takes each attribute that code compares with a dimension of its size, as in `x.size(-1) != self.width`.
+    """
 
     source: "Attribute | Dim"
+    checks: "list[tuple[Size, Dim]]"
 
-    def __new__(cls, value: int, source: "Attribute | Dim") -> "Size":
+    def __new__(cls, value: int, source: "Attribute | Dim", checks: "list[tuple[Size, Dim]]") -> "Size":
         """Make a number of that value."""
         made = super().__new__(cls, value)
-        made.source = source
+        made.source, made.checks = source, checks
         return made
 
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)
+        if same is True and isinstance(other, Size):
+            for one, two in ((self, other.source), (other, self.source)):
+                if isinstance(one.source, Attribute) and isinstance(two, tuple):
+                    self.checks.append((one, two))
+        return same
 
-def mark_attributes(tree: Tree) -> None:
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+
+def mark_attributes(tree: Tree, checks: list[tuple[Size, Dim]]) -> None:
     """Let the numbers that modules of a copied model hold say where they come from."""
     for paths in tree.paths.values():
         module = tree.modules[paths[0]]
@@ -45,9 +64,9 @@ def mark_attributes(tree: Tree) -> None:
             continue
         for name, value in list(vars(module).items()):
             if type(value) is int:
-                vars(module)[name] = Size(value, Attribute(paths[0], name))
+                vars(module)[name] = Size(value, Attribute(paths[0], name), checks)
             elif type(value) in (tuple, list, torch.Size) and value and all(type(each) is int for each in value):
-                marked = [Size(each, Attribute(paths[0], name, n)) for n, each in enumerate(value)]
+                marked = [Size(each, Attribute(paths[0], name, n), checks) for n, each in enumerate(value)]
                 vars(module)[name] = type(value)(marked)
 
 

@@ -327,3 +327,72 @@ def test_heads_in_a_recipe():
     report = resize(model, "qkv", out_features=0.5, follow=True, example=TOKENS)
     replay(other, modsurg.Recipe.from_json(report.recipe.to_json()))
     assert (other.num_heads, other.out.in_features, other(TOKENS).shape) == (2, 8, (2, 5, 8))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 16])
+def test_group_norms_lose_whole_groups(groups):
+    def net():
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(groups, 16), nn.ReLU(), nn.Conv2d(16, 2, 3))
+
+    counts = tally(net(), torch.rand(2, 3, 8, 8))
+    assert not counts.wrong
+    assert not counts.refused
+    model = net()
+    report = resize(model, "0", out_channels=8, follow=True, example=(1, 3, 8, 8))
+    assert (model[1].num_groups, model[1].num_channels) == (max(1, groups // 2), 8)
+    assert ("not exact" in str(report)) == (groups == 1)
+
+
+def test_groups_that_the_code_fixes_are_kept():
+    class Fixed(nn.Module):
+        def __init__(self, groups):
+            super().__init__()
+            self.a, self.b, self.groups_ = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1), str(groups)
+
+        def forward(self, x):
+            return self.b(nn.functional.group_norm(self.a(x), int(self.groups_)))
+
+    report = resize(Fixed(4), "a", out_channels=4, follow=True, example=(1, 3, 8, 8))
+    assert "not exact" in str(report)
+    with pytest.raises(ResizeError, match="the code of the model fixes"):
+        resize(Fixed(8), "a", out_channels=4, follow=True, example=(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_follow_their_input(kind):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.r, self.o = nn.Linear(6, 8), kind(8, 5, 2, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.o(self.r(self.a(x))[0])
+
+    assert tally(Net(), torch.rand(2, 4, 6)).exact == 2
+    model = Net()
+    resize(model, "a", out_features=4, follow=True, example=(2, 4, 6))
+    assert model.r.input_size == 4
+    assert model(torch.rand(2, 4, 6)).shape == (2, 4, 3)
+
+
+def test_a_width_that_the_code_only_checks_follows():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.i, self.t, self.o = nn.Linear(6, 8), nn.Transformer(8, 2, 1, 1, 16, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.o(self.t(self.i(x), self.i(x)))
+
+    counts = tally(Net(), torch.rand(2, 4, 6))
+    assert not counts.wrong
+    assert not counts.refused
+    model = Net()
+    resize(model, "i", out_features=4, follow=True, example=(2, 4, 6))
+    assert model.t.d_model == 4
+
+
+def test_a_group_prints_shortly():
+    (group,) = coupled(small(), "0", example=EXAMPLE)
+    assert repr([group]) == f"[{group}]"
+    assert "tensor" not in repr(group)

@@ -55,7 +55,7 @@ class ChannelGroup:
     members: tuple[Member, ...]
     spanned: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         step = f", {self.step} at once" if self.step > 1 else ""
         lines = [f"{self.path}  {self.size} {self.channels}{step}"]
         tensors: dict[str, list[str]] = {}
