@@ -110,8 +110,3 @@ class Record:
     changes: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def last(path: str) -> str:
-    """The name at the end of a path."""
-    return path.rpartition(".")[2]

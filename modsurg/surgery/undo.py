@@ -15,12 +15,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from modsurg.errors import UndoError
-from modsurg.surgery.changes import Change, last
+from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.resize.axes import Axes, put_back
 from modsurg.surgery.resize.values import Resized
 from modsurg.tree.eval_lock import held, mode
-from modsurg.tree.walk import Tree, walk
+from modsurg.tree.walk import Tree, last, walk
 
 _last_edits: MutableMapping[torch.Tensor, object] = WeakTensorKeyDictionary()
 """The last edit that touched a tensor. A later freeze of a frozen tensor leaves no other trace."""

@@ -13,9 +13,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from modsurg.errors import EditError, counted
 from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.ops.checks import above, refuse_offloaded
+from modsurg.surgery.ops.checks import refuse_offloaded
 from modsurg.tree.eval_lock import held, mode
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, parents
 from modsurg.tree.wrappers import wrapper_kind
 
 _HOOKS = {
@@ -84,7 +84,7 @@ class Homes:
         if not any(module._parameters or module._buffers for module in self._own(new, near)):
             return None
         home = _weight(near, path)
-        for owner in above(path) if home is None else ():
+        for owner in parents(path) if home is None else ():
             if owner not in self._known:
                 self._known[owner] = _weight(self._tree.modules[owner], path)
             home = self._known[owner]

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from modsurg.errors import EditError, WrapperError
-from modsurg.surgery.changes import Change, last
+from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.ops.bytecode import ForwardCode
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, last, parents
 from modsurg.tree.wrappers import unwrap, wrapper_kind
 
 _UNWRAP = {
@@ -41,7 +41,7 @@ def refuse_wrapped(tree: Tree, paths: Iterable[str]) -> None:
     if not wrapped:
         return
     for path in paths:
-        for owner in above(path):
+        for owner in (*parents(path), ""):
             kind = wrapped.get(owner)
             if kind:
                 where = f'"{owner}"' if owner else "the model"
@@ -49,15 +49,6 @@ def refuse_wrapped(tree: Tree, paths: Iterable[str]) -> None:
                     f'"{path}" can\'t be edited: {where} is a {type(tree.modules[owner]).__name__} ({kind}), '
                     f"and nothing was changed: {_UNWRAP[kind]}."
                 )
-
-
-def above(path: str) -> Iterable[str]:
-    """The paths of the parents, from the nearest up to the root `""`; of the root itself, the root."""
-    if not path:
-        yield ""
-    while path:
-        path = path.rpartition(".")[0]
-        yield path
 
 
 def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
@@ -72,7 +63,7 @@ def refuse_cycle(tree: Tree, path: str, new: nn.Module) -> None:
     if not new._modules:
         return
     inside = {id(module) for module in new.modules()}
-    for owner in above(path):
+    for owner in parents(path):
         if id(tree.modules[owner]) in inside:
             raise EditError(
                 f'the new {type(new).__name__} at "{path}" holds "{owner or "the model itself"}", its own parent; '
@@ -127,7 +118,7 @@ def why_fixed(tree: Tree, path: str) -> str | None:
 def called_in_graph(tree: Tree, path: str) -> bool:
     """Whether a graph that torch.fx traced calls the module at `path`, or one inside it, by its name."""
     fx: Any = sys.modules.get("torch.fx.graph_module")
-    for owner in above(path) if fx is not None else ():
+    for owner in parents(path) if fx is not None else ():
         traced = tree.modules[owner]
         if isinstance(traced, fx.GraphModule):
             name = path[len(owner) :].lstrip(".")
@@ -168,7 +159,7 @@ def turn_off_fast_paths(tree: Tree, changes: Iterable[Change], journal: Journal)
         if change.kind == "remove" and isinstance(change.old, nn.Dropout):  # which does nothing in eval mode
             continue
         for path in change.paths if change.new is not None else ():
-            slow = [owner for owner in above(path) if _turn_off_fast_path(tree.modules[owner], journal)]
+            slow = [owner for owner in parents(path) if _turn_off_fast_path(tree.modules[owner], journal)]
             if slow:
                 kind = type(tree.modules[slow[0]]).__name__
                 warnings.append(

@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from modsurg.errors import ContainerError, EditError, NameTakenError, listed
-from modsurg.surgery.changes import Change, last
+from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.ops.bytecode import ForwardCode, picks, reads
 from modsurg.surgery.ops.checks import called_in_graph
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, last
 
 Entry = tuple[str | None, nn.Module | None]
 """A child and its name; None for a new one."""

@@ -15,9 +15,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from modsurg.errors import ResizeError, listed
 from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.ops.checks import above
 from modsurg.surgery.resize.values import Resized
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, parents
 
 _COUNTS = (  # of layers
     "num_layers",
@@ -199,7 +198,7 @@ def _stale_sizes(
 
     Of several configurations those count whose module the layer is in; the others where none of these has the number.
     """
-    owners = list(above(path))
+    owners = list(parents(path))
     every = {place: config for place, config, _ in configs.values()}
     near = {place: config for place, config, holders in configs.values() if not set(holders).isdisjoint(owners)}
     modules = {_place(owner): tree.modules[owner] for owner in owners}
@@ -244,7 +243,7 @@ def _matching(owners: Mapping[str, Any], name: str, old: int, new: int) -> dict[
 def _sibling_embeddings(tree: Tree, path: str, size: str, old: int, new: int) -> list[str]:
     """Of a language model's input and output table the one that still has the old size."""
     notes = []
-    for owner in above(path) if size in ("num_embeddings", "out_features") else ():
+    for owner in parents(path) if size in ("num_embeddings", "out_features") else ():
         pair = [_call(tree.modules[owner], f"get_{side}_embeddings") for side in ("input", "output")]
         if any(each is tree.modules[path] for each in pair):
             for other, name, what in zip(pair, ("num_embeddings", "out_features"), ("rows", "outputs"), strict=True):
@@ -299,7 +298,7 @@ def _stale_counts(
         return []
     owners: dict[str, Any] = {_place(path.rpartition(".")[0]): after.parent(path)}
     if isinstance(container, nn.ModuleList):
-        over = set(above(path))
+        over = set(parents(path))
         owners |= {place: config for place, config, holders in configs.values() if not over.isdisjoint(holders)}
     notes, places = [], dict[str, list[str]]()
     for place, owner in owners.items():

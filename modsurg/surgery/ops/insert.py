@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from modsurg.errors import ContainerError, EditError, NoMatchError
-from modsurg.surgery.changes import Beside, Change, last
+from modsurg.surgery.changes import Beside, Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.ops.adopt import Homes
 from modsurg.surgery.ops.bytecode import ForwardCode
@@ -17,7 +17,7 @@ from modsurg.surgery.ops.targets import make_targets
 from modsurg.tree.eval_lock import mode
 from modsurg.tree.selection import Selection, exact_path
 from modsurg.tree.suggestions import nearest
-from modsurg.tree.walk import Tree, walk
+from modsurg.tree.walk import Tree, last, walk
 from modsurg.tree.wrappers import unwrap
 
 

@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from modsurg.structure.module_state import HOOKS
 from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
-from modsurg.surgery.ops.checks import above
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, parents
 
 PLAIN = frozenset({int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size})
 _STANDARD = frozenset(nn.Module().__dict__)
@@ -113,7 +112,7 @@ def _find_gone(tree: Tree, changes: Sequence[Change]) -> dict[int, str]:
 def _is_elsewhere(tree: Tree, key: int, edited: Container[str]) -> bool:
     paths = tree.paths.get(key, ())
     return len(paths) > 1 and any(
-        path not in edited and not any(owner in edited for owner in above(path)) for path in paths
+        path not in edited and not any(owner in edited for owner in parents(path)) for path in paths
     )
 
 

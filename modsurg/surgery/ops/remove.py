@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from modsurg.errors import EditError
-from modsurg.surgery.changes import Change, last
+from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.ops.adopt import Homes
 from modsurg.surgery.ops.bytecode import ForwardCode
@@ -23,7 +23,7 @@ from modsurg.surgery.ops.references import rewire, warn_of_untied
 from modsurg.surgery.ops.targets import keep_usable, make_targets, sites_with_parent
 from modsurg.tree.eval_lock import mode
 from modsurg.tree.selection import Selection
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, last
 
 
 def plan_remove(tree: Tree, selection: Selection, delete: bool, untie: bool) -> tuple[list[Change], list[str]]:

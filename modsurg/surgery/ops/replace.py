@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from modsurg.errors import EditError
-from modsurg.surgery.changes import Change, last
+from modsurg.surgery.changes import Change
 from modsurg.surgery.journal import Journal
 from modsurg.surgery.ops.adopt import Homes, take_place, warn_of_parameter_hooks
 from modsurg.surgery.ops.bytecode import ForwardCode
@@ -19,7 +19,7 @@ from modsurg.surgery.ops.hints import warn_of_lost_parts
 from modsurg.surgery.ops.references import rewire, warn_of_untied
 from modsurg.surgery.ops.targets import Target, keep_usable, make_targets
 from modsurg.tree.selection import Selection
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, last
 
 
 def plan_replace(

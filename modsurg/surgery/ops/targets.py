@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from modsurg.errors import EditError, counted, listed
-from modsurg.surgery.changes import last
 from modsurg.surgery.ops.bytecode import ForwardCode
-from modsurg.surgery.ops.checks import CALLERS, above, refuse_wrapped, why_fixed
+from modsurg.surgery.ops.checks import CALLERS, refuse_wrapped, why_fixed
 from modsurg.surgery.ops.children import in_order
 from modsurg.surgery.ops.factory import Maker
 from modsurg.tree.selection import Selection, Site
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, last, parents
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def make_targets(tree: Tree, selection: Selection, make: Maker, untie: bool) -> 
     for site in sites:
         paths = site.matched if untie else site.paths
         if edited:
-            paths = tuple(path for path in paths if edited.isdisjoint(above(path)))
+            paths = tuple(path for path in paths if edited.isdisjoint(parents(path)))
             if not paths:
                 inner.append(f'"{site.path}"')
                 continue
@@ -139,7 +138,7 @@ def _refuse_half(tree: Tree, target: Target, edited: set[str]) -> None:
     every = tree.paths[id(target.old)]
     if len(every) == len(target.paths):
         return
-    others = [path for path in every if path not in target.paths and edited.isdisjoint(above(path))]
+    others = [path for path in every if path not in target.paths and edited.isdisjoint(parents(path))]
     slots = {(id(tree.parent(path)), last(path)) for path in target.paths}
     for other in others:
         if (id(tree.parent(other)), last(other)) in slots:

@@ -31,9 +31,8 @@ from modsurg.errors import ModsurgError, RecipeError, TrustError
 from modsurg.structure.build import build, describe
 from modsurg.structure.trust import Trusted
 from modsurg.surgery.changes import Beside, Change, Record
-from modsurg.surgery.ops.checks import above
 from modsurg.surgery.recipes.borrowed import entered, loans, parameter_names, taken_out
-from modsurg.tree.walk import Tree
+from modsurg.tree.walk import Tree, parents
 
 VERSION = 2
 
@@ -117,7 +116,7 @@ class RecipeWriter:
         """Describe the modules that were made so far, if one of these paths of the model leads into them."""
         added = [c.added for record in self._pending for c in record.changes if c.added is not None]
         made = {id(module) for new in added for module in new.modules()}
-        if made and any(id(tree.modules[each]) in made for path in paths for each in (path, *above(path))):
+        if made and any(id(tree.modules[each]) in made for path in paths for each in (path, *parents(path))):
             self._describe()
 
     def seal(self) -> None:
